@@ -1,0 +1,2320 @@
+#!/usr/bin/env node
+/*
+ * json-proxy: HTTP que responde linha a linha (NDJSON) o que um programa qualquer escreve no Redis.
+ *
+ * Muitos programas sabem produzir uma resposta aos poucos, mas não sabem transmiti-la por HTTP:
+ * um fluxo do n8n, um script em Python, um lote em shell. Todos sabem falar com o Redis.
+ *
+ *   cliente ──HTTP──▶ json-proxy ──SET tarefa, PUBLISH chave──▶ Redis ──▶ worker
+ *   cliente ◀─NDJSON─ json-proxy ◀────────LPOP lista─────────── Redis ◀── RPUSH linha…, DEL tarefa
+ *
+ * USO
+ *   node json-proxy.js -p 8771 -R 127.0.0.1:6379/1      (--help mostra todas as configurações)
+ *   curl -N http://127.0.0.1:8771/qualquer/caminho -d '{"pergunta": "..."}'
+ *
+ * CHAVES NO REDIS
+ *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
+ *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
+ *   ndjson_claim_<uuid>   string  opcional: o worker que tomou a tarefa (SET NX EX)
+ *   ndjson_jobs           canal   a chave de cada tarefa nova
+ *
+ * O QUE O WORKER PODE EMPURRAR NA LISTA
+ *   {"n": 1}                     uma linha; CR e LF são retirados; elemento em branco é ignorado
+ *   HTTP 404 {"X-Nome": "v"}     só como primeiro elemento: status e cabeçalhos da resposta
+ *   EOF                          fim (também EOL, END-OF-FILE e END-OF-LIST), em vez do DEL
+ *
+ * RESPOSTAS HTTP
+ *   200 fluxo NDJSON, ou "pong" em /ping    204 OPTIONS              400 pedido malformado
+ *   408 cabeçalho lento demais              413 corpo acima de MAXBODY
+ *   417 Expect desconhecido                 431 cabeçalhos grandes   500 /ping sem Redis
+ *   501 CONNECT                             503 Redis recusa, ou programa parando
+ *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
+ *
+ * COMO UM FLUXO TERMINA (campo ending= da linha de log "end")
+ *   done  timeout  client_gone  redis_lost  failed  shutdown      (a tabela está em ending_rules)
+ *
+ * LIMITES ACEITOS
+ *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o que
+ *     vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
+ *   - Um Redis que volta sem os últimos instantes (AOF "everysec") perde as linhas desses instantes.
+ *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
+ *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
+ *
+ * As seções seguem o caminho dos dados: configurações, log, Redis, HTTP, tarefa, fluxo, pedido, vida
+ * do processo. Nada aponta para cima: toda função está acima de quem a chama.
+ */
+
+import { isUtf8 as is_utf8 } from 'node:buffer';
+import { randomUUID as random_uuid } from 'node:crypto';
+import http, {
+  validateHeaderName as validate_header_name,
+  validateHeaderValue as validate_header_value,
+} from 'node:http';
+import { isIPv6 as is_ipv6 } from 'node:net';
+import type { Duplex as duplex_stream } from 'node:stream';
+import { parseArgs as parse_args } from 'node:util';
+import {
+  createClient as create_client,
+  ErrorReply as error_reply,
+  RESP_TYPES as resp_types,
+} from 'redis';
+
+/** Versão do programa; um teste a mantém igual à do package.json. */
+export const version = '0.1.0';
+
+// ── Configurações ───────────────────────────────────────────────────────────────────────────────
+// Uma tabela só (settings_table) alimenta a leitura, o --help e o README: nome, opções, padrão e
+// leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito; o programa
+// para ali, com código 2, antes de tocar na rede. Senhas nunca são mostradas, nem as de dentro de URL.
+
+/** Endereço do Redis já separado em partes. `socket_path` vazio quer dizer TCP. */
+export type redis_address = {
+  tls: boolean;
+  host: string;
+  port: number;
+  socket_path: string;
+  database: number;
+  username: string;
+  password: string;
+};
+
+/** Uma linha da tabela de configurações. `read` lança Error com a descrição do que é aceito. */
+type setting = {
+  name: string;
+  short?: string;
+  long: string;
+  fallback: string;
+  help: string;
+  secret?: boolean;
+  read: (text: string) => void;
+};
+
+/** De onde veio o texto em vigor de uma configuração. */
+type setting_source = 'default' | 'environment' | 'argument';
+
+/** O texto em vigor de cada configuração, e sua origem, antes de ser interpretado. */
+type gathered_settings = Map<string, { text: string; source: setting_source; label: string }>;
+
+/** Erro de uso: a mensagem é a linha inteira que o usuário lê. */
+class usage_error extends Error {}
+
+let HTTP_PORT: number;
+let HTTP_HOST: string;
+let REDIS_SERVER: redis_address;
+let REDIS_PASSWORD: string;
+let REDIS_CHANNEL: string;
+let REDIS_PREFIX: string;
+let REDIS_LIST_PREFIX: string;
+let REDIS_TTL: number;
+let INTERVAL: number;
+let PAUSE: number;
+let MAXTIME: number;
+let MAXTIME_ERROR: string;
+let MAXBODY: number;
+let GRACE: number;
+let SERVERNAME: string;
+
+/** Prefixo da chave com que um worker toma uma tarefa para si; faz parte do contrato, não muda. */
+const claim_prefix = 'ndjson_claim_';
+
+/** O maior atraso que setTimeout aceita; acima disso ele dispara na hora. */
+const max_timer_ms = 2 ** 31 - 1;
+
+/** Um TTL maior que isto não caberia no temporizador da varredura, que corre a cada REDIS_TTL. */
+const max_ttl_s = Math.floor(max_timer_ms / 1000);
+
+/** Uma string do Redis não passa de 512 MB; base64 e JSON aumentam o corpo em até seis vezes. */
+const max_body_setting = 64 * 1024 * 1024;
+
+/** Nomes de chave e canal vão em cabeçalhos e logs: ASCII visível, de tamanho razoável. */
+const key_name_pattern = /^[\x21-\x7e]{1,200}$/;
+
+const redis_forms =
+  'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
+  '/caminho/redis.sock[?db=N] ou unix:/caminho/redis.sock[?db=N]';
+
+/**
+ * Lê um número inteiro.
+ * @param text texto dado pelo usuário, por exemplo "200"
+ * @param min menor valor aceito
+ * @param max maior valor aceito
+ * @param unit unidade, só para a mensagem ("ms", "s", "bytes" ou "")
+ * @returns o número, entre min e max
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_integer(text: string, min: number, max: number, unit = ''): number {
+  const value = Number(text);
+  if (/^\d{1,15}$/.test(text) && value >= min && value <= max) return value;
+  throw new Error(`um inteiro de ${min} a ${max}${unit && ` ${unit}`}`);
+}
+
+/**
+ * Lê um nome de chave, prefixo ou canal do Redis.
+ * @param text texto dado pelo usuário, por exemplo "ndjson_task_"
+ * @returns o mesmo texto
+ * @throws Error com a descrição do que é aceito
+ */
+function parse_key_name(text: string): string {
+  if (key_name_pattern.test(text)) return text;
+  throw new Error('de 1 a 200 caracteres ASCII visíveis, sem espaços');
+}
+
+/**
+ * Lê um valor que vai inteiro em um cabeçalho HTTP.
+ * @param text texto dado pelo usuário
+ * @returns o mesmo texto
+ * @throws Error com a descrição do que é aceito
+ */
+function parse_header_value(text: string): string {
+  if (/^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$/.test(text)) return text;
+  throw new Error('texto ASCII visível, sem espaço no começo nem no fim');
+}
+
+/**
+ * Lê um texto que será enviado como uma linha da resposta.
+ * @param text texto dado pelo usuário
+ * @returns o mesmo texto
+ * @throws Error com a descrição do que é aceito
+ */
+function parse_line(text: string): string {
+  if (text.trim() !== '' && !/[\r\n]/.test(text)) return text;
+  throw new Error('uma linha de texto, não vazia, sem quebras');
+}
+
+/**
+ * Lê um endereço IP ou nome em que escutar.
+ * @param text texto dado pelo usuário, por exemplo "0.0.0.0", "::" ou "localhost"
+ * @returns o mesmo texto
+ * @throws Error com a descrição do que é aceito
+ */
+function parse_host(text: string): string {
+  if (/^[\w.-]+$/.test(text) || is_ipv6(text)) return text;
+  throw new Error('um endereço IPv4, um IPv6 sem colchetes ou um nome de host');
+}
+
+/**
+ * Monta um endereço do Redis a partir das partes capturadas, com os padrões do protocolo.
+ * @param parts partes conhecidas, ainda em texto; ausente ou vazio vale o padrão
+ * @returns o endereço completo
+ * @throws Error se porta ou banco estiverem fora dos limites
+ */
+function make_redis_address(parts: Record<string, string | undefined>): redis_address {
+  return {
+    tls: parts.scheme?.toLowerCase() === 'rediss',
+    host: (parts.host ?? '').replace(/^\[(.*)\]$/, '$1'),
+    port: parse_integer(parts.port || '6379', 1, 65535),
+    socket_path: parts.path ?? '',
+    database: parse_integer(parts.database || '0', 0, 2 ** 31 - 1),
+    username: decodeURIComponent(parts.username ?? ''),
+    password: decodeURIComponent(parts.password ?? ''),
+  };
+}
+
+/**
+ * Separa um endereço do Redis em suas partes.
+ * @param text uma das formas de `redis_forms`
+ * @returns o endereço: parse_redis_server("h:1/2") dá host "h", port 1, database 2
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_redis_server(text: string): redis_address {
+  const userinfo = '(?:(?<username>[^:@/]*)(?::(?<password>.*))?@)?';
+  const host = '(?<host>\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::(?<port>\\d+))?(?:/(?<database>\\d*))?';
+  const forms = [
+    new RegExp(`^${host}$`, 'i'),
+    new RegExp(`^(?<scheme>rediss?)://${userinfo}${host}$`, 'i'),
+    new RegExp(`^(?:unix:(?://${userinfo})?)?(?<path>/[^?]*[^?/])(?:\\?db=(?<database>\\d+))?$`),
+  ];
+  for (const form of forms) {
+    const parts = form.exec(text)?.groups;
+    if (!parts || (parts.host?.startsWith('[') && !is_ipv6(parts.host.slice(1, -1)))) continue;
+    try {
+      return make_redis_address(parts);
+    } catch {
+      break; // a forma é conhecida, mas um número ou um %XX dela não vale
+    }
+  }
+  throw new Error(`${redis_forms}; porta de 1 a 65535`);
+}
+
+/**
+ * Esconde o que pode ser senha dentro de um endereço, mesmo malformado.
+ * @param text endereço como o usuário o deu
+ * @returns o texto com tudo o que vem antes do último "@" trocado por "***"
+ */
+export function redact_address(text: string): string {
+  return text.replace(/^([a-z]+:\/\/)?.*@/is, '$1***@').replace(/(pass\w*=)[^&]*/gi, '$1***');
+}
+
+/**
+ * Mostra um endereço do Redis sem usuário nem senha.
+ * @param address endereço já separado em partes
+ * @returns por exemplo "127.0.0.1:6379/1", "rediss://h:6380/0" ou "unix:/run/redis.sock?db=1"
+ */
+export function format_redis_address(address: redis_address): string {
+  if (address.socket_path) return `unix:${address.socket_path}?db=${address.database}`;
+  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
+  return `${address.tls ? 'rediss://' : ''}${host}:${address.port}/${address.database}`;
+}
+
+/** Todas as configurações, na ordem em que o --help as mostra. */
+export const settings_table: setting[] = [
+  {
+    name: 'HTTP_PORT',
+    short: 'p',
+    long: 'port',
+    fallback: '8771',
+    help: 'porta HTTP; 0 escolhe uma livre',
+    read: (text) => {
+      HTTP_PORT = parse_integer(text, 0, 65535);
+    },
+  },
+  {
+    name: 'REDIS_SERVER',
+    short: 'R',
+    long: 'redis',
+    fallback: '127.0.0.1:6379/1',
+    help: 'servidor Redis, host:porta/banco',
+    read: (text) => {
+      REDIS_SERVER = parse_redis_server(text);
+    },
+  },
+  {
+    name: 'REDIS_PASSWORD',
+    short: 'S',
+    long: 'secret',
+    fallback: '',
+    help: 'senha do Redis; vence a da URL',
+    secret: true,
+    read: (text) => {
+      REDIS_PASSWORD = text;
+    },
+  },
+  {
+    name: 'REDIS_CHANNEL',
+    short: 'C',
+    long: 'channel',
+    fallback: 'ndjson_jobs',
+    help: 'canal em que as tarefas são anunciadas',
+    read: (text) => {
+      REDIS_CHANNEL = parse_key_name(text);
+    },
+  },
+  {
+    name: 'REDIS_PREFIX',
+    short: 'X',
+    long: 'prefix',
+    fallback: 'ndjson_task_',
+    help: 'prefixo da chave da tarefa',
+    read: (text) => {
+      REDIS_PREFIX = parse_key_name(text);
+    },
+  },
+  {
+    name: 'INTERVAL',
+    short: 'i',
+    long: 'interval',
+    fallback: '200',
+    help: 'ms entre consultas a uma lista vazia',
+    read: (text) => {
+      INTERVAL = parse_integer(text, 0, max_timer_ms, 'ms');
+    },
+  },
+  {
+    name: 'PAUSE',
+    short: 'P',
+    long: 'pause',
+    fallback: '20',
+    help: 'ms de pausa após cada linha enviada',
+    read: (text) => {
+      PAUSE = parse_integer(text, 0, max_timer_ms, 'ms');
+    },
+  },
+  {
+    name: 'MAXTIME',
+    short: 't',
+    long: 'maxtime',
+    fallback: '45000',
+    help: 'ms de espera máxima desde a última linha',
+    read: (text) => {
+      MAXTIME = parse_integer(text, 1, max_timer_ms, 'ms');
+    },
+  },
+  {
+    name: 'MAXTIME_ERROR',
+    short: 'E',
+    long: 'maxtime-error',
+    fallback: '{"error": "timeout"}',
+    help: 'linha enviada quando MAXTIME se esgota',
+    read: (text) => {
+      MAXTIME_ERROR = parse_line(text);
+    },
+  },
+  {
+    name: 'SERVERNAME',
+    short: 's',
+    long: 'servername',
+    fallback: 'py-ndjson-proxy',
+    help: 'valor do cabeçalho Server',
+    read: (text) => {
+      SERVERNAME = parse_header_value(text);
+    },
+  },
+  {
+    name: 'HTTP_HOST',
+    long: 'host',
+    fallback: '0.0.0.0',
+    help: 'endereço em que escutar',
+    read: (text) => {
+      HTTP_HOST = parse_host(text);
+    },
+  },
+  {
+    name: 'REDIS_LIST_PREFIX',
+    short: 'L',
+    long: 'list-prefix',
+    fallback: 'ndjson_list_',
+    help: 'prefixo da lista de linhas',
+    read: (text) => {
+      REDIS_LIST_PREFIX = parse_key_name(text);
+    },
+  },
+  {
+    name: 'REDIS_TTL',
+    long: 'ttl',
+    fallback: '600',
+    help: 's de vida das chaves sem renovação',
+    read: (text) => {
+      REDIS_TTL = parse_integer(text, 1, max_ttl_s, 's');
+    },
+  },
+  {
+    name: 'GRACE',
+    long: 'grace',
+    fallback: '10000',
+    help: 'ms para os fluxos terminarem após SIGTERM',
+    read: (text) => {
+      GRACE = parse_integer(text, 0, max_timer_ms, 'ms');
+    },
+  },
+  {
+    name: 'MAXBODY',
+    long: 'maxbody',
+    fallback: '10485760',
+    help: 'bytes que o corpo de um pedido pode ter',
+    read: (text) => {
+      MAXBODY = parse_integer(text, 0, max_body_setting, 'bytes');
+    },
+  },
+];
+
+/**
+ * Mostra o valor de uma configuração sem revelar segredos.
+ * @param row linha da tabela
+ * @param text valor em texto
+ * @returns o texto; "***" no lugar de um segredo; endereços sem usuário e senha
+ */
+function show_setting(row: setting, text: string): string {
+  if (row.secret) return text === '' ? '' : '***';
+  return row.name === 'REDIS_SERVER' ? redact_address(text) : text;
+}
+
+/**
+ * Separa os argumentos da linha de comando.
+ * @param argv argumentos sem o nome do programa
+ * @returns `flags`: nome longo e texto de cada opção dada; `labels`: como o usuário a escreveu
+ * @throws usage_error em opção desconhecida, opção sem valor ou argumento solto
+ */
+function read_arguments(argv: string[]) {
+  const options: Record<string, { type: 'string' | 'boolean'; short?: string }> = {
+    help: { type: 'boolean', short: 'h' },
+    version: { type: 'boolean', short: 'V' },
+  };
+  for (const row of settings_table) {
+    options[row.long] = { type: 'string', ...(row.short && { short: row.short }) };
+  }
+  const { tokens } = parse_args({ args: argv, options, strict: false, tokens: true });
+  const flags = new Map<string, string>();
+  const labels = new Map<string, string>();
+  for (const token of tokens) {
+    if (token.kind === 'option-terminator') continue;
+    if (token.kind === 'positional') throw new usage_error(stray_argument(argv, token.value));
+    const known = options[token.name];
+    const label = token.rawName;
+    if (!known) throw new usage_error(`opção desconhecida: ${label}; --help mostra as aceitas`);
+    const text = known.type === 'boolean' ? '' : token.value;
+    if (text === undefined) throw new usage_error(`falta o valor de ${label}; veja --help`);
+    flags.set(token.name, text);
+    labels.set(token.name, label);
+  }
+  return { flags, labels };
+}
+
+/**
+ * Descreve um argumento solto. Se uma senha também foi dada, ele pode ser um pedaço dela
+ * (`--secret= abc`), e então só a posição é mostrada.
+ * @param argv argumentos sem o nome do programa
+ * @param value o argumento solto
+ * @returns a mensagem de erro
+ */
+function stray_argument(argv: string[], value: string): string {
+  const has_secret = argv.some((word) => /^(-S|--secret|-R|--redis)/.test(word));
+  const name = has_secret ? `na posição ${argv.indexOf(value) + 1}` : JSON.stringify(value);
+  return `argumento inesperado: ${name}; só opções são aceitas, veja --help`;
+}
+
+/**
+ * Reúne o texto em vigor de cada configuração: padrão < ambiente < argumento.
+ * Variável de ambiente vazia vale como ausente (é o que o compose produz com `${X:-}`).
+ * @param flags textos dados na linha de comando, por nome longo
+ * @param labels como cada opção foi escrita, por nome longo
+ * @param env variáveis de ambiente
+ * @returns texto e origem de cada configuração, por nome
+ */
+function gather_settings(
+  flags: Map<string, string>,
+  labels: Map<string, string>,
+  env: NodeJS.ProcessEnv,
+): gathered_settings {
+  const gathered: gathered_settings = new Map();
+  for (const row of settings_table) {
+    const argument = flags.get(row.long);
+    const variable = env[row.name];
+    if (argument !== undefined) {
+      const label = labels.get(row.long) ?? '';
+      gathered.set(row.name, { text: argument, source: 'argument', label });
+    } else if (variable) {
+      gathered.set(row.name, { text: variable, source: 'environment', label: 'ambiente' });
+    } else {
+      gathered.set(row.name, { text: row.fallback, source: 'default', label: 'padrão' });
+    }
+  }
+  return gathered;
+}
+
+/**
+ * Interpreta os textos reunidos e preenche as variáveis globais em maiúsculas.
+ * @param gathered texto em vigor de cada configuração
+ * @throws usage_error que nomeia a configuração, o valor e o que é aceito
+ */
+function apply_settings(gathered: gathered_settings): void {
+  for (const row of settings_table) {
+    const { text, label } = gathered.get(row.name) ?? { text: row.fallback, label: 'padrão' };
+    try {
+      row.read(text);
+    } catch (error) {
+      const accepted = (error as Error).message;
+      const shown = JSON.stringify(show_setting(row, text));
+      throw new usage_error(`${row.name} (${label}) inválido: ${shown}; aceito: ${accepted}`);
+    }
+  }
+  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix];
+  if (new Set(prefixes).size < prefixes.length) {
+    throw new usage_error(
+      `REDIS_PREFIX ${JSON.stringify(REDIS_PREFIX)} e REDIS_LIST_PREFIX ` +
+        `${JSON.stringify(REDIS_LIST_PREFIX)} inválidos; aceito: diferentes entre si e de ` +
+        JSON.stringify(claim_prefix),
+    );
+  }
+}
+
+/**
+ * Lê todas as configurações e as deixa nas variáveis globais.
+ * @param argv argumentos sem o nome do programa
+ * @param env variáveis de ambiente
+ * @returns "help" ou "version" se foi pedido (nada é aplicado), ou "run"; e os textos em vigor
+ * @throws usage_error
+ */
+export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
+  const { flags, labels } = read_arguments(argv);
+  const gathered = gather_settings(flags, labels, env);
+  if (flags.has('help')) return { action: 'help' as const, gathered };
+  if (flags.has('version')) return { action: 'version' as const, gathered };
+  apply_settings(gathered);
+  return { action: 'run' as const, gathered };
+}
+
+/**
+ * Monta o texto do --help.
+ * @param gathered texto em vigor de cada configuração
+ * @returns o texto, com a tabela gerada de `settings_table`
+ */
+function help_text(gathered: gathered_settings): string {
+  const lines = [
+    `json-proxy ${version}: responde por HTTP, em NDJSON, o que um worker escreve no Redis.`,
+    '',
+    'Uso: node json-proxy.js [opções]',
+    '     node json-proxy.js -p 8771 -R 127.0.0.1:6379/1',
+    '',
+    'Precedência: padrão < variável de ambiente < argumento.',
+    '',
+  ];
+  const row_text = (flags: string, name: string, fallback: string, in_force: string) =>
+    `${flags.padEnd(19)} ${name.padEnd(17)} ${fallback.padEnd(20)} ${in_force}`;
+  lines.push(row_text('opção', 'variável', 'padrão', 'em vigor'), '');
+  for (const row of settings_table) {
+    const flags = `${row.short ? `-${row.short}, ` : '    '}--${row.long}`;
+    const in_force = show_setting(row, gathered.get(row.name)?.text ?? row.fallback);
+    lines.push(row_text(flags, row.name, row.fallback || '(vazio)', in_force || '(vazio)'));
+    lines.push(`      ${row.help}`);
+  }
+  lines.push('-h, --help', '      esta ajuda', '-V, --version', '      a versão', '');
+  lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
+  lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
+  lines.push('/caminho/redis.sock[?db=N] e unix:/caminho/redis.sock[?db=N].');
+  lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
+  return `${lines.join('\n')}\n`;
+}
+
+// ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
+// Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl. As
+// etiquetas são estáveis e estão no README. Corpos, valores de cabeçalhos e a parte da URL depois do
+// "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a prioridade vai no prefixo e a hora é dele.
+
+/** Gravidade de uma linha de log; o número é a prioridade do syslog, que o journald entende. */
+const log_priority = { info: 6, warn: 4, error: 3 };
+
+type log_level = keyof typeof log_priority;
+
+/** Um caminho de URL maior que isto é cortado no log. */
+const max_logged_text = 300;
+
+/**
+ * Escreve um valor como o logfmt quer: entre aspas só quando preciso, nunca com quebra de linha.
+ * @param value valor do campo
+ * @returns o texto do campo
+ */
+function format_log_value(value: string | number): string {
+  const text = String(value).slice(0, max_logged_text);
+  return /^[^\s"=\x00-\x1f\x7f-\x9f]+$/.test(text) ? text : JSON.stringify(text);
+}
+
+/**
+ * Escreve uma linha de log: `info` em stdout, o resto em stderr.
+ * @param level gravidade
+ * @param tag etiqueta estável do acontecimento
+ * @param fields campos, na ordem em que aparecem
+ */
+function log(level: log_level, tag: string, fields: Record<string, string | number>): void {
+  const words = Object.entries(fields).map(([name, value]) => `${name}=${format_log_value(value)}`);
+  const prefix = process.env.JOURNAL_STREAM
+    ? `<${log_priority[level]}>`
+    : `${new Date().toISOString()} `;
+  const target = level === 'info' ? process.stdout : process.stderr;
+  target.write(`${prefix}${[tag, ...words].join(' ')}\n`);
+}
+
+/**
+ * Lê o relógio monotônico, que não salta quando a hora do sistema é acertada.
+ * @returns milissegundos desde um instante arbitrário
+ */
+function now(): number {
+  return performance.now();
+}
+
+/** Um prazo que se esgotou antes da resposta. */
+class deadline_error extends Error {}
+
+/**
+ * Espera uma promessa por no máximo `ms`. A promessa abandonada continua, sem rejeição solta.
+ * @param promise o que se espera
+ * @param ms prazo em milissegundos
+ * @returns o valor da promessa
+ * @throws deadline_error se o prazo se esgotar; ou o que a promessa lançar
+ */
+async function within<result>(promise: Promise<result>, ms: number): Promise<result> {
+  let timer: NodeJS.Timeout | undefined;
+  const deadline = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new deadline_error(`sem resposta em ${ms} ms`)), ms);
+  });
+  try {
+    return await Promise.race([promise, deadline]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+// ── Redis ───────────────────────────────────────────────────────────────────────────────────────
+// Uma conexão para tudo. As chamadas da node-redis só existem nesta seção, em funções redis_*; os
+// comandos pedidos no mesmo instante saem juntos, em ordem, numa ida e volta. A primeira conexão que
+// falha encerra o programa; depois dela, reconecta-se para sempre. Sem conexão nada fica em fila: o
+// pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
+
+/** Do início ao primeiro PING respondido; o programa promete desistir em menos de 5 s. */
+const connect_limit_ms = 4000;
+
+/** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
+const ping_limit_ms = 1500;
+
+/** Prazo da criação de uma tarefa e do resultado de uma consulta. */
+const answer_limit_ms = 2000;
+
+/** Quanto o fim de um fluxo espera pela limpeza; ela continua depois, se for preciso. */
+const clean_limit_ms = 1000;
+
+/** Entre tentativas de reconexão: dobra a partir do primeiro valor até o segundo. */
+const reconnect_ms = { first: 50, last: 1000 };
+
+/** Limpezas guardadas para quando o Redis voltar; acima disso o TTL faz o serviço. */
+const max_pending_cleanups = 10_000;
+
+/** Página do SCAN da varredura, e a pausa entre páginas, para não pesar em milhões de chaves. */
+const sweep_page = { keys: 500, pause_ms: 10 };
+
+/** LPOP com quantidade existe desde o Redis 6.2. */
+const pop_count_version = [6, 2];
+
+/** Erros de um Redis que está voltando ou ocupado: valem como ausência, não como recusa. */
+const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b/;
+
+const uuid_v4_pattern = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
+
+/** A tarefa como é guardada no Redis, em JSON. `request_time` em segundos, com fração. */
+export type task_record = {
+  task_name: string;
+  uuid: string;
+  task_key: string;
+  task_list: string;
+  request_time: number;
+  method: string;
+  url: string;
+  remote_address: string;
+  headers: Record<string, string>;
+  body: string;
+  body_encoding?: 'base64';
+};
+
+/** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
+type cleanup = { task_uuid: string; worker_may_write: boolean };
+
+/** O que uma consulta trouxe. `refusal` é um erro do Redis que não impediu a retirada. */
+type poll_result = {
+  task_exists: boolean;
+  elements: Buffer[];
+  list_exists: boolean;
+  refusal?: unknown;
+};
+
+/**
+ * Cria o cliente, ainda sem conectar.
+ * @param keep_trying diz se uma conexão perdida deve ser refeita (falso até a primeira)
+ * @returns o cliente da node-redis e a visão dele que devolve Buffers
+ */
+function redis_make_client(keep_trying: () => boolean) {
+  const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
+  const options = {
+    connectTimeout: connect_limit_ms,
+    reconnectStrategy: (retries: number) =>
+      keep_trying() && Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
+  };
+  const where = socket_path ? { path: socket_path } : { host, port };
+  const secret = REDIS_PASSWORD || password;
+  const client = create_client({
+    // RESP 2 é entendido por todo Redis e por todo clone dele.
+    RESP: 2,
+    database,
+    ...(username && { username }),
+    ...(secret && { password: secret }),
+    disableOfflineQueue: true,
+    maintNotifications: 'disabled',
+    // O prazo da biblioteca custa um AbortSignal por comando e não vale para o que já foi escrito.
+    commandOptions: { timeout: 0 },
+    socket: tls ? { ...where, ...options, tls: true, servername: host } : { ...where, ...options },
+  });
+  return { client, buffers: client.withTypeMapping({ [resp_types.BLOB_STRING]: Buffer }) };
+}
+
+/**
+ * O estado da conexão, único no processo. `identity` é o run_id do servidor, vazio enquanto não se
+ * sabe; `was_ready` diz se a primeira conexão já deu certo; `lost_at` é quando caiu, 0 se está de pé.
+ */
+const redis_link = {
+  client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
+  buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined,
+  identity: '',
+  connections: 0,
+  pops_many: false,
+  was_ready: false,
+  lost_at: 0,
+  pending_cleanups: new Map<string, cleanup>(),
+};
+
+/**
+ * Dá o cliente conectado. A node-redis recusa comandos soltos sem conexão, mas enfileira MULTI;
+ * por isso todos passam por aqui.
+ * @returns o cliente e a visão que devolve Buffers
+ * @throws Error se não há conexão neste momento
+ */
+function redis_ready() {
+  const { client, buffers } = redis_link;
+  if (!client?.isReady || !buffers) throw new Error('sem conexão com o Redis');
+  return { client, buffers };
+}
+
+/**
+ * Diz se o erro é uma recusa do Redis, que repetir não resolve, e não uma ausência passageira.
+ * @param error o que foi lançado
+ * @returns true para OOM, READONLY, NOPERM, WRONGTYPE etc.
+ */
+function is_refusal(error: unknown): error is Error {
+  return error instanceof error_reply && !transient_reply.test(error.message);
+}
+
+/**
+ * Descreve uma recusa em palavras gerais, para o cliente HTTP.
+ * @param error erro vindo do Redis
+ * @returns texto em inglês, sem nomes de chaves nem de usuários
+ */
+function refusal_reason(error: Error): string {
+  const reasons: [RegExp, string][] = [
+    [/^OOM\b/, 'redis is out of memory'],
+    [/^READONLY\b/, 'redis is read-only'],
+    [/^MISCONF\b/, 'redis cannot save to disk'],
+    [/^(NOPERM|NOAUTH|WRONGPASS)\b/, 'redis denied access'],
+  ];
+  const found = reasons.find(([pattern]) => pattern.test(error.message));
+  return found ? found[1] : 'redis refused a command';
+}
+
+/**
+ * Explica um erro de conexão em uma frase que diz o que fazer.
+ * @param error erro da node-redis, do sistema ou do prazo
+ * @returns frase em português, sem senha
+ */
+function explain_redis_error(error: unknown): string {
+  const { message = '', code = '' } = error as { message?: string; code?: string };
+  const explanations: [RegExp, string][] = [
+    [/ENOTFOUND|EAI_AGAIN/, 'host desconhecido; confira REDIS_SERVER (-R)'],
+    [
+      /ECONNREFUSED/,
+      'ninguém escuta nesse endereço; o Redis está de pé? confira REDIS_SERVER (-R)',
+    ],
+    [/ENOENT/, 'o socket não existe; confira o caminho em REDIS_SERVER (-R)'],
+    [/EACCES/, 'sem permissão para o socket; o usuário do proxy está no grupo do Redis?'],
+    [/EHOSTUNREACH|ENETUNREACH/, 'sem rota até o host; confira REDIS_SERVER (-R)'],
+    [/WRONGPASS|invalid password/, 'usuário ou senha errados; confira REDIS_PASSWORD (-S)'],
+    [/without any password configured/, 'o Redis não tem senha; retire REDIS_PASSWORD (-S)'],
+    [/NOAUTH/, 'o Redis exige senha; dê REDIS_PASSWORD (-S)'],
+    [/NOPERM/, 'o usuário do Redis não tem permissão para os comandos do proxy'],
+    [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
+    [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
+    [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
+    [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
+    [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
+    [
+      /closed unexpectedly|ECONNRESET/,
+      'o servidor fechou a conexão; a porta é do Redis? pede TLS?',
+    ],
+    [
+      /timeout|ETIMEDOUT|sem resposta/i,
+      'não respondeu a tempo; confira REDIS_SERVER (-R) e a rede',
+    ],
+  ];
+  const found = explanations.find(([pattern]) => pattern.test(`${code} ${message}`));
+  return found ? found[1] : message || code || 'erro desconhecido';
+}
+
+/**
+ * Testa a conexão com o comando PING, com prazo próprio.
+ * @returns true se o Redis respondeu a tempo
+ */
+async function redis_ping(): Promise<boolean> {
+  try {
+    await within(redis_ready().client.ping(), ping_limit_ms);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Descobre qual servidor atende a conexão nova e o que ele sabe fazer. Onde o INFO é proibido, cada
+ * conexão conta como um servidor diferente: na dúvida, dados sumidos não passam por sucesso.
+ */
+async function redis_identify(): Promise<void> {
+  const fallback = `conexão ${++redis_link.connections}`;
+  redis_link.identity = '';
+  let info = '';
+  try {
+    info = await redis_ready().client.info('server');
+  } catch (error) {
+    if (!(error instanceof error_reply)) return; // caiu de novo; a próxima conexão pergunta
+  }
+  const [major = 0, minor = 0] = (/^redis_version:([\d.]+)/m.exec(info)?.[1] ?? '0')
+    .split('.')
+    .map(Number);
+  const [need_major = 0, need_minor = 0] = pop_count_version;
+  redis_link.pops_many = major > need_major || (major === need_major && minor >= need_minor);
+  redis_link.identity = /^run_id:(\w+)/m.exec(info)?.[1] ?? fallback;
+}
+
+/**
+ * Guarda a tarefa e anuncia a chave dela, tudo ou nada (MULTI): ninguém ouve falar de tarefa que não
+ * foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
+ * worker atenda um cliente que foi recusado.
+ * @param task a tarefa
+ * @returns quantos assinantes do canal receberam o anúncio
+ * @throws deadline_error, ErrorReply ou erro de conexão
+ */
+async function redis_create_task(task: task_record): Promise<number> {
+  const created = redis_ready()
+    .client.multi()
+    .set(task.task_key, JSON.stringify(task), { expiration: { type: 'EX', value: REDIS_TTL } })
+    .publish(REDIS_CHANNEL, task.task_key)
+    .exec();
+  try {
+    const [, receivers] = await within(created, answer_limit_ms);
+    return Number(receivers);
+  } catch (error) {
+    if (!is_refusal(error)) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
+    throw error;
+  }
+}
+
+/**
+ * Consulta a tarefa e retira linhas, numa ida e volta. A ORDEM É A GARANTIA: o EXISTS da tarefa vem
+ * antes do LPOP. Se ele diz que a tarefa acabou, tudo o que o worker empurrou antes do seu DEL já
+ * está na lista, e os LPOPs seguintes a esvaziam. Ao contrário, as últimas linhas se perderiam.
+ * @param task_key chave da tarefa
+ * @param task_list chave da lista
+ * @param count quantas linhas retirar no máximo; acima de 1 só se o servidor souber
+ * @returns o que existe e o que foi retirado
+ * @throws ErrorReply se o LPOP foi recusado, ou erro de conexão
+ */
+async function redis_poll(
+  task_key: string,
+  task_list: string,
+  count: number,
+): Promise<poll_result> {
+  const { client, buffers } = redis_ready();
+  const [task_exists, popped, list_exists] = await Promise.allSettled([
+    client.exists(task_key),
+    count > 1 ? buffers.lPopCount(task_list, count) : buffers.lPop(task_list),
+    client.exists(task_list),
+  ]);
+  if (popped.status === 'rejected') throw popped.reason;
+  const result: poll_result = {
+    task_exists: task_exists.status === 'rejected' || task_exists.value > 0,
+    elements: popped.value === null ? [] : [popped.value].flat(),
+    list_exists: list_exists.status === 'rejected' || list_exists.value > 0,
+  };
+  // O que já saiu da lista é entregue antes de qualquer erro dos vizinhos.
+  const refused = [task_exists, list_exists].find((reply) => reply.status === 'rejected');
+  return refused ? { ...result, refusal: refused.reason } : result;
+}
+
+/**
+ * Dá as três chaves de uma tarefa.
+ * @param task_uuid UUID da tarefa
+ * @returns chave da tarefa, da lista e da tomada, nesta ordem
+ */
+function redis_keys(task_uuid: string): [string, string, string] {
+  return [REDIS_PREFIX + task_uuid, REDIS_LIST_PREFIX + task_uuid, claim_prefix + task_uuid];
+}
+
+/**
+ * Renova o TTL das chaves de uma tarefa. Não espera nem falha: sai junto com o próximo comando, e
+ * se o Redis não está, quem consulta percebe.
+ * @param task_uuid UUID da tarefa
+ */
+function redis_renew(task_uuid: string): void {
+  const client = redis_link.client;
+  for (const key of redis_keys(task_uuid)) client?.expire(key, REDIS_TTL).catch(() => {});
+}
+
+/**
+ * Apaga as chaves de uma tarefa encerrada. Se um worker ainda pode escrever, deixa no lugar da lista
+ * um EOF com TTL: as linhas atrasadas caem em algo que expira, em vez de recriar a lista para
+ * sempre. Comandos soltos, sem MULTI: com a memória cheia o RPUSH falha, mas o UNLINK vale.
+ * Sem conexão, a limpeza fica guardada para quando ela voltar. Não lança.
+ * @param work a tarefa e se ainda pode haver worker
+ */
+async function redis_clean(work: cleanup): Promise<void> {
+  const keys = redis_keys(work.task_uuid);
+  const replies: Promise<unknown>[] = [];
+  try {
+    const { client } = redis_ready();
+    replies.push(client.unlink(keys));
+    if (work.worker_may_write) {
+      replies.push(client.rPush(keys[1], 'EOF'), client.expire(keys[1], REDIS_TTL));
+    }
+  } catch (error) {
+    replies.push(Promise.reject(error));
+  }
+  const failed = (await Promise.allSettled(replies)).filter((reply) => reply.status === 'rejected');
+  const refused = failed.find((reply) => is_refusal(reply.reason));
+  if (refused) {
+    const reason = String(refused.reason.message);
+    log('warn', 'clean_refused', { task: work.task_uuid, reason });
+  } else if (failed.length > 0 && redis_link.pending_cleanups.size < max_pending_cleanups) {
+    redis_link.pending_cleanups.set(work.task_uuid, work);
+  }
+}
+
+/**
+ * Faz as limpezas que esperavam pela volta do Redis.
+ */
+function redis_clean_pending(): void {
+  const waiting = [...redis_link.pending_cleanups.values()];
+  redis_link.pending_cleanups.clear();
+  for (const work of waiting) void redis_clean(work);
+}
+
+/**
+ * Dá TTL às listas de uma página do SCAN que ficaram sem dono.
+ * @param keys nomes de chaves que começam pelo prefixo das listas
+ * @returns quantas receberam TTL
+ */
+async function redis_sweep_page(keys: string[]): Promise<number> {
+  const { client } = redis_ready();
+  const uuids = keys
+    .map((key) => key.slice(REDIS_LIST_PREFIX.length))
+    .filter((uuid) => uuid_v4_pattern.test(uuid));
+  const adopted = await Promise.all(
+    uuids.map(async (uuid) => {
+      const [task_key, task_list] = redis_keys(uuid);
+      const [ttl, task_exists] = await Promise.all([
+        client.ttl(task_list),
+        client.exists(task_key),
+      ]);
+      if (ttl !== -1 || task_exists > 0) return 0;
+      return client.expire(task_list, REDIS_TTL);
+    }),
+  );
+  return adopted.reduce((sum, count) => sum + count, 0);
+}
+
+/**
+ * Varre o Redis atrás de listas sem TTL cuja tarefa não existe mais (um proxy morto com kill -9, um
+ * worker atrasado que nenhum EOF alcançou) e lhes dá um TTL. Dois proxies podem varrer ao mesmo
+ * tempo: repetir o EXPIRE não faz mal. Não lança.
+ */
+async function redis_sweep(): Promise<void> {
+  const pattern = `${REDIS_LIST_PREFIX.replace(/[\\*?[\]^]/g, '\\$&')}*`;
+  const { keys: page_size, pause_ms } = sweep_page;
+  let cursor = '0';
+  let adopted = 0;
+  try {
+    do {
+      const page = await redis_ready().client.scan(cursor, { MATCH: pattern, COUNT: page_size });
+      adopted += await redis_sweep_page(page.keys);
+      cursor = page.cursor;
+      if (cursor !== '0') await new Promise((resolve) => setTimeout(resolve, pause_ms).unref());
+    } while (cursor !== '0');
+  } catch (error) {
+    log('warn', 'sweep_failed', { reason: explain_redis_error(error) });
+  }
+  if (adopted > 0) log('info', 'sweep', { adopted, ttl: REDIS_TTL });
+}
+
+/**
+ * Registra a queda da conexão, uma vez por queda.
+ * @param error erro emitido pela node-redis
+ */
+function redis_note_loss(error: unknown): void {
+  if (!redis_link.was_ready || redis_link.lost_at > 0) return;
+  redis_link.lost_at = now();
+  redis_link.identity = '';
+  log('error', 'redis_down', {
+    redis: format_redis_address(REDIS_SERVER),
+    reason: explain_redis_error(error),
+  });
+}
+
+/**
+ * Atende a conexão refeita: identifica o servidor, faz as limpezas guardadas e acorda os fluxos.
+ * @param wake_streams acorda todos os fluxos que dormem, para que cada um consulte uma vez
+ */
+function redis_note_return(wake_streams: () => void): void {
+  void redis_identify(); // o primeiro comando da conexão: responde antes de qualquer consulta
+  if (!redis_link.was_ready) return;
+  const down_ms = Math.round(now() - redis_link.lost_at);
+  redis_link.lost_at = 0;
+  log('info', 'redis_up', { redis: format_redis_address(REDIS_SERVER), down_ms });
+  redis_clean_pending();
+  wake_streams();
+}
+
+/**
+ * Faz a primeira conexão e a confirma com um PING.
+ * @param wake_streams acorda todos os fluxos que dormem, chamada a cada reconexão
+ * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
+ */
+async function redis_connect(wake_streams: () => void): Promise<void> {
+  const { client, buffers } = redis_make_client(() => redis_link.was_ready);
+  client.on('error', redis_note_loss);
+  client.on('ready', () => redis_note_return(wake_streams));
+  redis_link.client = client;
+  redis_link.buffers = buffers;
+  await within(
+    client.connect().then(() => client.ping()),
+    connect_limit_ms,
+  );
+  redis_link.was_ready = true;
+}
+
+/**
+ * Fecha a conexão, esperando um pouco pelas respostas que faltam.
+ */
+async function redis_close(): Promise<void> {
+  const client = redis_link.client;
+  redis_link.was_ready = false;
+  if (client?.isReady) await within(client.close(), clean_limit_ms).catch(() => {});
+  client?.destroy();
+}
+
+// ── HTTP ────────────────────────────────────────────────────────────────────────────────────────
+// O que toda resposta tem, os erros em JSON e a vez de cada pedido na sua conexão. Também os erros
+// que o próprio Node daria em texto puro (400, 408, 417, 431) saem daqui, com os nossos cabeçalhos.
+
+const author = 'Patrick Brandao <patrickbrandao@gmail.com>';
+
+/** Mais que os 75 s usuais de um balanceador: quem fecha uma conexão ociosa é ele, nunca nós. */
+const keep_alive_ms = 76_000;
+
+/** Prazo para os cabeçalhos chegarem inteiros, e de quanto em quanto tempo ele é conferido. */
+const headers_limit_ms = 30_000;
+const headers_check_ms = 1000;
+
+/** Prazo para o pedido inteiro, corpo incluído. */
+const request_limit_ms = 300_000;
+
+/** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
+const linger_ms = 2000;
+
+const allowed_methods = 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS';
+
+/** Tipos de mídia de NDJSON que o cliente pode escolher em Accept; o primeiro é o padrão. */
+const ndjson_types = ['application/x-ndjson', 'application/json-lines', 'application/jsonl'];
+
+/** Uma recusa antes de haver tarefa: status e mensagem que o cliente vê. */
+class refusal extends Error {
+  /**
+   * @param status status HTTP
+   * @param message texto do campo "error", em inglês
+   * @param headers cabeçalhos a mais
+   */
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly headers: Record<string, string> = {},
+  ) {
+    super(message);
+  }
+}
+
+/** Por que um pedido é interrompido de fora. */
+type interruption = 'client_gone' | 'shutdown';
+
+/** A vez de um pedido: o sinal que o interrompe e a espera pelo anterior na mesma conexão. */
+type request_turn = {
+  controller: AbortController;
+  signal: AbortSignal;
+  previous: Promise<void>;
+  leave: () => void;
+};
+
+/** O que se sabe de uma conexão: os pedidos em andamento e o fim do último da fila. */
+type connection_state = {
+  turns: Set<AbortController>;
+  last_turn: Promise<void>;
+  broken: boolean;
+};
+
+const connections = new WeakMap<duplex_stream, connection_state>();
+
+/** Pedidos em andamento em todo o processo, para a parada graciosa. */
+const live_requests = new Set<AbortController>();
+
+/** A vida do processo: o servidor, se a parada já começou, e quem espera o último pedido. */
+const lifetime = {
+  server: undefined as http.Server | undefined,
+  stopping: false,
+  when_idle: () => {},
+};
+
+/**
+ * Dá os cabeçalhos de toda resposta.
+ * @returns nomes e valores
+ */
+function common_headers(): Record<string, string> {
+  return { Server: SERVERNAME, 'X-Author': author };
+}
+
+/**
+ * Monta uma linha de erro.
+ * @param message texto em inglês
+ * @returns JSON na forma da especificação: {"error": "..."}
+ */
+function error_line(message: string): string {
+  return `{"error": ${JSON.stringify(message)}}`;
+}
+
+/**
+ * Monta os cabeçalhos de uma resposta de erro.
+ * @param body corpo que será enviado
+ * @returns nomes e valores
+ */
+function error_headers(body: string): Record<string, string> {
+  return {
+    ...common_headers(),
+    'Content-Type': 'application/json',
+    'Content-Length': String(Buffer.byteLength(body)),
+    'Cache-Control': 'no-store',
+    'X-Content-Type-Options': 'nosniff',
+  };
+}
+
+/**
+ * Responde um erro em JSON e termina a resposta.
+ * @param response resposta ainda sem cabeçalhos enviados
+ * @param status status HTTP
+ * @param message texto do campo "error"
+ * @param extra cabeçalhos a mais
+ */
+function send_error(
+  response: http.ServerResponse,
+  status: number,
+  message: string,
+  extra: Record<string, string> = {},
+): void {
+  const body = `${error_line(message)}\n`;
+  response.writeHead(status, { ...error_headers(body), ...extra });
+  response.end(body);
+}
+
+/**
+ * Monta uma resposta de erro inteira, para quando não há objeto de resposta.
+ * @param status status HTTP
+ * @param message texto do campo "error"
+ * @returns a resposta como vai no socket; a conexão deve ser fechada em seguida
+ */
+function raw_error(status: number, message: string): string {
+  const body = `${error_line(message)}\n`;
+  const headers = { ...error_headers(body), Date: new Date().toUTCString(), Connection: 'close' };
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
+  return `HTTP/1.1 ${status} ${http.STATUS_CODES[status]}\r\n${lines.join('')}\r\n${body}`;
+}
+
+/**
+ * Dá o caminho de um alvo de pedido, sem a busca; aceita também a forma absoluta.
+ * @param target alvo como veio, por exemplo "/ping?x=1" ou "http://h/ping"
+ * @returns por exemplo "/ping"
+ */
+export function path_of(target: string): string {
+  const path = target.replace(/^[a-z][a-z0-9+.-]*:\/\/[^/?#]*/i, '');
+  return path.split(/[?#]/, 1)[0] || '/';
+}
+
+/**
+ * Escolhe o tipo de mídia da resposta.
+ * @param accept cabeçalho Accept do pedido
+ * @returns o primeiro tipo de NDJSON que o Accept nomeia, ou application/x-ndjson
+ */
+export function choose_media_type(accept = ''): string {
+  const named = accept.split(',').map((item) => (item.split(';')[0] ?? '').trim().toLowerCase());
+  return named.find((type) => ndjson_types.includes(type)) ?? 'application/x-ndjson';
+}
+
+/**
+ * Acompanha uma conexão nova: quando ela fecha, ou o cliente encerra o lado dele, todos os pedidos
+ * em andamento nela são interrompidos.
+ * @param socket a conexão
+ */
+function watch_connection(socket: duplex_stream): void {
+  const state: connection_state = {
+    turns: new Set(),
+    last_turn: Promise.resolve(),
+    broken: false,
+  };
+  const client_left = () => {
+    for (const controller of state.turns) controller.abort('client_gone' satisfies interruption);
+  };
+  connections.set(socket, state);
+  socket.once('end', client_left);
+  socket.once('close', client_left);
+}
+
+/**
+ * Põe um pedido na fila da sua conexão. Chamada antes da primeira espera, para que nenhum
+ * fechamento passe despercebido.
+ * @param socket a conexão do pedido
+ * @returns a vez: espere `previous` antes de responder e chame `leave` no fim
+ */
+function take_turn(socket: duplex_stream): request_turn {
+  const state = connections.get(socket);
+  const controller = new AbortController();
+  const previous = state?.last_turn ?? Promise.resolve();
+  let release = () => {};
+  const finished = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  if (state) state.last_turn = previous.then(() => finished);
+  state?.turns.add(controller);
+  live_requests.add(controller);
+  if (socket.destroyed) controller.abort('client_gone' satisfies interruption);
+  const leave = () => {
+    state?.turns.delete(controller);
+    live_requests.delete(controller);
+    release();
+    if (live_requests.size === 0) lifetime.when_idle();
+  };
+  return { controller, signal: controller.signal, previous, leave };
+}
+
+/**
+ * Espera uma resposta já encerrada sair para a rede. Um cliente que não lê o resto por MAXTIME
+ * perde a conexão.
+ * @param response resposta em que `end` já foi chamado
+ */
+function response_sent(response: http.ServerResponse): Promise<void> {
+  const socket = response.socket;
+  if (response.writableFinished || !socket || socket.destroyed) return Promise.resolve();
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => socket.destroy(), MAXTIME);
+    const sent = () => {
+      clearTimeout(timer);
+      response.off('finish', sent);
+      socket.off('close', sent);
+      resolve();
+    };
+    response.once('finish', sent);
+    socket.once('close', sent);
+  });
+}
+
+/**
+ * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
+ * @param request o pedido
+ * @param response a resposta, para o 100 Continue
+ * @param signal interrompe a leitura
+ * @returns os bytes do corpo, vazio se não há
+ * @throws refusal 413 se passar de MAXBODY; Error se o cliente sair no meio
+ */
+function read_body(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  signal: AbortSignal,
+): Promise<Buffer> {
+  const too_large = new refusal(413, `request body larger than ${MAXBODY} bytes`);
+  if (Number(request.headers['content-length'] ?? 0) > MAXBODY) return Promise.reject(too_large);
+  if (expects_continue(request)) response.writeContinue();
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    let size = 0;
+    request.on('data', (chunk: Buffer) => {
+      size += chunk.length;
+      if (size <= MAXBODY) chunks.push(chunk);
+      else reject(too_large);
+    });
+    request.once('end', () => resolve(Buffer.concat(chunks)));
+    request.once('error', reject);
+    signal.addEventListener('abort', () => reject(new Error('interrompido')), { once: true });
+  });
+}
+
+/**
+ * Diz se o cliente espera um convite antes de mandar o corpo.
+ * @param request o pedido
+ * @returns true com `Expect: 100-continue`
+ */
+function expects_continue(request: http.IncomingMessage): boolean {
+  return request.headers.expect?.toLowerCase() === '100-continue';
+}
+
+/**
+ * Responde uma recusa. Se ainda há corpo a caminho, a conexão será fechada, mas antes o resto é lido
+ * e jogado fora por um instante: um fechamento seco apagaria a resposta antes de ser lida.
+ * @param request o pedido recusado
+ * @param response a resposta, ainda sem cabeçalhos enviados
+ * @param why a recusa
+ */
+async function send_refusal(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  why: refusal,
+): Promise<void> {
+  log('warn', 'refused', {
+    status: why.status,
+    method: request.method ?? '',
+    path: path_of(request.url ?? ''),
+    reason: why.message,
+  });
+  if (request.complete) {
+    send_error(response, why.status, why.message, why.headers);
+    return;
+  }
+  const body = `${error_line(why.message)}\n`;
+  response.writeHead(why.status, { ...error_headers(body), ...why.headers, Connection: 'close' });
+  response.write(body);
+  request.removeAllListeners('data').resume();
+  const input_over = new Promise<void>((resolve) => {
+    request.once('end', resolve);
+    request.once('close', resolve);
+  });
+  await within(input_over, linger_ms).catch(() => {});
+  response.end();
+}
+
+/**
+ * Responde o que o analisador do Node recusou, depois que as respostas em andamento na mesma conexão
+ * terminarem, e a fecha.
+ * @param error erro do analisador ou do prazo dos cabeçalhos
+ * @param socket a conexão
+ */
+async function refuse_broken_request(
+  error: NodeJS.ErrnoException,
+  socket: duplex_stream,
+): Promise<void> {
+  const state = connections.get(socket);
+  if (state?.broken) return; // cada pedaço que chega depois repete o erro
+  if (state) state.broken = true;
+  const answers: Record<string, [number, string]> = {
+    HPE_HEADER_OVERFLOW: [431, 'request headers too large'],
+    HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, 'chunk extensions too large'],
+    ERR_HTTP_REQUEST_TIMEOUT: [408, 'request not received in time'],
+  };
+  const [status, message] = answers[error.code ?? ''] ?? [400, 'malformed request'];
+  if (error.code !== 'ECONNRESET') {
+    await state?.last_turn;
+    log('warn', 'refused', { status, reason: error.code ?? error.message });
+    if (socket.writable) socket.end(raw_error(status, message));
+  }
+  setTimeout(() => socket.destroy(), linger_ms).unref();
+}
+
+/**
+ * Recusa o método CONNECT: este programa não é um túnel.
+ * @param _request o pedido
+ * @param socket a conexão
+ */
+async function refuse_connect(
+  _request: http.IncomingMessage,
+  socket: duplex_stream,
+): Promise<void> {
+  await connections.get(socket)?.last_turn;
+  socket.end(raw_error(501, 'CONNECT is not supported'));
+}
+
+// ── Tarefa ──────────────────────────────────────────────────────────────────────────────────────
+// Um pedido HTTP vira um registro JSON que qualquer linguagem lê. Nada do corpo se perde: o que não
+// é UTF-8 válido vai em base64, e o campo body_encoding diz isso.
+
+/**
+ * Escreve um nome de cabeçalho como o programa original o entrega.
+ * @param name nome como veio, por exemplo "x-api-key"
+ * @returns por exemplo "X-Api-Key"
+ */
+function capitalize_header(name: string): string {
+  return name.toLowerCase().replace(/(^|-)[a-z]/g, (start) => start.toUpperCase());
+}
+
+/**
+ * Junta os cabeçalhos de um pedido.
+ * @param raw_headers nomes e valores alternados, como o Node os dá
+ * @returns valores por nome; repetidos unidos por ", "
+ */
+export function collect_headers(raw_headers: string[]): Record<string, string> {
+  const headers = new Map<string, string>();
+  for (let index = 0; index + 1 < raw_headers.length; index += 2) {
+    const name = capitalize_header(raw_headers[index] ?? '');
+    const value = raw_headers[index + 1] ?? '';
+    const before = headers.get(name);
+    headers.set(name, before === undefined ? value : `${before}, ${value}`);
+  }
+  return Object.fromEntries(headers);
+}
+
+/**
+ * Monta a tarefa de um pedido.
+ * @param request o pedido
+ * @param body os bytes do corpo
+ * @returns a tarefa, com UUIDv4 novo
+ */
+function make_task(request: http.IncomingMessage, body: Buffer): task_record {
+  const uuid = random_uuid();
+  const [task_key, task_list] = redis_keys(uuid);
+  const is_text = is_utf8(body);
+  return {
+    task_name: uuid,
+    uuid,
+    task_key,
+    task_list,
+    request_time: Date.now() / 1000,
+    method: request.method ?? '',
+    url: request.url ?? '',
+    remote_address: (request.socket.remoteAddress ?? '').replace(/^::ffff:/, ''),
+    headers: collect_headers(request.rawHeaders),
+    body: body.toString(is_text ? 'utf8' : 'base64'),
+    ...(!is_text && { body_encoding: 'base64' as const }),
+  };
+}
+
+// ── Fluxo ───────────────────────────────────────────────────────────────────────────────────────
+// A vida de uma resposta: consultar, enviar, pausar, dormir, até um dos seis fins. O estado é de cada
+// pedido; comum a todos só há a conexão com o Redis e a tabela dos que dormem. Dois proxies podem usar
+// o mesmo Redis: cada tarefa tem um dono só, o processo que a criou.
+
+/** Os modos como um fluxo termina. */
+export type ending = 'done' | 'timeout' | 'redis_lost' | 'failed' | interruption;
+
+/** O que cada fim faz: status se nada foi enviado, última linha, e se ainda pode haver worker. */
+type ending_rule = {
+  status: number;
+  last_line: (stream: stream_state) => string | undefined;
+  worker_may_write: boolean;
+};
+
+/** Por que um fluxo está parado. Só "interval" pode ser encurtado por uma notícia do Redis. */
+type wait_kind = 'interval' | 'pause' | 'drain';
+
+/** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
+type stream_state = {
+  task: task_record;
+  response: http.ServerResponse;
+  turn: request_turn;
+  media_type: string;
+  receivers: number;
+  started_at: number;
+  last_pop_at: number;
+  renew_at: number;
+  identity: string;
+  batch: number;
+  elements: number;
+  lines: number;
+  bytes: number;
+  failure: string;
+  open_timer: NodeJS.Timeout | undefined;
+  wake: () => void;
+};
+
+/** Os cabeçalhos saem com a primeira linha, ou depois disto: um worker rápido escolhe o status. */
+const open_after_ms = 1000;
+
+/** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
+const max_batch = { lines: 512, bytes: 256 * 1024 };
+
+/** O TTL é renovado a cada fração destas dele: duas renovações podem falhar sem dano. */
+const renewals_per_ttl = 3;
+
+/** Palavras de fim e cabeças são curtas; elementos maiores que isto são linhas, sem mais exame. */
+const max_head_bytes = 64 * 1024;
+
+const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
+
+const head_pattern = /^HTTP[ \t]+\d+(?:[ \t]|$)/;
+const valid_head_pattern = /^HTTP[ \t]+(\d{3})(?:[ \t]+(\{.*\}))?$/;
+
+/** Status que a cabeça não pode pedir: o HTTP não lhes permite corpo. */
+const bodyless_statuses = new Set([204, 205, 304]);
+
+/** Cabeçalhos que enquadram ou conduzem a resposta, ou que a identificam: são só do proxy. */
+const reserved_header =
+  /^(connection|content-(length|encoding)|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
+
+/** Os fluxos que dormem à espera de linhas, por UUID da tarefa, e como acordar cada um. */
+const sleeping_streams = new Map<string, () => void>();
+
+const line_feed = Buffer.from('\n');
+
+/** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
+const ending_rules: Record<ending, ending_rule> = {
+  done: { status: 200, last_line: () => undefined, worker_may_write: false },
+  timeout: { status: 200, last_line: () => MAXTIME_ERROR, worker_may_write: true },
+  client_gone: { status: 0, last_line: () => undefined, worker_may_write: true },
+  redis_lost: { status: 504, last_line: () => error_line('redis lost'), worker_may_write: true },
+  failed: {
+    status: 503,
+    last_line: (stream) => error_line(stream.failure),
+    worker_may_write: true,
+  },
+  shutdown: {
+    status: 503,
+    last_line: () => error_line('server shutting down'),
+    worker_may_write: true,
+  },
+};
+
+/** Um elemento da lista, já entendido. */
+export type list_element =
+  | { kind: 'blank' }
+  | { kind: 'end' }
+  | { kind: 'line'; bytes: Buffer }
+  | { kind: 'head'; status: number; headers: Record<string, string | string[]>; dropped: string[] }
+  | { kind: 'bad_head'; reason: string };
+
+/**
+ * Retira CR e LF, que quebrariam a linha em duas.
+ * @param element bytes como vieram
+ * @returns os mesmos bytes, ou uma cópia sem as quebras
+ */
+function strip_line_breaks(element: Buffer): Buffer {
+  if (!element.includes(0x0a) && !element.includes(0x0d)) return element;
+  return Buffer.from(element.toString('latin1').replace(/[\r\n]+/g, ''), 'latin1');
+}
+
+/**
+ * Confere um cabeçalho pedido por um worker.
+ * @param name nome
+ * @param value valor, como veio no JSON
+ * @returns o valor como o Node o aceita, ou undefined se o cabeçalho não pode ser usado
+ */
+function usable_header(name: string, value: unknown): string | string[] | undefined {
+  const values = Array.isArray(value) ? value : [value];
+  const is_plain = values.every((item) => /^(string|number|boolean)$/.test(typeof item));
+  if (reserved_header.test(name) || !is_plain) return undefined;
+  try {
+    validate_header_name(name);
+    for (const item of values) validate_header_value(name, String(item));
+  } catch {
+    return undefined;
+  }
+  return Array.isArray(value) ? value.map(String) : String(value);
+}
+
+/**
+ * Entende uma cabeça.
+ * @param text por exemplo 'HTTP 404 {"Content-Type": "application/json"}'
+ * @returns status e cabeçalhos, com os nomes dos recusados em `dropped`; ou por que ela não vale
+ */
+function parse_head(text: string): list_element {
+  const [, digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
+  const status = Number(digits);
+  if (!digits) return { kind: 'bad_head', reason: 'não é HTTP <status> {cabeçalhos}' };
+  if (status < 200 || status > 599 || bodyless_statuses.has(status)) {
+    return { kind: 'bad_head', reason: `status ${status} não é aceito` };
+  }
+  let given: Record<string, unknown>;
+  try {
+    given = JSON.parse(json);
+  } catch {
+    return { kind: 'bad_head', reason: 'os cabeçalhos não são um objeto JSON' };
+  }
+  const headers: Record<string, string | string[]> = {};
+  const dropped: string[] = [];
+  for (const [name, value] of Object.entries(given)) {
+    const usable = usable_header(name, value);
+    if (usable === undefined) dropped.push(name);
+    else headers[name] = usable;
+  }
+  return { kind: 'head', status, headers, dropped };
+}
+
+/**
+ * Entende um elemento da lista. Só o que começa por E ou H (depois de espaços) precisa virar texto.
+ * @param raw bytes como o worker os empurrou
+ * @returns linha, fim, cabeça ou nada
+ */
+export function parse_element(raw: Buffer): list_element {
+  const bytes = strip_line_breaks(raw);
+  const start = bytes.findIndex((byte) => byte !== 0x20 && byte !== 0x09);
+  if (start < 0) return { kind: 'blank' };
+  const initial = String.fromCharCode(bytes[start] ?? 0);
+  if (bytes.length > max_head_bytes || !/[EH]/.test(initial)) return { kind: 'line', bytes };
+  const text = bytes.toString('utf8').trim();
+  if (end_words.has(text)) return { kind: 'end' };
+  return head_pattern.test(text) ? parse_head(text) : { kind: 'line', bytes };
+}
+
+/**
+ * Dá os cabeçalhos de um fluxo.
+ * @param media_type tipo escolhido por choose_media_type
+ * @param task a tarefa, ou undefined numa resposta a HEAD
+ * @returns nomes e valores
+ */
+function stream_headers(media_type: string, task?: task_record): Record<string, string> {
+  return {
+    ...common_headers(),
+    'Content-Type': media_type,
+    'Cache-Control': 'no-store, no-transform',
+    'X-Accel-Buffering': 'no',
+    'X-Content-Type-Options': 'nosniff',
+    ...(task && {
+      'X-Task-UUID': task.uuid,
+      'X-Task-Key': task.task_key,
+      'X-Task-List': task.task_list,
+    }),
+  };
+}
+
+/**
+ * Prepara o estado de um fluxo e o temporizador que abre a resposta se nada chegar logo.
+ * @param task a tarefa já guardada
+ * @param request o pedido
+ * @param response a resposta
+ * @param turn a vez do pedido
+ * @param receivers quantos ouviram o anúncio
+ * @returns o estado
+ */
+function make_stream(
+  task: task_record,
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  turn: request_turn,
+  receivers: number,
+): stream_state {
+  const stream: stream_state = {
+    task,
+    response,
+    turn,
+    media_type: choose_media_type(request.headers.accept),
+    receivers,
+    started_at: now(),
+    last_pop_at: now(),
+    renew_at: now() + (REDIS_TTL * 1000) / renewals_per_ttl,
+    identity: redis_link.identity,
+    batch: 1,
+    elements: 0,
+    lines: 0,
+    bytes: 0,
+    failure: '',
+    open_timer: undefined,
+    wake: () => {},
+  };
+  turn.signal.addEventListener('abort', () => stream.wake(), { once: true });
+  stream.open_timer = setTimeout(() => {
+    open_response(stream);
+    response.flushHeaders();
+  }, open_after_ms);
+  return stream;
+}
+
+/**
+ * Acorda todos os fluxos que dormem à espera de linhas, para que cada um consulte uma vez.
+ */
+function wake_streams(): void {
+  for (const wake of [...sleeping_streams.values()]) wake();
+}
+
+/**
+ * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço.
+ * @param stream o fluxo
+ * @param status status HTTP
+ * @param headers cabeçalhos pedidos pelo worker; vencem os do fluxo
+ */
+function open_response(
+  stream: stream_state,
+  status = 200,
+  headers: Record<string, string | string[]> = {},
+): void {
+  const { response } = stream;
+  clearTimeout(stream.open_timer);
+  if (response.headersSent) return;
+  const ours = stream_headers(stream.media_type, stream.task);
+  for (const [name, value] of Object.entries({ ...ours, ...headers })) {
+    response.setHeader(name, value);
+  }
+  response.writeHead(status);
+}
+
+/**
+ * Dorme uma vez: acorda no prazo, quando o cliente sai, ou com o que o tipo de espera permite.
+ * É o único lugar em que o sono de um fluxo pode ser encurtado.
+ * @param stream o fluxo
+ * @param ms prazo em milissegundos
+ * @param kind por que se espera
+ * @returns true se algo a acordou antes do prazo
+ */
+function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
+  const { response, turn, task } = stream;
+  const is_over = kind === 'drain' && !response.writableNeedDrain;
+  if (turn.signal.aborted || is_over) return Promise.resolve(true);
+  return new Promise((resolve) => {
+    const wake = () => leave(true);
+    const leave = (woken: boolean) => {
+      clearTimeout(timer);
+      sleeping_streams.delete(task.uuid);
+      response.off('drain', wake);
+      stream.wake = () => {};
+      resolve(woken);
+    };
+    const timer = setTimeout(leave, Math.min(ms, max_timer_ms), false);
+    stream.wake = wake;
+    if (kind === 'interval') sleeping_streams.set(task.uuid, wake);
+    if (kind === 'drain') response.once('drain', wake);
+  });
+}
+
+/**
+ * Renova o TTL das chaves do fluxo, se já é hora.
+ * @param stream o fluxo
+ */
+function renew_if_due(stream: stream_state): void {
+  if (now() < stream.renew_at) return;
+  stream.renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl;
+  redis_renew(stream.task.uuid);
+}
+
+/**
+ * Espera, por longo que seja, sem deixar as chaves do fluxo expirarem.
+ * @param stream o fluxo
+ * @param ms prazo em milissegundos
+ * @param kind por que se espera
+ * @returns true se algo a acordou antes do prazo
+ */
+async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
+  const deadline = now() + ms;
+  do {
+    const next = Math.min(deadline, stream.renew_at);
+    if (await nap(stream, Math.max(0, next - now()), kind)) return true;
+    renew_if_due(stream);
+  } while (now() < deadline);
+  return false;
+}
+
+/**
+ * Diz quanto falta para MAXTIME sem nenhum elemento.
+ * @param stream o fluxo
+ * @returns milissegundos; zero ou menos se já se esgotou
+ */
+function time_left(stream: stream_state): number {
+  return stream.last_pop_at + MAXTIME - now();
+}
+
+/**
+ * Consulta a lista uma vez. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda há
+ * tempo: a resposta dele é uma linha do cliente.
+ * @param stream o fluxo
+ * @returns o que veio; undefined se o Redis não está ou o pedido foi interrompido
+ * @throws ErrorReply se o Redis recusa a consulta
+ */
+async function stream_poll(stream: stream_state): Promise<poll_result | undefined> {
+  renew_if_due(stream);
+  const interrupted = new Promise<undefined>((resolve) => {
+    const patience_ms = () => (stream.turn.signal.reason === 'client_gone' ? 0 : clean_limit_ms);
+    stream.wake = () => setTimeout(resolve, patience_ms(), undefined);
+  });
+  try {
+    const reply = redis_poll(stream.task.task_key, stream.task.task_list, stream.batch);
+    const limit = Math.max(time_left(stream), answer_limit_ms);
+    const poll = await within(Promise.race([reply, interrupted]), limit);
+    if (poll && (poll.task_exists || poll.list_exists || poll.elements.length > 0)) {
+      stream.identity = redis_link.identity || stream.identity;
+    }
+    return poll;
+  } catch (error) {
+    if (is_refusal(error)) throw error;
+    return undefined;
+  }
+}
+
+/**
+ * Decide quantas linhas retirar na próxima vez: dobra enquanto os lotes são pequenos, volta a uma
+ * quando não são, para que linhas de megabytes não encham a memória.
+ * @param batch quantas foram pedidas agora
+ * @param elements o que veio
+ * @returns quantas pedir; sempre 1 com PAUSE acima de 0 ou num Redis antigo
+ */
+function next_batch(batch: number, elements: Buffer[]): number {
+  if (PAUSE > 0 || !redis_link.pops_many) return 1;
+  const bytes = elements.reduce((sum, element) => sum + element.length, 0);
+  if (bytes > max_batch.bytes) return 1;
+  return Math.min(batch * 2, max_batch.lines);
+}
+
+/**
+ * Aplica a cabeça do worker, se ela vale e chegou a tempo; senão a descarta e registra.
+ * @param stream o fluxo
+ * @param head a cabeça
+ * @param is_first se é o primeiro elemento da lista
+ */
+function take_head(
+  stream: stream_state,
+  head: Extract<list_element, { kind: 'head' | 'bad_head' }>,
+  is_first: boolean,
+): void {
+  const too_late = !is_first || stream.response.headersSent;
+  if (head.kind === 'bad_head' || too_late) {
+    const reason = head.kind === 'bad_head' ? head.reason : 'chegou tarde: a resposta já começou';
+    log('warn', 'head_dropped', { task: stream.task.uuid, reason });
+    return;
+  }
+  if (head.dropped.length > 0) {
+    log('warn', 'header_refused', { task: stream.task.uuid, names: head.dropped.join(',') });
+  }
+  open_response(stream, head.status, head.headers);
+  stream.response.flushHeaders();
+}
+
+/**
+ * Envia linhas numa escrita só e respeita o cliente lento: enquanto o socket dele estiver cheio,
+ * nada mais é retirado da lista. Quem não lê nada por MAXTIME perde a conexão.
+ * @param stream o fluxo
+ * @param lines linhas sem quebra
+ */
+async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
+  const payload = Buffer.concat(lines.flatMap((line) => [line, line_feed]));
+  open_response(stream);
+  stream.lines += lines.length;
+  stream.bytes += payload.length;
+  if (stream.response.write(payload)) return;
+  if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
+    log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
+    stream.turn.controller.abort('client_gone' satisfies interruption);
+    stream.response.destroy();
+  }
+  stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
+}
+
+/**
+ * Entrega ao cliente o que foi retirado da lista, e pausa se algo foi enviado.
+ * @param stream o fluxo
+ * @param elements elementos na ordem da lista
+ * @returns true se o worker disse que terminou
+ */
+async function deliver(stream: stream_state, elements: Buffer[]): Promise<boolean> {
+  const lines: Buffer[] = [];
+  let finished = false;
+  stream.last_pop_at = now();
+  for (const raw of elements) {
+    const element = parse_element(raw);
+    if (element.kind === 'blank') continue;
+    const is_first = stream.elements === 0;
+    stream.elements += 1;
+    if (element.kind === 'line') lines.push(element.bytes);
+    else if (element.kind !== 'end') take_head(stream, element, is_first);
+    finished = element.kind === 'end';
+    if (finished) break;
+  }
+  if (lines.length > 0) {
+    await send_lines(stream, lines);
+    if (!finished && PAUSE > 0) await stream_wait(stream, PAUSE, 'pause');
+  }
+  return finished;
+}
+
+/**
+ * Decide o que significa a tarefa ter sumido com a lista vazia. Se o servidor não é mais o mesmo desde
+ * a última consulta que achou algo, os dados se perderam: isso não pode parecer sucesso.
+ * @param stream o fluxo
+ * @returns o fim; undefined enquanto não se sabe que servidor é este
+ */
+function judge_absence(stream: stream_state): ending | undefined {
+  if (redis_link.identity === '') return undefined;
+  return redis_link.identity === stream.identity ? 'done' : 'redis_lost';
+}
+
+/**
+ * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
+ * @param stream o fluxo
+ * @returns como terminou
+ * @throws ErrorReply se o Redis recusa a consulta
+ */
+async function run_stream(stream: stream_state): Promise<ending> {
+  const { signal } = stream.turn;
+  for (;;) {
+    if (signal.aborted) return signal.reason as interruption;
+    const poll = await stream_poll(stream);
+    if (poll && poll.elements.length > 0) {
+      stream.batch = next_batch(stream.batch, poll.elements);
+      if (await deliver(stream, poll.elements)) return 'done';
+    }
+    if (poll?.refusal) throw poll.refusal;
+    if (poll && (poll.elements.length > 0 || poll.list_exists)) continue;
+    const verdict = poll && !poll.task_exists && judge_absence(stream);
+    if (verdict) return verdict;
+    if (signal.aborted) continue;
+    if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost';
+    await stream_wait(stream, Math.min(INTERVAL, time_left(stream)), 'interval');
+  }
+}
+
+/**
+ * Diz ao cliente como o fluxo terminou, sem encerrar ainda a resposta.
+ * @param stream o fluxo
+ * @param how como terminou
+ */
+function say_ending(stream: stream_state, how: ending): void {
+  const { response } = stream;
+  const rule = ending_rules[how];
+  clearTimeout(stream.open_timer);
+  if (how === 'client_gone') {
+    response.destroy();
+    return;
+  }
+  const last_line = rule.last_line(stream);
+  open_response(stream, rule.status, {
+    ...(rule.status !== 200 && { 'Content-Type': 'application/json' }),
+  });
+  if (last_line !== undefined) response.write(`${last_line}\n`);
+}
+
+/**
+ * Registra o fim de um fluxo. Um silêncio completo apesar de alguém ter ouvido o anúncio quase sempre
+ * é um worker em outro banco: o canal é comum a todos os bancos, as chaves não.
+ * @param stream o fluxo
+ * @param how como terminou
+ */
+function log_ending(stream: stream_state, how: ending): void {
+  const { task, receivers, lines, bytes, started_at, response } = stream;
+  if (how === 'timeout' && stream.elements === 0 && receivers > 0) {
+    const hint =
+      `${receivers} assinante(s) ouviram e nenhuma linha veio: o worker está no banco ` +
+      `${REDIS_SERVER.database}? (a credencial Redis do n8n começa no banco 0)`;
+    log('warn', 'silent_worker', { task: task.uuid, hint });
+  }
+  const status = response.headersSent ? response.statusCode : 0;
+  const ms = Math.round(now() - started_at);
+  const is_fault = how === 'redis_lost' || how === 'failed';
+  const reason = stream.failure && { reason: stream.failure };
+  const fields = { task: task.uuid, ending: how, status, lines, bytes, ms };
+  log(is_fault ? 'error' : 'info', 'end', { ...fields, ...reason });
+}
+
+/**
+ * Encerra um fluxo: última linha, limpeza, fim da resposta e log, nesta ordem. O cliente só vê o fim
+ * depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms.
+ * @param stream o fluxo
+ * @param how como terminou
+ */
+async function finish_stream(stream: stream_state, how: ending): Promise<void> {
+  say_ending(stream, how);
+  const { worker_may_write } = ending_rules[how];
+  const cleaned = redis_clean({ task_uuid: stream.task.uuid, worker_may_write });
+  await within(cleaned, clean_limit_ms).catch(() => {});
+  stream.response.end();
+  log_ending(stream, how);
+}
+
+// ── Pedido ──────────────────────────────────────────────────────────────────────────────────────
+// Um despachante curto decide o que cada pedido é. Tudo o que for lançado daqui para baixo termina a
+// resposta e é registrado; um pedido ruim nunca derruba o processo.
+
+/**
+ * Responde /ping: "pong" se o Redis responde, 500 se não.
+ * @param request o pedido
+ * @param response a resposta
+ */
+async function answer_ping(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+): Promise<void> {
+  if (!(await redis_ping())) {
+    await send_refusal(request, response, new refusal(500, 'redis does not answer'));
+    return;
+  }
+  response.writeHead(200, {
+    ...common_headers(),
+    'Content-Type': 'text/plain',
+    'Content-Length': '4',
+    'Cache-Control': 'no-store',
+  });
+  response.end('pong');
+}
+
+/**
+ * Cria a tarefa de um pedido no Redis.
+ * @param request o pedido
+ * @param body os bytes do corpo
+ * @returns a tarefa e quantos ouviram o anúncio
+ * @throws refusal 503 se o Redis recusa, 504 se não responde
+ */
+async function create_task(request: http.IncomingMessage, body: Buffer) {
+  const task = make_task(request, body);
+  try {
+    const receivers = await redis_create_task(task);
+    const path = path_of(task.url);
+    log('info', 'task', {
+      task: task.uuid,
+      method: task.method,
+      path,
+      body: body.length,
+      receivers,
+    });
+    if (receivers === 0) {
+      const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
+      log('warn', 'no_worker', { task: task.uuid, hint });
+    }
+    return { task, receivers };
+  } catch (error) {
+    log('error', 'create_failed', { task: task.uuid, reason: (error as Error).message });
+    if (is_refusal(error)) throw new refusal(503, refusal_reason(error));
+    throw new refusal(504, 'redis does not answer');
+  }
+}
+
+/**
+ * Atende um pedido que vira tarefa, do corpo ao fim do fluxo.
+ * @param request o pedido
+ * @param response a resposta
+ * @param turn a vez do pedido
+ * @throws refusal antes de haver tarefa
+ */
+async function serve_task(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  turn: request_turn,
+): Promise<void> {
+  const body = await read_body(request, response, turn.signal);
+  const { task, receivers } = await create_task(request, body);
+  const stream = make_stream(task, request, response, turn, receivers);
+  let how: ending = 'failed';
+  try {
+    how = await run_stream(stream);
+  } catch (error) {
+    stream.failure = is_refusal(error) ? refusal_reason(error) : 'internal error';
+    log('error', 'stream_error', { task: task.uuid, reason: String((error as Error).stack) });
+  }
+  await finish_stream(stream, how);
+}
+
+/**
+ * Decide o que fazer com um pedido.
+ * @param request o pedido
+ * @param response a resposta
+ * @param turn a vez do pedido
+ * @throws refusal que deve virar resposta
+ */
+async function dispatch(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  turn: request_turn,
+): Promise<void> {
+  if (lifetime.stopping) {
+    throw new refusal(503, 'server shutting down', { Connection: 'close', 'Retry-After': '1' });
+  }
+  if (request.httpVersion === '1.1' && request.headers.host === undefined) {
+    throw new refusal(400, 'missing Host header', { Connection: 'close' });
+  }
+  if (request.headers.expect !== undefined && !expects_continue(request)) {
+    throw new refusal(417, 'only "Expect: 100-continue" is supported', { Connection: 'close' });
+  }
+  if (request.method === 'OPTIONS') {
+    response.writeHead(204, { ...common_headers(), Allow: allowed_methods });
+    response.end();
+    return;
+  }
+  if (path_of(request.url ?? '') === '/ping') {
+    await answer_ping(request, response);
+    return;
+  }
+  if (!(await redis_ping())) throw new refusal(504, 'redis does not answer');
+  if (request.method === 'HEAD') {
+    response.writeHead(200, stream_headers(choose_media_type(request.headers.accept)));
+    response.end();
+    return;
+  }
+  await serve_task(request, response, turn);
+}
+
+/**
+ * Termina a resposta de um pedido em que algo foi lançado.
+ * @param request o pedido
+ * @param response a resposta
+ * @param turn a vez do pedido
+ * @param error o que foi lançado
+ */
+async function answer_failure(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  turn: request_turn,
+  error: unknown,
+): Promise<void> {
+  if (turn.signal.reason === 'client_gone') {
+    response.destroy();
+    return;
+  }
+  if (!(error instanceof refusal) && !turn.signal.aborted) {
+    log('error', 'request_error', { reason: String((error as Error).stack) });
+  }
+  if (response.headersSent) {
+    response.end();
+    return;
+  }
+  const shutting_down = new refusal(503, 'server shutting down', { Connection: 'close' });
+  const fallback = turn.signal.aborted ? shutting_down : new refusal(500, 'internal error');
+  await send_refusal(request, response, error instanceof refusal ? error : fallback);
+}
+
+/**
+ * Atende um pedido: espera a vez na conexão, despacha, e só a passa adiante quando a resposta saiu.
+ * @param request o pedido
+ * @param response a resposta
+ */
+async function handle_request(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+): Promise<void> {
+  const turn = take_turn(request.socket);
+  try {
+    await turn.previous;
+    if (turn.signal.reason === 'client_gone') return;
+    await dispatch(request, response, turn);
+  } catch (error) {
+    await answer_failure(request, response, turn, error);
+  } finally {
+    await response_sent(response);
+    turn.leave();
+    if (lifetime.stopping) lifetime.server?.closeIdleConnections();
+  }
+}
+
+// ── Vida do processo ────────────────────────────────────────────────────────────────────────────
+// Subir: configurações, Redis, porta. Descer: parar de aceitar, dar GRACE aos fluxos, encerrar os que
+// restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora.
+
+/** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
+const farewell_ms = 3000;
+
+/** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
+const usage_exit_code = 2;
+
+/**
+ * Cria o servidor HTTP com todos os seus ouvintes, ainda sem abrir a porta.
+ * @returns o servidor
+ */
+function make_server(): http.Server {
+  const server = http.createServer({
+    keepAliveTimeout: keep_alive_ms,
+    headersTimeout: headers_limit_ms,
+    requestTimeout: request_limit_ms,
+    connectionsCheckingInterval: headers_check_ms,
+    requireHostHeader: false, // a recusa é nossa, com os nossos cabeçalhos
+  });
+  server.on('connection', watch_connection);
+  server.on('request', handle_request);
+  server.on('checkContinue', handle_request);
+  server.on('checkExpectation', handle_request);
+  server.on('clientError', refuse_broken_request);
+  server.on('connect', refuse_connect);
+  return server;
+}
+
+/**
+ * Explica por que a porta não abriu, em uma frase que diz o que fazer.
+ * @param error erro de listen
+ * @returns frase em português
+ */
+function explain_listen_error(error: NodeJS.ErrnoException): string {
+  const reasons: Record<string, string> = {
+    EADDRINUSE: 'a porta já está em uso; escolha outra em HTTP_PORT (-p)',
+    EACCES: 'sem permissão para essa porta; escolha uma acima de 1023 em HTTP_PORT (-p)',
+    EADDRNOTAVAIL: 'o endereço não é desta máquina; confira HTTP_HOST (--host)',
+    ENOTFOUND: 'nome desconhecido; confira HTTP_HOST (--host)',
+  };
+  return reasons[error.code ?? ''] ?? error.message;
+}
+
+/**
+ * Abre a porta HTTP.
+ * @param server o servidor
+ * @returns a URL em que ele atende
+ * @throws o erro de listen
+ */
+function listen(server: http.Server): Promise<string> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(HTTP_PORT, HTTP_HOST, () => {
+      const address = server.address();
+      const port = typeof address === 'object' && address ? address.port : HTTP_PORT;
+      resolve(`http://${HTTP_HOST.includes(':') ? `[${HTTP_HOST}]` : HTTP_HOST}:${port}`);
+    });
+  });
+}
+
+/**
+ * Espera os pedidos em andamento terminarem.
+ * @param ms prazo em milissegundos
+ */
+function requests_over(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    lifetime.when_idle = () => {
+      clearTimeout(timer);
+      resolve();
+    };
+    if (live_requests.size === 0) lifetime.when_idle();
+  });
+}
+
+/**
+ * Para o programa: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
+ * espera as limpezas e sai com 0. Chamada de novo, sai na hora.
+ * @param signal_name o sinal recebido
+ * @param signal_number o número dele, para o código da saída imediata
+ */
+async function stop(signal_name: string, signal_number: number): Promise<void> {
+  if (lifetime.stopping) {
+    log('warn', 'killed', { signal: signal_name, streams: live_requests.size });
+    process.exit(128 + signal_number);
+  }
+  lifetime.stopping = true;
+  log('info', 'stop', { signal: signal_name, streams: live_requests.size, grace: GRACE });
+  lifetime.server?.close();
+  lifetime.server?.closeIdleConnections();
+  await requests_over(GRACE);
+  for (const controller of live_requests) controller.abort('shutdown' satisfies interruption);
+  await requests_over(farewell_ms);
+  lifetime.server?.closeAllConnections();
+  await redis_close();
+  log('info', 'stopped', { streams: live_requests.size });
+  process.exit(0);
+}
+
+/**
+ * Varre o Redis agora e depois a cada REDIS_TTL, sem nunca sobrepor duas varreduras.
+ */
+async function sweep_forever(): Promise<void> {
+  await redis_sweep();
+  setTimeout(sweep_forever, REDIS_TTL * 1000).unref();
+}
+
+/**
+ * Encerra o programa por um motivo que o operador precisa resolver.
+ * @param fields o que falhou e por quê
+ */
+function die(fields: Record<string, string | number>): never {
+  log('error', 'fatal', fields);
+  process.exit(1);
+}
+
+/**
+ * Sobe o programa: sinais, Redis, porta, varredura.
+ */
+async function start(): Promise<void> {
+  process.on('SIGTERM', stop);
+  process.on('SIGINT', stop);
+  process.on('uncaughtException', (error) => die({ reason: String(error.stack) }));
+  const redis = format_redis_address(REDIS_SERVER);
+  log('info', 'start', {
+    version,
+    node: process.version,
+    pid: process.pid,
+    redis,
+    channel: REDIS_CHANNEL,
+    prefix: REDIS_PREFIX,
+    list_prefix: REDIS_LIST_PREFIX,
+  });
+  try {
+    await redis_connect(wake_streams);
+  } catch (error) {
+    die({ redis, reason: explain_redis_error(error) });
+  }
+  lifetime.server = make_server();
+  try {
+    log('info', 'listen', { url: await listen(lifetime.server) });
+  } catch (error) {
+    die({ host: HTTP_HOST, port: HTTP_PORT, reason: explain_listen_error(error as Error) });
+  }
+  void sweep_forever();
+}
+
+/**
+ * Entrada: lê as configurações e faz o que foi pedido. Erro de uso: uma linha em stderr e código 2.
+ * @param argv argumentos sem o nome do programa
+ * @param env variáveis de ambiente
+ */
+async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
+  process.stdout.on('error', () => {}); // quem lia o log saiu (| head); o serviço continua
+  process.stderr.on('error', () => {});
+  try {
+    const { action, gathered } = load_settings(argv, env);
+    if (action === 'run') await start();
+    else process.stdout.write(action === 'help' ? help_text(gathered) : `${version}\n`);
+  } catch (error) {
+    if (!(error instanceof usage_error)) throw error;
+    process.stderr.write(`json-proxy: ${error.message.replace(/[\x00-\x1f\x7f]+/g, ' ')}\n`);
+    process.exitCode = usage_exit_code;
+  }
+}
+
+if (require.main === module) void main(process.argv.slice(2), process.env);

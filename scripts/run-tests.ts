@@ -1,0 +1,27 @@
+/*
+ * Roda os arquivos *.test.ts de uma pasta com o executor do Node, alguns ao mesmo tempo.
+ *
+ *   tsx scripts/run-tests.ts test            os testes do programa
+ *   tsx scripts/run-tests.ts test http       só os arquivos cujo nome contém "http"
+ */
+
+import { spawnSync as run } from 'node:child_process';
+import { readdirSync as list_dir } from 'node:fs';
+import path from 'node:path';
+
+/** Quase todos os testes esperam por rede e relógio; mais arquivos que núcleos encurtam a espera. */
+const files_at_once = 4;
+
+const [folder = 'test', filter = ''] = process.argv.slice(2);
+const files = list_dir(folder)
+  .filter((name) => name.endsWith('.test.ts') && name.includes(filter))
+  .map((name) => path.join(folder, name));
+
+if (files.length === 0) {
+  console.error(`nenhum teste em ${folder} com "${filter}" no nome`);
+  process.exit(1);
+}
+const options = ['--import', 'tsx', '--test', `--test-concurrency=${files_at_once}`];
+const reporter = ['--test-reporter', 'spec'];
+const result = run(process.execPath, [...options, ...reporter, ...files], { stdio: 'inherit' });
+process.exit(result.status ?? 1);

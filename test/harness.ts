@@ -1,0 +1,268 @@
+/*
+ * O que os testes usam: o programa de verdade, montado num arquivo só e posto numa pasta vazia; um
+ * redis-server de verdade; clientes HTTP que esperam acontecimentos, sempre com prazo.
+ * Quem importa este arquivo tem tudo o que subiu desfeito no fim (after).
+ */
+
+import http from 'node:http';
+import net from 'node:net';
+import path from 'node:path';
+import { after } from 'node:test';
+import { createClient as create_client } from 'redis';
+import type { task_record } from '../json-proxy';
+import { build_program } from '../scripts/build';
+import {
+  type local_program,
+  type local_redis,
+  on_stop,
+  start_program,
+  stop_all,
+  temp_dir,
+  until,
+} from '../scripts/local';
+
+export type { local_program, local_redis } from '../scripts/local';
+export { delay, free_port, start_program, start_redis, temp_dir, until } from '../scripts/local';
+
+after(stop_all);
+
+/** Prazo de uma espera comum nos testes, folgado para máquinas carregadas. */
+export const patience_ms = 10_000;
+
+/** O proxy no ar. */
+export type proxy = local_program & { port: number; url: string };
+
+/** Um cliente do Redis nos testes. */
+export type redis_client = Awaited<ReturnType<typeof connect_redis>>;
+
+/** Uma resposta inteira. */
+export type http_reply = { status: number; headers: http.IncomingHttpHeaders; body: string };
+
+/** O que um pedido pode levar. */
+export type http_options = {
+  method?: string;
+  path?: string;
+  headers?: http.OutgoingHttpHeaders;
+  body?: string | Buffer;
+  agent?: http.Agent;
+};
+
+let built: Promise<string> | undefined;
+
+/**
+ * Monta o programa, uma vez por arquivo de teste, numa pasta sem mais nada.
+ * @returns o caminho de json-proxy.js
+ */
+export function program_file(): Promise<string> {
+  built ??= (async () => {
+    const outfile = path.join(temp_dir(), 'json-proxy.js');
+    await build_program(outfile);
+    return outfile;
+  })();
+  return built;
+}
+
+/**
+ * Roda o programa com argumentos quaisquer, sem esperar que fique pronto.
+ * @param args argumentos
+ * @param env variáveis de ambiente a mais
+ * @returns o programa filho
+ */
+export async function run_proxy(
+  args: string[],
+  env: NodeJS.ProcessEnv = {},
+): Promise<local_program> {
+  const file = await program_file();
+  return start_program(process.execPath, [file, ...args], env, path.dirname(file));
+}
+
+/**
+ * Sobe o proxy numa porta livre, ligado a um Redis, e espera que atenda.
+ * @param redis o Redis
+ * @param args argumentos a mais; os últimos vencem
+ * @param env variáveis de ambiente a mais
+ * @returns o proxy
+ */
+export async function start_proxy(
+  redis: Pick<local_redis, 'server'>,
+  args: string[] = [],
+  env: NodeJS.ProcessEnv = {},
+): Promise<proxy> {
+  const basics = ['-p', '0', '--host', '127.0.0.1', '-R', redis.server];
+  const program = await run_proxy([...basics, ...args], env);
+  const [, url = '', port = ''] = await program.wait_for(/ listen url=(http:\/\/\S+?:(\d+))\n/);
+  return { ...program, url, port: Number(port) };
+}
+
+/**
+ * Conecta um cliente ao Redis, no banco 1, fechado no fim dos testes.
+ * @param redis o Redis
+ * @param database número do banco
+ * @returns o cliente
+ */
+export async function connect_redis(redis: Pick<local_redis, 'port'>, database = 1) {
+  const client = create_client({
+    RESP: 2,
+    socket: { host: '127.0.0.1', port: redis.port },
+    database,
+  });
+  client.on('error', () => {}); // testes derrubam o Redis de propósito
+  await client.connect();
+  on_stop(async () => client.destroy());
+  return client;
+}
+
+/**
+ * Assina o canal, como um worker, e entrega as tarefas que chegam.
+ * @param redis o Redis
+ * @param channel canal
+ * @param database banco em que as tarefas são lidas
+ * @returns `next`: espera a próxima tarefa; `client`: cliente para escrever linhas
+ */
+export async function start_worker(
+  redis: Pick<local_redis, 'port'>,
+  channel = 'ndjson_jobs',
+  database = 1,
+) {
+  const client = await connect_redis(redis, database);
+  const subscriber = await connect_redis(redis, database);
+  const keys: string[] = [];
+  await subscriber.subscribe(channel, (task_key) => {
+    keys.push(task_key);
+  });
+  const next = async (ms = patience_ms): Promise<task_record> => {
+    const task_key = await until('tarefa anunciada', () => keys.shift(), ms);
+    const text = await client.get(task_key);
+    if (text === null) throw new Error(`a tarefa ${task_key} foi anunciada e não existe`);
+    return JSON.parse(text);
+  };
+  return { next, client, subscriber, pending: keys };
+}
+
+/**
+ * Faz um pedido e devolve a resposta assim que os cabeçalhos chegam.
+ * @param proxy o proxy
+ * @param options método, caminho, cabeçalhos e corpo
+ * @returns `arrived`: a resposta; `request`: para desistir dela
+ */
+function send_request(proxy: Pick<proxy, 'port'>, options: http_options) {
+  const { method = options.body === undefined ? 'GET' : 'POST', headers = {}, body } = options;
+  const request = http.request({
+    host: '127.0.0.1',
+    port: proxy.port,
+    path: options.path ?? '/',
+    method,
+    headers,
+    agent: options.agent ?? false,
+  });
+  const arrived = new Promise<http.IncomingMessage>((resolve, reject) => {
+    request.once('response', resolve);
+    request.once('error', reject);
+  });
+  arrived.catch(() => {}); // quem abandona o pedido não espera por ele
+  request.end(body);
+  return { request, arrived };
+}
+
+/**
+ * Faz um pedido e lê a resposta inteira.
+ * @param proxy o proxy
+ * @param options método, caminho, cabeçalhos e corpo
+ * @returns status, cabeçalhos e corpo em texto
+ */
+export async function fetch_all(
+  proxy: Pick<proxy, 'port'>,
+  options: http_options = {},
+): Promise<http_reply> {
+  const response = await send_request(proxy, options).arrived;
+  const chunks: Buffer[] = [];
+  for await (const chunk of response) chunks.push(chunk);
+  const body = Buffer.concat(chunks).toString('utf8');
+  return { status: response.statusCode ?? 0, headers: response.headers, body };
+}
+
+/**
+ * Abre um fluxo e o lê linha a linha.
+ * @param proxy o proxy
+ * @param options método, caminho, cabeçalhos e corpo
+ * @returns `head`: espera os cabeçalhos; `next`: espera a próxima linha, undefined no fim; `rest`:
+ *   espera o fim e devolve as linhas que faltavam; `arrivals`: instante de cada linha;
+ *   `pause`/`resume`: o cliente para e volta a ler; `leave`: o cliente vai embora
+ */
+export function open_stream(proxy: Pick<proxy, 'port'>, options: http_options = {}) {
+  const { request, arrived } = send_request(proxy, options);
+  const lines: string[] = [];
+  const arrivals: number[] = [];
+  const state = { tail: '', ended: false, error: undefined as Error | undefined };
+  const read = async () => {
+    const response = await arrived;
+    response.setEncoding('utf8');
+    response.on('data', (text: string) => {
+      const parts = (state.tail + text).split('\n');
+      state.tail = parts.pop() ?? '';
+      lines.push(...parts);
+      arrivals.push(...parts.map(() => performance.now()));
+    });
+    response.once('end', () => {
+      state.ended = true;
+    });
+    response.once('error', (error) => {
+      state.error = error;
+    });
+    return response;
+  };
+  const head = read();
+  head.catch((error) => {
+    state.error = error;
+  });
+  const next = async (ms = patience_ms): Promise<string | undefined> => {
+    await until('linha ou fim', () => lines.length > 0 || state.ended || state.error, ms);
+    if (lines.length === 0 && state.error) throw state.error;
+    return lines.shift();
+  };
+  const rest = async (ms = patience_ms): Promise<string[]> => {
+    await until('fim da resposta', () => state.ended || state.error, ms);
+    if (state.error) throw state.error;
+    if (state.tail !== '') throw new Error(`linha sem fim: ${state.tail.slice(0, 80)}`);
+    return lines.splice(0);
+  };
+  return {
+    head: () => head,
+    next,
+    rest,
+    arrivals,
+    pause: async () => (await head).pause(),
+    resume: async () => (await head).resume(),
+    leave: () => request.destroy(),
+  };
+}
+
+/**
+ * Abre um socket cru, para falar HTTP byte a byte.
+ * @param port porta do proxy
+ * @returns `send`; `text`: tudo o que chegou; `wait_for`: espera um padrão; `closed`: espera o
+ *   fechamento; `destroy`: fecha na hora
+ */
+export async function open_socket(port: number) {
+  const socket = net.connect(port, '127.0.0.1');
+  let received = '';
+  let is_closed = false;
+  socket.setEncoding('latin1').on('data', (text) => {
+    received += text;
+  });
+  socket.on('error', () => {});
+  socket.once('close', () => {
+    is_closed = true;
+  });
+  on_stop(async () => socket.destroy());
+  await new Promise<void>((resolve) => socket.once('connect', () => resolve()));
+  return {
+    socket,
+    send: (text: string | Buffer) => socket.write(text),
+    text: () => received,
+    wait_for: (pattern: RegExp, ms = patience_ms) =>
+      until(`${pattern} no socket; chegou: ${received}`, () => pattern.exec(received), ms),
+    closed: (ms = patience_ms) => until('fechamento da conexão', () => is_closed, ms),
+    destroy: () => socket.destroy(),
+  };
+}
