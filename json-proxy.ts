@@ -419,6 +419,19 @@ function show_setting(row: setting, text: string): string {
 }
 
 /**
+ * Descreve um argumento solto. Se uma senha também foi dada, ele pode ser um pedaço dela
+ * (`--secret= abc`), e então só a posição é mostrada.
+ * @param argv argumentos sem o nome do programa
+ * @param value o argumento solto
+ * @returns a mensagem de erro
+ */
+function stray_argument(argv: string[], value: string): string {
+  const has_secret = argv.some((word) => /^(-S|--secret|-R|--redis)/.test(word));
+  const name = has_secret ? `na posição ${argv.indexOf(value) + 1}` : JSON.stringify(value);
+  return `argumento inesperado: ${name}; só opções são aceitas, veja --help`;
+}
+
+/**
  * Separa os argumentos da linha de comando.
  * @param argv argumentos sem o nome do programa
  * @returns `flags`: nome longo e texto de cada opção dada; `labels`: como o usuário a escreveu
@@ -447,19 +460,6 @@ function read_arguments(argv: string[]) {
     labels.set(token.name, label);
   }
   return { flags, labels };
-}
-
-/**
- * Descreve um argumento solto. Se uma senha também foi dada, ele pode ser um pedaço dela
- * (`--secret= abc`), e então só a posição é mostrada.
- * @param argv argumentos sem o nome do programa
- * @param value o argumento solto
- * @returns a mensagem de erro
- */
-function stray_argument(argv: string[], value: string): string {
-  const has_secret = argv.some((word) => /^(-S|--secret|-R|--redis)/.test(word));
-  const name = has_secret ? `na posição ${argv.indexOf(value) + 1}` : JSON.stringify(value);
-  return `argumento inesperado: ${name}; só opções são aceitas, veja --help`;
 }
 
 /**
@@ -725,7 +725,8 @@ function redis_make_client(keep_trying: () => boolean) {
 
 /**
  * O estado da conexão, único no processo. `identity` é o run_id do servidor, vazio enquanto não se
- * sabe; `was_ready` diz se a primeira conexão já deu certo; `lost_at` é quando caiu, 0 se está de pé.
+ * sabe; `was_ready` diz se a primeira conexão já deu certo; `lost_at` é quando caiu, 0 se está de pé;
+ * `lost_reason`, o último motivo registrado.
  */
 const redis_link = {
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
@@ -735,6 +736,7 @@ const redis_link = {
   pops_many: false,
   was_ready: false,
   lost_at: 0,
+  lost_reason: '',
   pending_cleanups: new Map<string, cleanup>(),
 };
 
@@ -848,6 +850,44 @@ async function redis_identify(): Promise<void> {
 }
 
 /**
+ * Dá as três chaves de uma tarefa.
+ * @param task_uuid UUID da tarefa
+ * @returns chave da tarefa, da lista e da tomada, nesta ordem
+ */
+function redis_keys(task_uuid: string): [string, string, string] {
+  return [REDIS_PREFIX + task_uuid, REDIS_LIST_PREFIX + task_uuid, claim_prefix + task_uuid];
+}
+
+/**
+ * Apaga as chaves de uma tarefa encerrada. Se um worker ainda pode escrever, deixa no lugar da lista
+ * um EOF com TTL: as linhas atrasadas caem em algo que expira, em vez de recriar a lista para
+ * sempre. Comandos soltos, sem MULTI: com a memória cheia o RPUSH falha, mas o UNLINK vale.
+ * Sem conexão, a limpeza fica guardada para quando ela voltar. Não lança.
+ * @param work a tarefa e se ainda pode haver worker
+ */
+async function redis_clean(work: cleanup): Promise<void> {
+  const keys = redis_keys(work.task_uuid);
+  const replies: Promise<unknown>[] = [];
+  try {
+    const { client } = redis_ready();
+    replies.push(client.unlink(keys));
+    if (work.worker_may_write) {
+      replies.push(client.rPush(keys[1], 'EOF'), client.expire(keys[1], REDIS_TTL));
+    }
+  } catch (error) {
+    replies.push(Promise.reject(error));
+  }
+  const failed = (await Promise.allSettled(replies)).filter((reply) => reply.status === 'rejected');
+  const refused = failed.find((reply) => is_refusal(reply.reason));
+  if (refused) {
+    const reason = String(refused.reason.message);
+    log('warn', 'clean_refused', { task: work.task_uuid, reason });
+  } else if (failed.length > 0 && redis_link.pending_cleanups.size < max_pending_cleanups) {
+    redis_link.pending_cleanups.set(work.task_uuid, work);
+  }
+}
+
+/**
  * Guarda a tarefa e anuncia a chave dela, tudo ou nada (MULTI): ninguém ouve falar de tarefa que não
  * foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
  * worker atenda um cliente que foi recusado.
@@ -903,50 +943,18 @@ async function redis_poll(
 }
 
 /**
- * Dá as três chaves de uma tarefa.
+ * Renova o TTL das chaves de uma tarefa; os comandos saem junto com o próximo.
  * @param task_uuid UUID da tarefa
- * @returns chave da tarefa, da lista e da tomada, nesta ordem
+ * @returns se a chave da tarefa existia; undefined se o Redis não está ou recusou
  */
-function redis_keys(task_uuid: string): [string, string, string] {
-  return [REDIS_PREFIX + task_uuid, REDIS_LIST_PREFIX + task_uuid, claim_prefix + task_uuid];
-}
-
-/**
- * Renova o TTL das chaves de uma tarefa. Não espera nem falha: sai junto com o próximo comando, e
- * se o Redis não está, quem consulta percebe.
- * @param task_uuid UUID da tarefa
- */
-function redis_renew(task_uuid: string): void {
-  const client = redis_link.client;
-  for (const key of redis_keys(task_uuid)) client?.expire(key, REDIS_TTL).catch(() => {});
-}
-
-/**
- * Apaga as chaves de uma tarefa encerrada. Se um worker ainda pode escrever, deixa no lugar da lista
- * um EOF com TTL: as linhas atrasadas caem em algo que expira, em vez de recriar a lista para
- * sempre. Comandos soltos, sem MULTI: com a memória cheia o RPUSH falha, mas o UNLINK vale.
- * Sem conexão, a limpeza fica guardada para quando ela voltar. Não lança.
- * @param work a tarefa e se ainda pode haver worker
- */
-async function redis_clean(work: cleanup): Promise<void> {
-  const keys = redis_keys(work.task_uuid);
-  const replies: Promise<unknown>[] = [];
+async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
   try {
     const { client } = redis_ready();
-    replies.push(client.unlink(keys));
-    if (work.worker_may_write) {
-      replies.push(client.rPush(keys[1], 'EOF'), client.expire(keys[1], REDIS_TTL));
-    }
-  } catch (error) {
-    replies.push(Promise.reject(error));
-  }
-  const failed = (await Promise.allSettled(replies)).filter((reply) => reply.status === 'rejected');
-  const refused = failed.find((reply) => is_refusal(reply.reason));
-  if (refused) {
-    const reason = String(refused.reason.message);
-    log('warn', 'clean_refused', { task: work.task_uuid, reason });
-  } else if (failed.length > 0 && redis_link.pending_cleanups.size < max_pending_cleanups) {
-    redis_link.pending_cleanups.set(work.task_uuid, work);
+    const keys = redis_keys(task_uuid);
+    const replies = await Promise.all(keys.map((key) => client.expire(key, REDIS_TTL)));
+    return replies[0] === 1;
+  } catch {
+    return undefined;
   }
 }
 
@@ -1007,42 +1015,42 @@ async function redis_sweep(): Promise<void> {
 }
 
 /**
- * Registra a queda da conexão, uma vez por queda.
- * @param error erro emitido pela node-redis
+ * Registra a queda da conexão, e de novo se o motivo mudar (caiu, e ao voltar recusa a senha).
+ * @param error erro emitido pela node-redis, a cada tentativa
  */
 function redis_note_loss(error: unknown): void {
-  if (!redis_link.was_ready || redis_link.lost_at > 0) return;
-  redis_link.lost_at = now();
+  const reason = explain_redis_error(error);
+  if (!redis_link.was_ready || reason === redis_link.lost_reason) return;
+  if (redis_link.lost_at === 0) redis_link.lost_at = now();
+  redis_link.lost_reason = reason;
   redis_link.identity = '';
-  log('error', 'redis_down', {
-    redis: format_redis_address(REDIS_SERVER),
-    reason: explain_redis_error(error),
-  });
+  log('error', 'redis_down', { redis: format_redis_address(REDIS_SERVER), reason });
 }
 
 /**
  * Atende a conexão refeita: identifica o servidor, faz as limpezas guardadas e acorda os fluxos.
- * @param wake_streams acorda todos os fluxos que dormem, para que cada um consulte uma vez
+ * @param on_return chamada a cada reconexão, para que cada fluxo consulte uma vez
  */
-function redis_note_return(wake_streams: () => void): void {
+function redis_note_return(on_return: () => void): void {
   void redis_identify(); // o primeiro comando da conexão: responde antes de qualquer consulta
   if (!redis_link.was_ready) return;
   const down_ms = Math.round(now() - redis_link.lost_at);
   redis_link.lost_at = 0;
+  redis_link.lost_reason = '';
   log('info', 'redis_up', { redis: format_redis_address(REDIS_SERVER), down_ms });
   redis_clean_pending();
-  wake_streams();
+  on_return();
 }
 
 /**
  * Faz a primeira conexão e a confirma com um PING.
- * @param wake_streams acorda todos os fluxos que dormem, chamada a cada reconexão
+ * @param on_return chamada a cada reconexão
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
-async function redis_connect(wake_streams: () => void): Promise<void> {
+async function redis_connect(on_return: () => void): Promise<void> {
   const { client, buffers } = redis_make_client(() => redis_link.was_ready);
   client.on('error', redis_note_loss);
-  client.on('ready', () => redis_note_return(wake_streams));
+  client.on('ready', () => redis_note_return(on_return));
   redis_link.client = client;
   redis_link.buffers = buffers;
   await within(
@@ -1283,6 +1291,15 @@ function response_sent(response: http.ServerResponse): Promise<void> {
 }
 
 /**
+ * Diz se o cliente espera um convite antes de mandar o corpo.
+ * @param request o pedido
+ * @returns true com `Expect: 100-continue`
+ */
+function expects_continue(request: http.IncomingMessage): boolean {
+  return request.headers.expect?.toLowerCase() === '100-continue';
+}
+
+/**
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
  * @param request o pedido
  * @param response a resposta, para o 100 Continue
@@ -1310,15 +1327,6 @@ function read_body(
     request.once('error', reject);
     signal.addEventListener('abort', () => reject(new Error('interrompido')), { once: true });
   });
-}
-
-/**
- * Diz se o cliente espera um convite antes de mandar o corpo.
- * @param request o pedido
- * @returns true com `Expect: 100-continue`
- */
-function expects_continue(request: http.IncomingMessage): boolean {
-  return request.headers.expect?.toLowerCase() === '100-continue';
 }
 
 /**
@@ -1405,7 +1413,7 @@ async function refuse_connect(
  * @returns por exemplo "X-Api-Key"
  */
 function capitalize_header(name: string): string {
-  return name.toLowerCase().replace(/(^|-)[a-z]/g, (start) => start.toUpperCase());
+  return name.toLowerCase().replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
 }
 
 /**
@@ -1477,6 +1485,7 @@ type stream_state = {
   started_at: number;
   last_pop_at: number;
   renew_at: number;
+  expires_at: number;
   identity: string;
   batch: number;
   elements: number;
@@ -1606,9 +1615,9 @@ function parse_head(text: string): list_element {
  */
 export function parse_element(raw: Buffer): list_element {
   const bytes = strip_line_breaks(raw);
-  const start = bytes.findIndex((byte) => byte !== 0x20 && byte !== 0x09);
-  if (start < 0) return { kind: 'blank' };
-  const initial = String.fromCharCode(bytes[start] ?? 0);
+  const first_visible = bytes.findIndex((byte) => byte !== 0x20 && byte !== 0x09);
+  if (first_visible < 0) return { kind: 'blank' };
+  const initial = String.fromCharCode(bytes[first_visible] ?? 0);
   if (bytes.length > max_head_bytes || !/[EH]/.test(initial)) return { kind: 'line', bytes };
   const text = bytes.toString('utf8').trim();
   if (end_words.has(text)) return { kind: 'end' };
@@ -1637,48 +1646,6 @@ function stream_headers(media_type: string, task?: task_record): Record<string, 
 }
 
 /**
- * Prepara o estado de um fluxo e o temporizador que abre a resposta se nada chegar logo.
- * @param task a tarefa já guardada
- * @param request o pedido
- * @param response a resposta
- * @param turn a vez do pedido
- * @param receivers quantos ouviram o anúncio
- * @returns o estado
- */
-function make_stream(
-  task: task_record,
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  turn: request_turn,
-  receivers: number,
-): stream_state {
-  const stream: stream_state = {
-    task,
-    response,
-    turn,
-    media_type: choose_media_type(request.headers.accept),
-    receivers,
-    started_at: now(),
-    last_pop_at: now(),
-    renew_at: now() + (REDIS_TTL * 1000) / renewals_per_ttl,
-    identity: redis_link.identity,
-    batch: 1,
-    elements: 0,
-    lines: 0,
-    bytes: 0,
-    failure: '',
-    open_timer: undefined,
-    wake: () => {},
-  };
-  turn.signal.addEventListener('abort', () => stream.wake(), { once: true });
-  stream.open_timer = setTimeout(() => {
-    open_response(stream);
-    response.flushHeaders();
-  }, open_after_ms);
-  return stream;
-}
-
-/**
  * Acorda todos os fluxos que dormem à espera de linhas, para que cada um consulte uma vez.
  */
 function wake_streams(): void {
@@ -1704,6 +1671,49 @@ function open_response(
     response.setHeader(name, value);
   }
   response.writeHead(status);
+}
+
+/**
+ * Prepara o estado de um fluxo e o temporizador que abre a resposta se nada chegar logo.
+ * @param task a tarefa já guardada
+ * @param request o pedido
+ * @param response a resposta
+ * @param turn a vez do pedido
+ * @param receivers quantos ouviram o anúncio
+ * @returns o estado
+ */
+function make_stream(
+  task: task_record,
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  turn: request_turn,
+  receivers: number,
+): stream_state {
+  const stream: stream_state = {
+    task,
+    response,
+    turn,
+    media_type: choose_media_type(request.headers.accept),
+    receivers,
+    started_at: now(),
+    last_pop_at: now(),
+    renew_at: now() + (REDIS_TTL * 1000) / renewals_per_ttl,
+    expires_at: now() + REDIS_TTL * 1000,
+    identity: redis_link.identity,
+    batch: 1,
+    elements: 0,
+    lines: 0,
+    bytes: 0,
+    failure: '',
+    open_timer: undefined,
+    wake: () => {},
+  };
+  turn.signal.addEventListener('abort', () => stream.wake(), { once: true });
+  stream.open_timer = setTimeout(() => {
+    open_response(stream);
+    response.flushHeaders();
+  }, open_after_ms);
+  return stream;
 }
 
 /**
@@ -1741,7 +1751,12 @@ function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean
 function renew_if_due(stream: stream_state): void {
   if (now() < stream.renew_at) return;
   stream.renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl;
-  redis_renew(stream.task.uuid);
+  const asked_at = now();
+  void redis_renew(stream.task.uuid).then((task_exists) => {
+    if (task_exists) stream.expires_at = asked_at + REDIS_TTL * 1000;
+    // sumiu antes de poder expirar: foi o worker que a apagou
+    else if (task_exists === false && now() < stream.expires_at) stream.expires_at = Infinity;
+  });
 }
 
 /**
@@ -1884,13 +1899,15 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<boolea
 
 /**
  * Decide o que significa a tarefa ter sumido com a lista vazia. Se o servidor não é mais o mesmo desde
- * a última consulta que achou algo, os dados se perderam: isso não pode parecer sucesso.
+ * a última consulta que achou algo, ou se a chave pode ter expirado sem que a renovação a alcançasse,
+ * os dados se perderam: isso não pode parecer sucesso.
  * @param stream o fluxo
  * @returns o fim; undefined enquanto não se sabe que servidor é este
  */
 function judge_absence(stream: stream_state): ending | undefined {
   if (redis_link.identity === '') return undefined;
-  return redis_link.identity === stream.identity ? 'done' : 'redis_lost';
+  const same_server = stream.identity === '' || stream.identity === redis_link.identity;
+  return same_server && now() < stream.expires_at ? 'done' : 'redis_lost';
 }
 
 /**

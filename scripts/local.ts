@@ -110,6 +110,7 @@ export function temp_dir(): string {
  * @param args argumentos
  * @param env variáveis de ambiente a mais; undefined retira a variável
  * @param cwd diretório de trabalho
+ * @param detached fora do grupo do terminal, para que um Ctrl-C não chegue a ele
  * @returns o programa; ele desce em stop_all
  */
 export function start_program(
@@ -117,9 +118,11 @@ export function start_program(
   args: string[],
   env: NodeJS.ProcessEnv = {},
   cwd = process.cwd(),
+  detached = false,
 ): local_program {
   const child = spawn(command, args, {
     cwd,
+    detached,
     env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
@@ -192,18 +195,20 @@ async function stop_program(
 /**
  * Sobe um redis-server vazio, sem persistência, numa porta livre de 127.0.0.1.
  * @param args opções a mais, na forma do redis-server: ['--requirepass', 'x']
- * @param where porta e diretório de um que já existiu, para subi-lo de novo
+ * @param where porta e diretório de um que já existiu, para subi-lo de novo; e se fica fora do
+ *   grupo do terminal
  * @returns o servidor, já aceitando conexões
  */
 export async function start_redis(
   args: string[] = [],
-  where: { port?: number; dir?: string } = {},
+  where: { port?: number; dir?: string; detached?: boolean } = {},
 ): Promise<local_redis> {
   const dir = where.dir ?? temp_dir();
   for (let attempt = 1; ; attempt += 1) {
     const port = where.port ?? (await free_port());
     const basics = ['--port', String(port), '--bind', '127.0.0.1', '--dir', dir, '--save', ''];
-    const program = start_program('redis-server', [...basics, '--daemonize', 'no', ...args]);
+    const options = [...basics, '--daemonize', 'no', ...args];
+    const program = start_program('redis-server', options, {}, dir, where.detached);
     try {
       await program.wait_for(/Ready to accept connections/);
       return { ...program, port, dir, server: `127.0.0.1:${port}/1` };

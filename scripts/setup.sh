@@ -1,0 +1,64 @@
+#!/bin/sh
+# Instala o que falta para os comandos do projeto, e nada mais.
+#
+#   sh scripts/setup.sh packages          os pacotes do npm (package-lock.json)
+#   sh scripts/setup.sh redis             redis-server, pelo apt onde houver
+#   sh scripts/setup.sh redis-unless-given   idem, salvo se REDIS_SERVER aponta para um
+#   sh scripts/setup.sh python            python3 e redis-py, para test:extra
+set -eu
+cd "$(dirname "$0")/.."
+
+# Instala pacotes do Debian, como root ou com sudo sem senha.
+# $1: o que dizer a quem não tem apt; demais: nomes dos pacotes
+apt_install() {
+  advice=$1
+  shift
+  runner=
+  [ "$(id -u)" = 0 ] || runner='sudo -n'
+  if ! command -v apt-get >/dev/null || ! $runner true 2>/dev/null; then
+    echo "falta: $*. Instale com: $advice" >&2
+    exit 1
+  fi
+  echo "instalando com apt: $*"
+  log=$(mktemp)
+  if ! { $runner apt-get update && $runner env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y --no-install-recommends "$@"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "o apt não instalou: $*. Tente à mão: $advice" >&2
+    exit 1
+  fi
+  rm -f "$log"
+}
+
+# Instala os pacotes do npm se faltam ou se o package-lock.json mudou desde então.
+ensure_packages() {
+  [ node_modules/.package-lock.json -nt package-lock.json ] && return
+  echo "instalando os pacotes do npm"
+  npm ci --no-audit --no-fund --loglevel=error
+}
+
+# Instala o redis-server.
+ensure_redis() {
+  command -v redis-server >/dev/null && return
+  apt_install "apt-get install redis-server (Debian), dnf install redis (Fedora) ou \
+brew install redis (macOS)" redis-server
+}
+
+# Instala o Python do sistema com redis-py.
+ensure_python() {
+  /usr/bin/python3 -c 'import redis' 2>/dev/null && return
+  apt_install "apt-get install python3-redis, ou pip install redis" python3 python3-redis
+}
+
+for part in "$@"; do
+  case $part in
+    packages) ensure_packages ;;
+    redis) ensure_redis ;;
+    redis-unless-given) [ -n "${REDIS_SERVER:-}" ] || ensure_redis ;;
+    python) ensure_python ;;
+    *)
+      echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python" >&2
+      exit 2
+      ;;
+  esac
+done

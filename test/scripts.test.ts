@@ -1,0 +1,166 @@
+/*
+ * Os comandos em volta do programa: demonstração, desenvolvimento, montagem e exemplos, cada um
+ * rodado como o usuário o roda.
+ */
+
+import assert from 'node:assert/strict';
+import { execFileSync as run } from 'node:child_process';
+import {
+  copyFileSync as copy_file,
+  readdirSync as list_dir,
+  readFileSync as read_file,
+} from 'node:fs';
+import path from 'node:path';
+import { before, describe, test } from 'node:test';
+import { version } from '../json-proxy';
+import {
+  fetch_all,
+  free_port,
+  type local_redis,
+  open_stream,
+  program_file,
+  start_program,
+  start_proxy,
+  start_redis,
+  temp_dir,
+} from './harness';
+
+const root = path.join(__dirname, '..');
+const tsx = ['--import', 'tsx'];
+
+let redis: local_redis;
+
+before(async () => {
+  redis = await start_redis();
+});
+
+describe('comandos', { concurrency: true }, () => {
+  test('a demonstração mostra cada linha com seu instante e sai com 0', async () => {
+    const demo = start_program(process.execPath, [...tsx, 'scripts/demo.ts'], {}, root);
+    assert.equal(await demo.exited, 0, demo.stderr());
+    const arrivals = [...demo.stdout().matchAll(/^\+(\d+\.\d{3}) s {2}\{"n":(\d)/gm)];
+    assert.deepEqual(
+      arrivals.map(([, , n]) => n),
+      ['1', '2', '3', '4', '5'],
+    );
+    const [first = 0, last = 0] = [arrivals[0], arrivals[4]].map((found) => Number(found?.[1]));
+    assert.ok(last - first > 1, 'as linhas chegaram juntas: não foi streaming');
+    assert.match(demo.stdout(), /ending=done status=200 lines=5/);
+    assert.equal(demo.stderr(), '');
+  });
+
+  test('a demonstração aceita um arquivo já montado e falha com clareza se ele não existe', async () => {
+    const args = [...tsx, 'scripts/demo.ts', '--program', '/nao/existe.js'];
+    const demo = start_program(process.execPath, args, {}, root);
+    assert.equal(await demo.exited, 1);
+    assert.match(demo.stderr(), /a demonstração falhou: /);
+  });
+
+  test('dev sobe tudo, mostra o curl que funciona, e Ctrl-C desce tudo', async () => {
+    const port = await free_port();
+    const args = [...tsx, 'scripts/dev.ts', '-p', String(port)];
+    const dev = start_program(process.execPath, args, { REDIS_SERVER: '' }, root);
+    const [, url = ''] = await dev.wait_for(/experimente: {2}curl -N (\S+) -d/);
+    const [, redis_port = ''] = await dev.wait_for(/redis-cli -p (\d+)/);
+    const { pathname, port: shown_port } = new URL(url);
+    assert.equal(Number(shown_port), port);
+    const reply = await fetch_all({ port }, { path: pathname, body: 'oi' });
+    assert.equal(reply.body.trim().split('\n').length, 5);
+    assert.equal(await dev.stop('SIGINT'), 0);
+    assert.throws(() => run('redis-cli', ['-p', redis_port, 'ping'], { stdio: 'pipe' }));
+    await assert.rejects(fetch_all({ port }, { path: '/ping' }), { code: 'ECONNREFUSED' });
+  });
+
+  test('dev usa o Redis dado e não sobe outro', async () => {
+    const port = await free_port();
+    const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: 'canal_dev' };
+    const args = [...tsx, 'scripts/dev.ts', '-p', String(port)];
+    const dev = start_program(process.execPath, args, env, root);
+    await dev.wait_for(/Ctrl-C desce tudo/);
+    assert.match(dev.stdout(), new RegExp(`redis=${redis.server} channel=canal_dev`));
+    assert.doesNotMatch(dev.stdout(), /redis-cli -p/);
+    assert.equal(await dev.stop('SIGINT'), 0);
+  });
+
+  test('o arquivo montado roda sozinho numa pasta vazia', async () => {
+    const dir = temp_dir();
+    copy_file(await program_file(), path.join(dir, 'json-proxy.js'));
+    const options = { cwd: dir, encoding: 'utf8' as const };
+    assert.equal(run(process.execPath, ['json-proxy.js', '-V'], options), `${version}\n`);
+    assert.deepEqual(list_dir(dir), ['json-proxy.js']);
+    const alone = start_program(
+      process.execPath,
+      ['json-proxy.js', '-p', '0', '-R', redis.server],
+      {},
+      dir,
+    );
+    const [, port] = await alone.wait_for(/ listen url=\S+:(\d+)\n/);
+    assert.equal((await fetch_all({ port: Number(port) }, { path: '/ping' })).body, 'pong');
+    assert.equal(await alone.stop(), 0);
+  });
+
+  test('o worker de exemplo atende uma tarefa e sai, ou para quando o cliente desiste', async () => {
+    const own = await start_proxy(redis, ['-C', 'canal_exemplo']);
+    const args = [...tsx, 'scripts/worker-example.ts', '-R', redis.server, '-C', 'canal_exemplo'];
+    const worker = start_program(process.execPath, [...args, '--pause', '5'], {}, root);
+    await worker.wait_for(/ouvindo canal_exemplo/);
+    const reply = await fetch_all(own, { path: '/x?y=1', body: 'á' });
+    const lines = reply.body.trim().split('\n');
+    assert.deepEqual(JSON.parse(lines[0] ?? ''), { n: 1, of: 5, url: '/x?y=1', body: 'á' });
+    assert.equal(lines.length, 5);
+    assert.equal(await worker.exited, 0);
+    const slow = start_program(process.execPath, [...args, '--pause', '200'], {}, root);
+    await slow.wait_for(/ouvindo/);
+    const stream = open_stream(own, { body: 'x' });
+    await stream.next();
+    stream.leave();
+    assert.equal(await slow.exited, 0);
+    assert.match((await own.wait_for(/ end .*ending=client_gone.*/))[0], /lines=[12]\b/);
+  });
+
+  test('client-curl.sh confere e lê um fluxo; sem proxy diz o que fazer', async () => {
+    const own = await start_proxy(redis, ['-C', 'canal_curl']);
+    const worker_args = [...tsx, 'scripts/worker-example.ts', '--pause', '1'];
+    const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: 'canal_curl' };
+    const worker = start_program(process.execPath, worker_args, env, root);
+    await worker.wait_for(/ouvindo/);
+    const client = start_program(
+      'sh',
+      ['scripts/client-curl.sh', '-p', String(own.port)],
+      {},
+      root,
+    );
+    assert.equal(await client.exited, 0, client.stderr());
+    assert.match(client.stdout(), /^pong\n\{"n":1/);
+    assert.equal(client.stdout().trim().split('\n').length, 6);
+    const port = String(await free_port());
+    const lost = start_program('sh', ['scripts/client-curl.sh'], { HTTP_PORT: port }, root);
+    assert.equal(await lost.exited, 1);
+    assert.match(lost.stderr(), /sem pong em .* o proxy está de pé\?/);
+    const wrong = start_program('sh', ['scripts/client-curl.sh', '--porta', '1'], {}, root);
+    assert.equal(await wrong.exited, 2);
+    assert.match(wrong.stderr(), /opção desconhecida: --porta; aceito: /);
+  });
+
+  test('setup.sh recusa uma parte que não conhece', async () => {
+    const setup = start_program('sh', ['scripts/setup.sh', 'tudo'], {}, root);
+    assert.equal(await setup.exited, 2);
+    assert.match(setup.stderr(), /parte desconhecida: tudo; aceito: packages redis/);
+  });
+
+  test('sem apt e sem redis-server, uma linha diz o que instalar', async () => {
+    const bin = temp_dir();
+    const tools = ['sh', 'dirname', 'id', 'env'];
+    for (const name of tools) copy_file(run('which', [name]).toString().trim(), `${bin}/${name}`);
+    const setup = start_program('/bin/sh', ['scripts/setup.sh', 'redis'], { PATH: bin }, root);
+    assert.equal(await setup.exited, 1);
+    assert.match(setup.stderr(), /^falta: redis-server\. Instale com: .*apt-get.*brew.*\n$/);
+  });
+});
+
+test('package.json e fonte dizem a mesma versão, e o pacote leva o programa', () => {
+  const manifest = JSON.parse(read_file(path.join(root, 'package.json'), 'utf8'));
+  assert.equal(manifest.version, version);
+  assert.deepEqual(Object.keys(manifest.dependencies), ['redis']);
+  assert.ok(manifest.files.includes('json-proxy.js'));
+});
