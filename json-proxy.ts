@@ -1121,11 +1121,16 @@ type request_turn = {
   leave: () => void;
 };
 
-/** O que se sabe de uma conexão: os pedidos em andamento e o fim do último da fila. */
+/**
+ * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último e o fim da vez dele.
+ * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo corpo.
+ */
 type connection_state = {
   turns: Set<AbortController>;
   last_turn: Promise<void>;
-  broken: boolean;
+  last_response: http.ServerResponse | undefined;
+  broken: refusal | undefined;
+  on_broken: () => void;
 };
 
 const connections = new WeakMap<duplex_stream, connection_state>();
@@ -1216,10 +1221,11 @@ export function path_of(target: string): string {
 /**
  * Escolhe o tipo de mídia da resposta.
  * @param accept cabeçalho Accept do pedido
- * @returns o primeiro tipo de NDJSON que o Accept nomeia, ou application/x-ndjson
+ * @returns o primeiro tipo de NDJSON que o Accept nomeia sem q=0, ou application/x-ndjson
  */
 export function choose_media_type(accept = ''): string {
-  const named = accept.split(',').map((item) => (item.split(';')[0] ?? '').trim().toLowerCase());
+  const wanted = accept.split(',').filter((item) => !/;\s*q=0(\.0*)?\s*(;|$)/i.test(item));
+  const named = wanted.map((item) => (item.split(';')[0] ?? '').trim().toLowerCase());
   return named.find((type) => ndjson_types.includes(type)) ?? 'application/x-ndjson';
 }
 
@@ -1232,12 +1238,15 @@ function watch_connection(socket: duplex_stream): void {
   const state: connection_state = {
     turns: new Set(),
     last_turn: Promise.resolve(),
-    broken: false,
+    last_response: undefined,
+    broken: undefined,
+    on_broken: () => {},
   };
   const client_left = () => {
     for (const controller of state.turns) controller.abort('client_gone' satisfies interruption);
   };
   connections.set(socket, state);
+  socket.on('error', () => {}); // depois de um CONNECT o Node deixa de ouvi-los; o close basta
   socket.once('end', client_left);
   socket.once('close', client_left);
 }
@@ -1245,10 +1254,12 @@ function watch_connection(socket: duplex_stream): void {
 /**
  * Põe um pedido na fila da sua conexão. Chamada antes da primeira espera, para que nenhum
  * fechamento passe despercebido.
- * @param socket a conexão do pedido
+ * @param request o pedido
+ * @param response a resposta dele
  * @returns a vez: espere `previous` antes de responder e chame `leave` no fim
  */
-function take_turn(socket: duplex_stream): request_turn {
+function take_turn(request: http.IncomingMessage, response: http.ServerResponse): request_turn {
+  const { socket } = request;
   const state = connections.get(socket);
   const controller = new AbortController();
   const previous = state?.last_turn ?? Promise.resolve();
@@ -1256,8 +1267,11 @@ function take_turn(socket: duplex_stream): request_turn {
   const finished = new Promise<void>((resolve) => {
     release = resolve;
   });
-  if (state) state.last_turn = previous.then(() => finished);
-  state?.turns.add(controller);
+  if (state) {
+    state.last_turn = previous.then(() => finished);
+    state.last_response = response;
+    state.turns.add(controller);
+  }
   live_requests.add(controller);
   if (socket.destroyed) controller.abort('client_gone' satisfies interruption);
   const leave = () => {
@@ -1291,12 +1305,13 @@ function response_sent(response: http.ServerResponse): Promise<void> {
 }
 
 /**
- * Diz se o cliente espera um convite antes de mandar o corpo.
+ * Diz se o cliente espera um convite antes de mandar o corpo. O HTTP/1.0 não conhece o 100.
  * @param request o pedido
  * @returns true com `Expect: 100-continue`
  */
 function expects_continue(request: http.IncomingMessage): boolean {
-  return request.headers.expect?.toLowerCase() === '100-continue';
+  const { expect = '' } = request.headers;
+  return expect.toLowerCase() === '100-continue' && request.httpVersion !== '1.0';
 }
 
 /**
@@ -1305,7 +1320,7 @@ function expects_continue(request: http.IncomingMessage): boolean {
  * @param response a resposta, para o 100 Continue
  * @param signal interrompe a leitura
  * @returns os bytes do corpo, vazio se não há
- * @throws refusal 413 se passar de MAXBODY; Error se o cliente sair no meio
+ * @throws refusal 413 se passar de MAXBODY, ou a do analisador; Error se o cliente sair no meio
  */
 function read_body(
   request: http.IncomingMessage,
@@ -1315,9 +1330,15 @@ function read_body(
   const too_large = new refusal(413, `request body larger than ${MAXBODY} bytes`);
   if (Number(request.headers['content-length'] ?? 0) > MAXBODY) return Promise.reject(too_large);
   if (expects_continue(request)) response.writeContinue();
+  const state = connections.get(request.socket);
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
     let size = 0;
+    const check_broken = () => {
+      if (state?.broken && !request.complete) reject(state.broken);
+    };
+    if (state) state.on_broken = check_broken;
+    check_broken();
     request.on('data', (chunk: Buffer) => {
       size += chunk.length;
       if (size <= MAXBODY) chunks.push(chunk);
@@ -1325,7 +1346,9 @@ function read_body(
     });
     request.once('end', () => resolve(Buffer.concat(chunks)));
     request.once('error', reject);
-    signal.addEventListener('abort', () => reject(new Error('interrompido')), { once: true });
+    const interrupt = () => reject(new Error('interrompido'));
+    if (signal.aborted) interrupt();
+    signal.addEventListener('abort', interrupt, { once: true });
   });
 }
 
@@ -1364,8 +1387,28 @@ async function send_refusal(
 }
 
 /**
- * Responde o que o analisador do Node recusou, depois que as respostas em andamento na mesma conexão
- * terminarem, e a fecha.
+ * Fecha uma conexão com uma última resposta, salvo se a anterior já prometeu ser a última: numa
+ * resposta sem tamanho, que acaba quando a conexão fecha, ela pareceria parte do corpo.
+ * @param socket a conexão
+ * @param status status HTTP
+ * @param message texto do campo "error"
+ * @param reason motivo, para o log
+ */
+function end_connection(
+  socket: duplex_stream,
+  status: number,
+  message: string,
+  reason: string,
+): void {
+  log('warn', 'refused', { status, reason });
+  const is_over = connections.get(socket)?.last_response?.shouldKeepAlive === false;
+  if (socket.writable) socket.end(is_over ? undefined : raw_error(status, message));
+}
+
+/**
+ * Responde o que o analisador do Node recusou, e fecha a conexão. Se foi no corpo de um pedido, é ele
+ * quem responde: esperar a vez dele seria esperar para sempre. Senão, as respostas em andamento na
+ * conexão terminam antes.
  * @param error erro do analisador ou do prazo dos cabeçalhos
  * @param socket a conexão
  */
@@ -1374,18 +1417,19 @@ async function refuse_broken_request(
   socket: duplex_stream,
 ): Promise<void> {
   const state = connections.get(socket);
-  if (state?.broken) return; // cada pedaço que chega depois repete o erro
-  if (state) state.broken = true;
+  if (!state || state.broken) return; // cada pedaço que chega depois repete o erro
   const answers: Record<string, [number, string]> = {
     HPE_HEADER_OVERFLOW: [431, 'request headers too large'],
     HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, 'chunk extensions too large'],
     ERR_HTTP_REQUEST_TIMEOUT: [408, 'request not received in time'],
   };
   const [status, message] = answers[error.code ?? ''] ?? [400, 'malformed request'];
-  if (error.code !== 'ECONNRESET') {
-    await state?.last_turn;
-    log('warn', 'refused', { status, reason: error.code ?? error.message });
-    if (socket.writable) socket.end(raw_error(status, message));
+  state.broken = new refusal(status, message);
+  const is_body = state.last_response?.req.complete === false;
+  if (is_body) state.on_broken();
+  await state.last_turn;
+  if (!is_body && error.code !== 'ECONNRESET') {
+    end_connection(socket, status, message, error.code ?? error.message);
   }
   setTimeout(() => socket.destroy(), linger_ms).unref();
 }
@@ -1400,7 +1444,7 @@ async function refuse_connect(
   socket: duplex_stream,
 ): Promise<void> {
   await connections.get(socket)?.last_turn;
-  socket.end(raw_error(501, 'CONNECT is not supported'));
+  end_connection(socket, 501, 'CONNECT is not supported', 'CONNECT');
 }
 
 // ── Tarefa ──────────────────────────────────────────────────────────────────────────────────────
@@ -1666,6 +1710,7 @@ function open_response(
   const { response } = stream;
   clearTimeout(stream.open_timer);
   if (response.headersSent) return;
+  if (response.req.httpVersion === '1.0') response.useChunkedEncodingByDefault = false;
   const ours = stream_headers(stream.media_type, stream.task);
   for (const [name, value] of Object.entries({ ...ours, ...headers })) {
     response.setHeader(name, value);
@@ -2092,7 +2137,8 @@ async function dispatch(
   if (request.httpVersion === '1.1' && request.headers.host === undefined) {
     throw new refusal(400, 'missing Host header', { Connection: 'close' });
   }
-  if (request.headers.expect !== undefined && !expects_continue(request)) {
+  const { expect = '100-continue' } = request.headers;
+  if (expect.toLowerCase() !== '100-continue') {
     throw new refusal(417, 'only "Expect: 100-continue" is supported', { Connection: 'close' });
   }
   if (request.method === 'OPTIONS') {
@@ -2105,6 +2151,7 @@ async function dispatch(
     return;
   }
   if (!(await redis_ping())) throw new refusal(504, 'redis does not answer');
+  turn.signal.throwIfAborted();
   if (request.method === 'HEAD') {
     response.writeHead(200, stream_headers(choose_media_type(request.headers.accept)));
     response.end();
@@ -2151,7 +2198,7 @@ async function handle_request(
   request: http.IncomingMessage,
   response: http.ServerResponse,
 ): Promise<void> {
-  const turn = take_turn(request.socket);
+  const turn = take_turn(request, response);
   try {
     await turn.previous;
     if (turn.signal.reason === 'client_gone') return;

@@ -1,0 +1,335 @@
+/*
+ * Os manuais dizem o que o programa faz: as tabelas de configurações, etiquetas, fins e status são
+ * conferidas com o fonte, os dois idiomas um com o outro, e os workers de dez linhas rodam.
+ */
+
+import assert from 'node:assert/strict';
+import { existsSync as file_exists, readFileSync as read_file } from 'node:fs';
+import { describe, test } from 'node:test';
+import { settings_table, version } from '../json-proxy';
+import { connect_redis, fetch_all, start_proxy, start_redis, start_worker } from './harness';
+import {
+  code_spans,
+  type manual,
+  type manual_table,
+  read_manual,
+  start_manual_worker,
+} from './readme_helpers';
+
+const english = read_manual('README.md');
+const portuguese = read_manual('README.pt-BR.md');
+const manuals = [english, portuguese];
+const program = read_file('json-proxy.ts', 'utf8');
+const package_json = JSON.parse(read_file('package.json', 'utf8'));
+
+/** Trechos de código que são palavras, e por isso mudam de um idioma para o outro. */
+const translated_spans = new Map([
+  ['host:port', 'host:porta'],
+  ['host:port/db', 'host:porta/banco'],
+  ['/db', '/banco'],
+  ['redis://user:password@host:port/db', 'redis://usuário:senha@host:porta/banco'],
+  ['HTTP <status> {"Name": "value"}', 'HTTP <status> {"Nome": "valor"}'],
+  ['name=value', 'nome=valor'],
+  ['NAME=value', 'NOME=valor'],
+]);
+
+/**
+ * Acha uma tabela pelo título da primeira coluna no README.md; no outro idioma, pela posição.
+ * @param manual o manual em que se quer a tabela
+ * @param title título da primeira coluna, em inglês
+ * @returns a tabela
+ */
+function table_of(manual: manual, title: string): manual_table {
+  const index = english.tables.findIndex(({ header }) => header[0] === title);
+  const table = manual.tables[index];
+  assert.ok(table, `${manual.file}: não há tabela "${title}"`);
+  return table;
+}
+
+/**
+ * Dá o que está entre crases na primeira coluna de uma tabela.
+ * @param manual o manual
+ * @param title título da primeira coluna, em inglês
+ * @returns os nomes, na ordem
+ */
+function first_column(manual: manual, title: string): string[] {
+  return table_of(manual, title).rows.flatMap(([cell = '']) => code_spans(cell));
+}
+
+/**
+ * Acha as chamadas de log no fonte.
+ * @returns nível e campos por etiqueta; sem campos quando a chamada não os escreve ali mesmo
+ * @throws AssertionError se há uma chamada de outra forma
+ */
+function logged_tags(): Map<string, { levels: Set<string>; fields: Set<string> }> {
+  const calls = [...program.matchAll(/\blog\(\s*([^,]+),\s*'(\w+)',\s*(\w+|\{[^}]*\})/g)];
+  const written = program.match(/(?<!function )\blog\(/g) ?? [];
+  assert.equal(calls.length, written.length, 'chamadas de log que o teste não reconhece');
+  const deaths = [...program.matchAll(/\bdie\((\{[^}]*\})/g)];
+  const tags = new Map<string, { levels: Set<string>; fields: Set<string> }>();
+  const found: string[][] = calls.map(([, ...parts]) => parts);
+  for (const [, fields = ''] of deaths) found.push(["'error'", 'fatal', fields]);
+  for (const [level = '', tag = '', fields = ''] of found) {
+    const entry = tags.get(tag) ?? { levels: new Set(), fields: new Set() };
+    for (const [, name = ''] of level.matchAll(/'(\w+)'/g)) entry.levels.add(name);
+    const names = [...fields.matchAll(/[{,]\s*(\w+)\s*(?=[:,}])/g)];
+    for (const [, name = ''] of names) entry.fields.add(name);
+    tags.set(tag, entry);
+  }
+  return tags;
+}
+
+/**
+ * Dá o nome que o GitHub usa para a âncora de um título.
+ * @param heading por exemplo "## Atrás do nginx"
+ * @returns por exemplo "atrás-do-nginx"
+ */
+function anchor_of(heading: string): string {
+  const text = heading.replace(/^#+ /, '').toLowerCase();
+  return text.replace(/[^\p{L}\p{N}\s_-]/gu, '').replace(/\s/g, '-');
+}
+
+describe('os manuais e o programa', () => {
+  test('a tabela de configurações é a do programa, na mesma ordem', () => {
+    const expected = settings_table.map(({ name, short, long, fallback }) => ({
+      name: [name],
+      flags: [...(short ? [`-${short}`] : []), `--${long}`],
+      fallback: fallback === '' ? [] : [fallback],
+    }));
+    for (const manual of manuals) {
+      const shown = table_of(manual, 'Variable').rows.map(([name = '', flags = '', text = '']) => ({
+        name: code_spans(name),
+        flags: code_spans(flags),
+        fallback: code_spans(text),
+      }));
+      assert.deepEqual(shown, expected, manual.file);
+    }
+  });
+
+  test('os limites e as unidades dos números são os que o programa aceita', () => {
+    let numbers = 0;
+    for (const { name, read } of settings_table) {
+      let accepted = '';
+      try {
+        read('x');
+      } catch (error) {
+        accepted = (error as Error).message;
+      }
+      const [, limits = ''] = /^um inteiro de (\d+ a \d+.*)$/.exec(accepted) ?? [];
+      if (!limits) continue;
+      numbers += 1;
+      const expected = [limits.replace(' a ', ' to '), limits];
+      manuals.forEach((manual, index) => {
+        const row = table_of(manual, 'Variable').rows.find(([cell]) => cell === `\`${name}\``);
+        assert.equal(row?.[3], expected[index], `${manual.file}: ${name}`);
+      });
+    }
+    assert.equal(numbers, 7);
+  });
+
+  test('toda etiqueta de log está nos manuais, com níveis e campos, e nenhuma a mais', () => {
+    const tags = logged_tags();
+    for (const manual of manuals) {
+      const rows = table_of(manual, 'Tag').rows;
+      assert.deepEqual(first_column(manual, 'Tag').sort(), [...tags.keys()].sort(), manual.file);
+      for (const [tag = '', levels = '', fields = ''] of rows) {
+        const logged = tags.get(tag.replaceAll('`', ''));
+        assert.deepEqual(levels.split(', ').sort(), [...(logged?.levels ?? [])].sort(), tag);
+        if (!logged || logged.fields.size === 0) continue; // os de "end" são conferidos ao rodar
+        assert.deepEqual(code_spans(fields).sort(), [...logged.fields].sort(), tag);
+      }
+    }
+  });
+
+  test('os seis fins são os do programa', () => {
+    const [, rules = ''] = /const ending_rules[^{]*\{\n([\s\S]*?)^\};/m.exec(program) ?? [];
+    const endings = [...rules.matchAll(/^ {2}(\w+): \{/gm)].map(([, name]) => name);
+    assert.equal(endings.length, 6);
+    for (const manual of manuals) assert.deepEqual(first_column(manual, 'Ending'), endings);
+  });
+
+  test('os status são os que o programa usa', () => {
+    const uses =
+      /(?:new refusal|raw_error|writeHead)\((?:response, )?(\d{3})|\bstatus: (\d{3})\b|: \[(\d{3}), '|\?\? \[(\d{3}), '/g;
+    const used = [...program.matchAll(uses)].map(([, ...found]) => found.find(Boolean));
+    const expected = [...new Set(used)].sort();
+    assert.ok(expected.length > 10);
+    for (const manual of manuals) {
+      const shown = table_of(manual, 'Status').rows.map(([cell = '']) => cell);
+      const fixed = shown.filter((cell) => !cell.includes('–'));
+      assert.deepEqual(fixed, expected, manual.file);
+      assert.ok(shown.includes('200–599'), manual.file);
+    }
+  });
+
+  test('os campos da tarefa, as palavras de fim e os cabeçalhos recusados conferem', () => {
+    const [, record = ''] = /type task_record = \{\n([\s\S]*?)^\};/m.exec(program) ?? [];
+    const fields = [...record.matchAll(/^ {2}(\w+)\??:/gm)].map(([, name]) => name);
+    const [, words = ''] = /end_words = new Set\(\[(.*?)\]\)/.exec(program) ?? [];
+    const [, reserved = ''] = /reserved_header =\s*\/(.*)\/i;/.exec(program) ?? [];
+    assert.ok(fields.length > 5 && words && reserved);
+    for (const manual of manuals) {
+      assert.deepEqual(first_column(manual, 'Field').sort(), fields.toSorted(), manual.file);
+      const elements = first_column(manual, 'Element of the list').map((word) => `'${word}'`);
+      assert.deepEqual(elements.slice(0, -1), words.split(', '), manual.file);
+      const [list = ''] =
+        /^- (Refused headers|Cabeçalhos recusados):[\s\S]*?\./m.exec(manual.prose) ?? [];
+      const names = code_spans(list);
+      assert.equal(names.length, 15);
+      for (const name of names) {
+        assert.match(name.replace('*', 'x'), new RegExp(reserved, 'i'), `${manual.file}: ${name}`);
+      }
+    }
+  });
+
+  test('as mensagens citadas existem no programa', () => {
+    for (const manual of manuals) {
+      const errors = [...manual.prose.matchAll(/\{"error": "([^".]+)"\}/g)].map(([, text]) => text);
+      const rows = manual.tables.flatMap(({ rows }) => rows.map(([cell = '']) => cell));
+      const fatal = rows.filter((cell) => /^`fatal`, /.test(cell));
+      const reasons = fatal.flatMap((cell) =>
+        [...cell.matchAll(/"([^"]+)"/g)].map(([, text]) => text),
+      );
+      assert.ok(errors.length > 4 && reasons.length === 5, manual.file);
+      for (const text of [...errors, ...reasons]) {
+        if (text === 'event-driver unavailable') continue; // é do programa original
+        assert.ok(program.includes(text ?? ''), `${manual.file}: ${text}`);
+      }
+    }
+  });
+});
+
+describe('os manuais e o projeto', () => {
+  test('todo comando npm citado existe, e todo comando que existe é citado', () => {
+    const public_scripts = Object.keys(package_json.scripts).filter((name) => !/^pre/.test(name));
+    for (const manual of manuals) {
+      const text = manual.prose + manual.blocks.map((block) => block.text).join('');
+      const named = [...text.matchAll(/npm (?:run ([\w:]+)|(test|start))/g)];
+      const names = new Set(named.map(([, run, short]) => run ?? short ?? ''));
+      assert.deepEqual([...names].sort(), public_scripts.toSorted(), manual.file);
+    }
+  });
+
+  test('a versão é a mesma no pacote, no programa e no topo do CHANGELOG', () => {
+    const changelog = read_file('CHANGELOG.md', 'utf8');
+    const [, newest] = /^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$/m.exec(changelog) ?? [];
+    assert.equal(newest, version);
+    assert.equal(package_json.version, version);
+  });
+
+  test('os elos levam a arquivos e títulos que existem', () => {
+    for (const manual of manuals) {
+      const anchors = manual.headings.map(anchor_of);
+      const links = [...manual.prose.matchAll(/\]\(([^)]+)\)/g)].map(([, target = '']) => target);
+      assert.ok(links.length >= 4, manual.file);
+      for (const target of links.filter((link) => !link.startsWith('https://'))) {
+        const known = target.startsWith('#')
+          ? anchors.includes(target.slice(1))
+          : file_exists(target);
+        assert.ok(known, `${manual.file}: ${target}`);
+      }
+      const files = code_spans(manual.prose).filter((span) => /^(scripts|test)\/\S+$/.test(span));
+      for (const file of files) assert.ok(file_exists(file), `${manual.file}: ${file}`);
+    }
+  });
+});
+
+describe('os dois idiomas', () => {
+  test('têm os mesmos títulos, nos mesmos níveis', () => {
+    const levels = manuals.map(({ headings }) => headings.map((text) => text.replace(/[^#]/g, '')));
+    assert.deepEqual(levels[0], levels[1]);
+    assert.ok((levels[0]?.length ?? 0) > 20);
+  });
+
+  test('têm os mesmos blocos de código, salvo comentários e textos corridos', () => {
+    const blocks = manuals.map((manual) =>
+      manual.blocks.map(({ language, text }) => {
+        const code = text.replace(/[ \t]+# .*$/gm, '');
+        return { language, code: language === 'text' ? '' : code };
+      }),
+    );
+    assert.deepEqual(blocks[0], blocks[1]);
+    assert.ok((blocks[0]?.length ?? 0) > 10);
+  });
+
+  test('têm as mesmas tabelas, com as mesmas linhas e colunas', () => {
+    const shapes = manuals.map(({ tables }) =>
+      tables.map(({ header, rows }) => [header.length, ...rows.map((row) => row.length)]),
+    );
+    assert.deepEqual(shapes[0], shapes[1]);
+    for (const [columns, ...rows] of shapes[0] ?? []) {
+      for (const cells of rows) assert.equal(cells, columns);
+    }
+  });
+
+  test('citam os mesmos nomes, valores e comandos', () => {
+    const translate = (span: string) => translated_spans.get(span) ?? span;
+    const expected = code_spans(english.prose).map(translate).sort();
+    assert.deepEqual(code_spans(portuguese.prose).sort(), expected);
+  });
+});
+
+describe('os workers de dez linhas', () => {
+  test('o de TypeScript atende, e o log do proxy tem os campos que o manual diz', async () => {
+    const node = process.execPath;
+    const options = ['--import', 'tsx'];
+    const { proxy, worker, client } = await start_manual_worker('ts', 'worker.mts', node, options);
+    for (const body of ['olá', '{"b": 2}']) {
+      const reply = await fetch_all(proxy, { body });
+      const lines = [1, 2, 3].map((n) => `${JSON.stringify({ n, body })}\n`);
+      assert.equal(reply.body, lines.join(''));
+    }
+    assert.deepEqual(await client.keys('*'), []);
+    assert.equal(worker.stderr(), '');
+    const rows = table_of(english, 'Tag').rows;
+    const lines = proxy.stdout().trimEnd().split('\n');
+    assert.equal(lines.length, 6);
+    for (const line of lines) {
+      const [, tag = '', ...words] = line.split(' ');
+      const row = rows.find(([cell]) => cell === `\`${tag}\``) ?? [];
+      const fields = code_spans(row[2] ?? '').filter((name) => tag !== 'end' || name !== 'reason');
+      assert.deepEqual(
+        words.map((word) => word.split('=', 1)[0]),
+        fields,
+        line,
+      );
+    }
+  });
+
+  test('o de shell atende', async () => {
+    const { proxy, worker, client } = await start_manual_worker('sh', 'worker.sh', 'sh');
+    const reply = await fetch_all(proxy, { body: 'olá' });
+    assert.equal(reply.body, '{"n": 1}\n{"n": 2}\n{"n": 3}\n');
+    assert.deepEqual(await client.keys('*'), []);
+    assert.equal(worker.stderr(), '');
+  });
+});
+
+test('um usuário do Redis só com os comandos do manual basta', async () => {
+  const [, list = ''] = /:\s*((?:`[A-Z]+`,\s+)+`[A-Z]+`)\./.exec(english.prose) ?? [];
+  const commands = code_spans(list).map((name) => `+${name.toLowerCase()}`);
+  assert.ok(commands.length > 10);
+  const redis = await start_redis();
+  const worker = await start_worker(redis);
+  const rights = ['~ndjson_*', '&ndjson_jobs', '-@all', ...commands];
+  await worker.client.sendCommand(['ACL', 'SETUSER', 'proxy', 'on', '>pw', ...rights]);
+  await worker.client.rPush('ndjson_list_0d0a4f6e-0d3c-4b1e-9d53-2f8a4a3c9b11', 'abandonada');
+  const server = `redis://proxy:pw@${redis.server}`;
+  const proxy = await start_proxy({ server }, ['-t', '300', '-i', '5', '--ttl', '1']);
+  await proxy.wait_for(/ sweep adopted=1 /);
+  const silent = await fetch_all(proxy);
+  assert.equal(silent.body, '{"error": "timeout"}\n');
+  worker.pending.shift();
+  const served = fetch_all(proxy);
+  const task = await worker.next();
+  await worker.client.rPush(task.task_list, ['a', 'EOF']);
+  assert.equal((await served).body, 'a\n');
+  const other = await connect_redis(redis);
+  const denied = (await other.sendCommand(['ACL', 'LOG'])) as unknown as string[][];
+  const objects = denied.map((entry) => entry[entry.indexOf('object') + 1]);
+  // A node-redis se apresenta ao servidor, e não se importa com a recusa.
+  assert.deepEqual(
+    objects.filter((name) => name !== 'client|setinfo'),
+    [],
+  );
+});

@@ -1,0 +1,128 @@
+/*
+ * Os manuais como dados: títulos, tabelas, blocos de código; e um worker tirado de um deles, no ar
+ * contra o proxy de verdade.
+ */
+
+import assert from 'node:assert/strict';
+import {
+  symlinkSync as link,
+  readFileSync as read_file,
+  writeFileSync as write_file,
+} from 'node:fs';
+import path from 'node:path';
+import { on_stop } from '../scripts/local';
+import { connect_redis, start_program, start_proxy, start_redis, temp_dir, until } from './harness';
+
+/** Um bloco de código; `language` é o que vem depois das três crases. */
+export type code_block = { language: string; text: string };
+
+/** Uma tabela; as células vêm sem as barras. */
+export type manual_table = { header: string[]; rows: string[][] };
+
+/** Um manual. `headings` como no arquivo, com os "#"; `prose` é tudo o que não está em bloco. */
+export type manual = {
+  file: string;
+  headings: string[];
+  blocks: code_block[];
+  tables: manual_table[];
+  prose: string;
+};
+
+const root = path.join(__dirname, '..');
+
+/**
+ * Separa as células de uma linha de tabela.
+ * @param line por exemplo "| a | b |"
+ * @returns as células: ["a", "b"]
+ */
+function split_row(line: string): string[] {
+  const cells = line.split('|').slice(1, -1);
+  return cells.map((cell) => cell.trim());
+}
+
+/**
+ * Acha as tabelas de um texto.
+ * @param prose o texto, sem os blocos de código
+ * @returns as tabelas, na ordem
+ */
+function find_tables(prose: string): manual_table[] {
+  return (prose.match(/(?:^\|.*\|\n)+/gm) ?? []).map((text) => {
+    const [header = '', , ...rows] = text.trimEnd().split('\n');
+    return { header: split_row(header), rows: rows.map(split_row) };
+  });
+}
+
+/**
+ * Lê um manual.
+ * @param file caminho a partir da raiz do projeto, por exemplo "README.md"
+ * @returns o manual em partes
+ */
+export function read_manual(file: string): manual {
+  const text = read_file(path.join(root, file), 'utf8');
+  const blocks: code_block[] = [];
+  const prose = text.replace(/^```(\w*)\n([\s\S]*?)^```\n/gm, (_, language, code) => {
+    blocks.push({ language, text: code });
+    return '';
+  });
+  const headings = prose.match(/^#+ .*$/gm) ?? [];
+  return { file, headings, blocks, tables: find_tables(prose), prose };
+}
+
+/**
+ * Dá o que está entre crases.
+ * @param text texto em Markdown
+ * @returns os trechos, na ordem
+ */
+export function code_spans(text: string): string[] {
+  return [...text.matchAll(/`([^`]+)`/g)].map(([, span = '']) => span);
+}
+
+/**
+ * Dá o código de um worker do manual, apontado para outro Redis.
+ * @param file o manual
+ * @param language linguagem do bloco: "ts", "python" ou "sh"
+ * @param port porta do Redis, no lugar de 6379
+ * @returns o código
+ */
+export function worker_code(file: string, language: string, port: number): string {
+  const found = read_manual(file).blocks.filter(
+    (block) => block.language === language && block.text.includes('subscribe'),
+  );
+  assert.equal(found.length, 1, `${file}: ${found.length} workers em ${language}`);
+  const code = found[0]?.text ?? '';
+  assert.equal(code.split('6379').length, 2, `${file}: o endereço aparece uma vez só`);
+  assert.ok(code.trimEnd().split('\n').length <= 10, `${file}: passa de dez linhas`);
+  return code.replace('6379', String(port));
+}
+
+/**
+ * Sobe um Redis, o proxy e um worker tirado do README.md, e espera que ele escute o canal. O worker
+ * tem um grupo de processos só dele, que desce inteiro: o de shell é mais de um processo.
+ * @param language linguagem do bloco
+ * @param file_name nome com que o código é salvo
+ * @param command o executável
+ * @param args argumentos antes do arquivo
+ * @returns o proxy, o worker e um cliente do Redis
+ */
+export async function start_manual_worker(
+  language: string,
+  file_name: string,
+  command: string,
+  args: string[] = [],
+) {
+  const redis = await start_redis();
+  const proxy = await start_proxy(redis);
+  const client = await connect_redis(redis);
+  const dir = temp_dir();
+  link(path.join(root, 'node_modules'), path.join(dir, 'node_modules'));
+  write_file(path.join(dir, file_name), worker_code('README.md', language, redis.port));
+  const worker = start_program(command, [...args, file_name], {}, dir, true);
+  on_stop(async () => {
+    if (worker.process.exitCode === null) process.kill(-(worker.process.pid ?? 0), 'SIGKILL');
+  });
+  await until(`worker no canal; ${worker.stderr()}`, async () => {
+    assert.equal(worker.process.exitCode, null, worker.stderr());
+    return Number((await client.pubSubNumSub('ndjson_jobs')).ndjson_jobs) > 0;
+  });
+  return { proxy, worker, client };
+}
