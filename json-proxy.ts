@@ -50,7 +50,7 @@ import http, {
   validateHeaderName as validate_header_name,
   validateHeaderValue as validate_header_value,
 } from 'node:http';
-import { isIPv6 as is_ipv6 } from 'node:net';
+import { isIP as is_ip, isIPv6 as is_ipv6 } from 'node:net';
 import type { Duplex as duplex_stream } from 'node:stream';
 import { parseArgs as parse_args } from 'node:util';
 import {
@@ -239,10 +239,13 @@ export function parse_redis_server(text: string): redis_address {
 /**
  * Esconde o que pode ser senha dentro de um endereço, mesmo malformado.
  * @param text endereço como o usuário o deu
- * @returns o texto com tudo o que vem antes do último "@" trocado por "***"
+ * @returns o texto com "***" no lugar do que vem antes do último "@" e do que pode ser segredo
  */
 export function redact_address(text: string): string {
-  return text.replace(/^([a-z]+:\/\/)?.*@/is, '$1***@').replace(/(pass\w*=)[^&]*/gi, '$1***');
+  return text
+    .replace(/^([a-z]+:\/\/)?.*@/is, '$1***@')
+    .replace(/^([a-z]+:\/\/[^@:/[]*:)(?!\d{1,5}(?:\/|$))[^@]*$/is, '$1***')
+    .replace(/\?(?!db=\d*$).*$/s, '?***');
 }
 
 /**
@@ -419,16 +422,23 @@ function show_setting(row: setting, text: string): string {
 }
 
 /**
- * Descreve um argumento solto. Se uma senha também foi dada, ele pode ser um pedaço dela
- * (`--secret= abc`), e então só a posição é mostrada.
- * @param argv argumentos sem o nome do programa
- * @param value o argumento solto
+ * Descreve um argumento solto pela posição: o texto pode ser uma senha que escapou da sua opção
+ * (`--secret= abc`, `-secret abc`) ou uma URL com senha.
+ * @param index índice em argv
  * @returns a mensagem de erro
  */
-function stray_argument(argv: string[], value: string): string {
-  const has_secret = argv.some((word) => /^(-S|--secret|-R|--redis)/.test(word));
-  const name = has_secret ? `na posição ${argv.indexOf(value) + 1}` : JSON.stringify(value);
-  return `argumento inesperado: ${name}; só opções são aceitas, veja --help`;
+function stray_argument(index: number): string {
+  return `argumento inesperado na posição ${index + 1}; só opções são aceitas, veja --help`;
+}
+
+/**
+ * Descreve uma opção desconhecida, sem o que possa estar colado a uma opção que leva senha.
+ * @param label a opção como foi escrita, sem o valor
+ * @returns a mensagem de erro
+ */
+function unknown_option(label: string): string {
+  const shown = label.replace(/^(--(?:secret|redis)).+$/s, '$1…');
+  return `opção desconhecida: ${shown}; --help mostra as aceitas`;
 }
 
 /**
@@ -450,10 +460,10 @@ function read_arguments(argv: string[]) {
   const labels = new Map<string, string>();
   for (const token of tokens) {
     if (token.kind === 'option-terminator') continue;
-    if (token.kind === 'positional') throw new usage_error(stray_argument(argv, token.value));
-    const known = options[token.name];
+    if (token.kind === 'positional') throw new usage_error(stray_argument(token.index));
+    const known = Object.hasOwn(options, token.name) && options[token.name];
     const label = token.rawName;
-    if (!known) throw new usage_error(`opção desconhecida: ${label}; --help mostra as aceitas`);
+    if (!known) throw new usage_error(unknown_option(label));
     const text = known.type === 'boolean' ? '' : token.value;
     if (text === undefined) throw new usage_error(`falta o valor de ${label}; veja --help`);
     flags.set(token.name, text);
@@ -540,7 +550,7 @@ export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
  */
 function help_text(gathered: gathered_settings): string {
   const lines = [
-    `json-proxy ${version}: responde por HTTP, em NDJSON, o que um worker escreve no Redis.`,
+    `json-proxy ${version}: HTTP que responde em NDJSON o que um worker põe no Redis.`,
     '',
     'Uso: node json-proxy.js [opções]',
     '     node json-proxy.js -p 8771 -R 127.0.0.1:6379/1',
@@ -640,7 +650,7 @@ async function within<result>(promise: Promise<result>, ms: number): Promise<res
 // pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
 
 /** Do início ao primeiro PING respondido; o programa promete desistir em menos de 5 s. */
-const connect_limit_ms = 4000;
+const connect_limit_ms = 3500;
 
 /** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
 const ping_limit_ms = 1500;
@@ -718,7 +728,9 @@ function redis_make_client(keep_trying: () => boolean) {
     maintNotifications: 'disabled',
     // O prazo da biblioteca custa um AbortSignal por comando e não vale para o que já foi escrito.
     commandOptions: { timeout: 0 },
-    socket: tls ? { ...where, ...options, tls: true, servername: host } : { ...where, ...options },
+    socket: tls
+      ? { ...where, ...options, tls: true, ...(!is_ip(host) && { servername: host }) }
+      : { ...where, ...options },
   });
   return { client, buffers: client.withTypeMapping({ [resp_types.BLOB_STRING]: Buffer }) };
 }
@@ -804,11 +816,11 @@ function explain_redis_error(error: unknown): string {
     [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
     [
       /closed unexpectedly|ECONNRESET/,
-      'o servidor fechou a conexão; a porta é do Redis? pede TLS?',
+      'o servidor fechou a conexão; a porta é do Redis? pede TLS? está em modo protegido?',
     ],
     [
       /timeout|ETIMEDOUT|sem resposta/i,
-      'não respondeu a tempo; confira REDIS_SERVER (-R) e a rede',
+      'não respondeu a tempo; confira REDIS_SERVER (-R) e a rede; a porta é do Redis? fala TLS?',
     ],
   ];
   const found = explanations.find(([pattern]) => pattern.test(`${code} ${message}`));
@@ -1554,8 +1566,8 @@ const max_head_bytes = 64 * 1024;
 
 const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
 
-const head_pattern = /^HTTP[ \t]+\d+(?:[ \t]|$)/;
-const valid_head_pattern = /^HTTP[ \t]+(\d{3})(?:[ \t]+(\{.*\}))?$/;
+const head_pattern = /^HTTP[ \t]+\d+(?:[ \t{]|$)/;
+const valid_head_pattern = /^HTTP[ \t]+(\d{3})[ \t]*(\{.*\})?$/;
 
 /** Status que a cabeça não pode pedir: o HTTP não lhes permite corpo. */
 const bodyless_statuses = new Set([204, 205, 304]);
@@ -1642,14 +1654,14 @@ function parse_head(text: string): list_element {
   } catch {
     return { kind: 'bad_head', reason: 'os cabeçalhos não são um objeto JSON' };
   }
-  const headers: Record<string, string | string[]> = {};
+  const headers: [string, string | string[]][] = [];
   const dropped: string[] = [];
   for (const [name, value] of Object.entries(given)) {
     const usable = usable_header(name, value);
     if (usable === undefined) dropped.push(name);
-    else headers[name] = usable;
+    else headers.push([name, usable]);
   }
-  return { kind: 'head', status, headers, dropped };
+  return { kind: 'head', status, headers: Object.fromEntries(headers), dropped };
 }
 
 /**
@@ -1902,15 +1914,21 @@ function take_head(
  * @param lines linhas sem quebra
  */
 async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
-  const payload = Buffer.concat(lines.flatMap((line) => [line, line_feed]));
+  const parts = lines.flatMap((line) => [line, line_feed]);
+  const bytes = parts.reduce((sum, part) => sum + part.length, 0);
+  const { response } = stream;
   open_response(stream);
   stream.lines += lines.length;
-  stream.bytes += payload.length;
-  if (stream.response.write(payload)) return;
+  stream.bytes += bytes;
+  response.cork();
+  // Poucos bytes: uma cópia custa menos que muitos pedaços. Muitos: a cópia dobraria a memória.
+  for (const part of bytes > max_batch.bytes ? parts : [Buffer.concat(parts)]) response.write(part);
+  response.uncork();
+  if (!response.writableNeedDrain) return;
   if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
     log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
     stream.turn.controller.abort('client_gone' satisfies interruption);
-    stream.response.destroy();
+    response.destroy();
   }
   stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
 }
@@ -2254,6 +2272,7 @@ function explain_listen_error(error: NodeJS.ErrnoException): string {
     EACCES: 'sem permissão para essa porta; escolha uma acima de 1023 em HTTP_PORT (-p)',
     EADDRNOTAVAIL: 'o endereço não é desta máquina; confira HTTP_HOST (--host)',
     ENOTFOUND: 'nome desconhecido; confira HTTP_HOST (--host)',
+    EAI_AGAIN: 'nome desconhecido; confira HTTP_HOST (--host)',
   };
   return reasons[error.code ?? ''] ?? error.message;
 }

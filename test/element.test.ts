@@ -1,0 +1,407 @@
+/*
+ * Tabelas das funções puras: como um elemento da lista é entendido, o caminho de um pedido, o tipo
+ * de mídia escolhido e os cabeçalhos que vão na tarefa. Nada aqui abre rede.
+ */
+
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import {
+  choose_media_type,
+  collect_headers,
+  type list_element,
+  parse_element,
+  path_of,
+} from '../json-proxy';
+
+/** O maior elemento que ainda é examinado como palavra de fim ou cabeça. */
+const examined_bytes = 64 * 1024;
+
+/**
+ * Entende um elemento dado em texto ou em bytes.
+ * @param raw o elemento
+ * @returns o que parse_element entendeu
+ */
+function parse(raw: string | Buffer): list_element {
+  return parse_element(Buffer.from(raw as string));
+}
+
+/**
+ * Dá um trecho legível de um elemento, para o título do teste.
+ * @param raw o elemento
+ * @returns o texto em JSON, cortado
+ */
+function label(raw: string | Buffer): string {
+  return JSON.stringify(raw.toString('latin1').slice(0, 60));
+}
+
+/** Elementos que são linhas, e os bytes que devem seguir ao cliente. */
+const line_table: [string | Buffer, (string | Buffer)?][] = [
+  ['{"n":1}'],
+  ['x'],
+  ['0'],
+  ['null'],
+  ['não é JSON'],
+  ['{"emoji":"👩‍👩‍👧","combinado":"e\u0301","separador":"\u2028"}'],
+  ['  {"n": 1}\t'],
+  ['{"n":1}\n', '{"n":1}'],
+  ['{"n":1}\r\n', '{"n":1}'],
+  ['\r\n\r\n{"n":1}', '{"n":1}'],
+  ['a\rb\nc\r\nd\n\re', 'abcde'],
+  ['{\n  "a": [\r\n    1,\n    2\n  ]\n}\n', '{  "a": [    1,    2  ]}'],
+  ['{"texto":"a\\nb\\r\\nc"}'],
+  [Buffer.from([0xe9, 0xff, 0x80, 0xc0])],
+  [Buffer.from([0xe9, 0x0a, 0xff, 0x0d, 0x80]), Buffer.from([0xe9, 0xff, 0x80])],
+  [Buffer.from([0x45, 0xe9, 0xff])],
+  [Buffer.from([0x48, 0x54, 0x54, 0x50, 0x20, 0xff])],
+  [Buffer.from([0x00, 0x01, 0x00])],
+  [Buffer.from('\ufeff{"n":1}')],
+];
+
+/** Elementos parecidos com palavras de fim, mas que são linhas. */
+const almost_end_table = [
+  'eof',
+  'Eof',
+  'EOf',
+  'eol',
+  'end-of-file',
+  'End-Of-List',
+  'EOF.',
+  'EOF EOF',
+  'EOFEOL',
+  'EO F',
+  'END OF FILE',
+  'END_OF_LIST',
+  'END-OF-FILES',
+  'END-OF',
+  'END',
+  'E',
+  '"EOF"',
+  '{"fim":"EOF"}',
+  '["END-OF-LIST"]',
+  'xEOF',
+  '\u0000EOF',
+];
+
+/** Elementos que começam como cabeça, mas são texto comum, e portanto linhas. */
+const almost_head_table = [
+  'HTTP is a protocol',
+  'HTTP',
+  'HTTP ',
+  'HTTPS 200',
+  'HTTP/1.1 404 Not Found',
+  'HTTP404',
+  'HTTP 2xx',
+  'HTTP -1',
+  'http 404',
+  'Http 404 {}',
+  'H',
+  '"HTTP 404"',
+  '{"HTTP":404}',
+];
+
+describe('parse_element: linhas', () => {
+  for (const [raw, expected = raw] of line_table) {
+    test(`${label(raw)} segue como ${label(expected)}`, () => {
+      assert.deepEqual(parse(raw), { kind: 'line', bytes: Buffer.from(expected as string) });
+    });
+  }
+  for (const raw of [...almost_end_table, ...almost_head_table]) {
+    test(`${label(raw)} é uma linha`, () => {
+      assert.deepEqual(parse(raw), { kind: 'line', bytes: Buffer.from(raw) });
+    });
+  }
+});
+
+describe('parse_element: elementos em branco', () => {
+  for (const raw of ['', ' ', '   ', '\t', '\n', '\r', '\r\n', ' \r\n\t \n', ' '.repeat(70_000)]) {
+    test(`${label(raw)} é ignorado`, () => {
+      assert.deepEqual(parse(raw), { kind: 'blank' });
+    });
+  }
+});
+
+describe('parse_element: palavras de fim', () => {
+  for (const word of ['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']) {
+    const forms = [word, ` ${word}`, `${word}\n`, `${word}\r\n`, `\n\t ${word} \t\r\n`];
+    for (const raw of forms) {
+      test(`${label(raw)} é fim`, () => {
+        assert.deepEqual(parse(raw), { kind: 'end' });
+      });
+    }
+  }
+});
+
+describe('parse_element: o tamanho até o qual se examina um elemento', () => {
+  test('uma palavra de fim cercada de espaços vale até o limite e é linha acima dele', () => {
+    const fits = 'EOF'.padEnd(examined_bytes);
+    const larger = 'EOF'.padEnd(examined_bytes + 1);
+    assert.equal(parse(fits).kind, 'end');
+    assert.equal(parse(larger).kind, 'line');
+  });
+
+  test('uma cabeça vale até o limite', () => {
+    const bare = 'HTTP 404 {"X-A":""}';
+    const value = 'v'.repeat(examined_bytes - bare.length);
+    const element = parse(`HTTP 404 {"X-A":"${value}"}`);
+    assert.deepEqual(element, {
+      kind: 'head',
+      status: 404,
+      headers: { 'X-A': value },
+      dropped: [],
+    });
+  });
+
+  test('5 MB que começam por E, por H ou por espaço são linhas, sem perder um byte', () => {
+    for (const start of ['E', 'HTTP 200 ', '  ']) {
+      const raw = Buffer.from(start.padEnd(5_000_000, 'x'));
+      const element = parse_element(raw);
+      assert.equal(element.kind, 'line');
+      assert.ok(element.kind === 'line' && element.bytes.equals(raw));
+    }
+  });
+});
+
+/** Cabeças aceitas, com status e cabeçalhos. */
+const head_table: [string, number, Record<string, string | string[]>?][] = [
+  ['HTTP 404', 404],
+  ['HTTP 404 ', 404],
+  ['\t HTTP\t404 \r\n', 404],
+  ['HTTP   404   {}', 404],
+  ['HTTP 200', 200],
+  ['HTTP 201', 201],
+  ['HTTP 203', 203],
+  ['HTTP 206', 206],
+  ['HTTP 301 {"Location": "/b"}', 301, { Location: '/b' }],
+  ['HTTP 418', 418],
+  ['HTTP 599', 599],
+  ['HTTP 404 {"Content-Type": "application/json"}', 404, { 'Content-Type': 'application/json' }],
+  ['HTTP 404 {\n  "X-A": "1",\r\n  "X-B": "2"\n}\n', 404, { 'X-A': '1', 'X-B': '2' }],
+  ['HTTP 429 {"Retry-After": 7, "X-Ok": true}', 429, { 'Retry-After': '7', 'X-Ok': 'true' }],
+  [
+    'HTTP 200 {"Set-Cookie": ["a=1", "b=2; Path=/"]}',
+    200,
+    { 'Set-Cookie': ['a=1', 'b=2; Path=/'] },
+  ],
+  ['HTTP 200 {"X-Vazio": ""}', 200, { 'X-Vazio': '' }],
+  ['HTTP 200 {"X-A": "{\\"EOF\\": 1}"}', 200, { 'X-A': '{"EOF": 1}' }],
+  ['HTTP 200 {"X-Latin": "ação"}', 200, { 'X-Latin': 'ação' }],
+  ['HTTP 200 {"cache-control": "no-cache"}', 200, { 'cache-control': 'no-cache' }],
+  ['HTTP 200 {"constructor": "c", "toString": "t"}', 200, { constructor: 'c', toString: 't' }],
+];
+
+/** Cabeças que não valem. */
+const bad_head_table = [
+  'HTTP 0',
+  'HTTP 1',
+  'HTTP 99',
+  'HTTP 100',
+  'HTTP 101',
+  'HTTP 103',
+  'HTTP 199',
+  'HTTP 204',
+  'HTTP 205',
+  'HTTP 304 {"X-A": "1"}',
+  'HTTP 600',
+  'HTTP 999',
+  'HTTP 0404',
+  'HTTP 2000',
+  'HTTP 99999',
+  'HTTP 404 Not Found',
+  'HTTP 404 {"X-A": "1"} sobra',
+  'HTTP 404 {',
+  'HTTP 404 {X-A: 1}',
+  "HTTP 404 {'X-A': '1'}",
+  'HTTP 404 {"X-A": "1",}',
+  'HTTP 404 {}{}',
+  'HTTP 404 []',
+  'HTTP 404 [{"X-A": "1"}]',
+  'HTTP 404 "X-A"',
+  'HTTP 404 null',
+  'HTTP 404 1',
+];
+
+describe('parse_element: cabeças', () => {
+  for (const [raw, status, headers = {}] of head_table) {
+    test(`${label(raw)} dá o status ${status}`, () => {
+      assert.deepEqual(parse(raw), { kind: 'head', status, headers, dropped: [] });
+    });
+  }
+  for (const raw of bad_head_table) {
+    test(`${label(raw)} não vale, e diz por quê`, () => {
+      const element = parse(raw);
+      assert.equal(element.kind, 'bad_head');
+      assert.match(element.kind === 'bad_head' ? element.reason : '', /^\S.+/);
+    });
+  }
+});
+
+/** Cabeçalhos que uma cabeça não pode pedir: nome e valor em JSON. */
+const refused_header_table: [string, string][] = [
+  ['Connection', '"close"'],
+  ['connection', '"close"'],
+  ['CONTENT-LENGTH', '5'],
+  ['Content-Encoding', '"gzip"'],
+  ['Transfer-Encoding', '"identity"'],
+  ['Keep-Alive', '"timeout=1"'],
+  ['Upgrade', '"h2c"'],
+  ['TE', '"trailers"'],
+  ['Trailer', '"X-A"'],
+  ['Date', '"ontem"'],
+  ['Server', '"outro"'],
+  ['X-Author', '"outro"'],
+  ['X-Task-UUID', '"1"'],
+  ['x-task-key', '"1"'],
+  ['X-Task-List', '"1"'],
+  ['Proxy-Connection', '"close"'],
+  ['Proxy-Authenticate', '"Basic"'],
+  ['', '"1"'],
+  ['X A', '"1"'],
+  ['X:A', '"1"'],
+  ['X-A\\r\\nX-B', '"1"'],
+  ['X-Ação', '"1"'],
+  ['X-A', '"1\\r\\nX-B: 2"'],
+  ['X-A', '"1\\n2"'],
+  ['X-A', '"\\u0000"'],
+  ['X-A', '"👍"'],
+  ['X-A', 'null'],
+  ['X-A', '{"b": 1}'],
+  ['X-A', '[["b"]]'],
+  ['X-A', '["b", null]'],
+  ['Set-Cookie', '["a=1", "b\\r\\nX: 1"]'],
+];
+
+describe('parse_element: cabeçalhos recusados', () => {
+  for (const [name, value] of refused_header_table) {
+    test(`${name}: ${value} é recusado, e o resto da cabeça vale`, () => {
+      const element = parse(`HTTP 200 {"X-Antes": "a", "${name}": ${value}, "X-Depois": "d"}`);
+      const headers = { 'X-Antes': 'a', 'X-Depois': 'd' };
+      const dropped = [JSON.parse(`"${name}"`)];
+      assert.deepEqual(element, { kind: 'head', status: 200, headers, dropped });
+    });
+  }
+
+  test('os recusados são dados na ordem em que vieram', () => {
+    const element = parse('HTTP 200 {"Server": "a", "X-A": "1", "Date": "b", "Upgrade": "c"}');
+    assert.ok(element.kind === 'head');
+    assert.deepEqual(element.dropped, ['Server', 'Date', 'Upgrade']);
+  });
+});
+
+describe('parse_element: __proto__ é um nome como outro', () => {
+  for (const value of ['"x"', '["x"]']) {
+    test(`{"__proto__": ${value}} não some sem aviso nem muda o protótipo`, () => {
+      const element = parse(`HTTP 200 {"__proto__": ${value}, "X-A": "1"}`);
+      assert.ok(element.kind === 'head');
+      const known = [...Object.keys(element.headers), ...element.dropped].sort();
+      assert.deepEqual(known, ['X-A', '__proto__']);
+      assert.equal(Array.isArray(Object.getPrototypeOf(element.headers)), false);
+    });
+  }
+
+  test('{"__proto__": {...}} é recusado como qualquer objeto', () => {
+    const element = parse('HTTP 200 {"__proto__": {"X-B": "2"}, "X-A": "1"}');
+    assert.ok(element.kind === 'head');
+    assert.deepEqual({ ...element.headers }, { 'X-A': '1' });
+    assert.deepEqual(element.dropped, ['__proto__']);
+    assert.equal(Object.hasOwn(Object.prototype, 'X-B'), false);
+  });
+});
+
+/** Alvos de pedido e o caminho de cada um. */
+const path_table: [string, string][] = [
+  ['/', '/'],
+  ['', '/'],
+  ['/ping', '/ping'],
+  ['/ping?x=1', '/ping'],
+  ['/ping?', '/ping'],
+  ['/ping#topo', '/ping'],
+  ['/ping?a#b?c', '/ping'],
+  ['?x=1', '/'],
+  ['/ping/', '/ping/'],
+  ['//ping', '//ping'],
+  ['/Ping', '/Ping'],
+  ['/%70ing', '/%70ing'],
+  ['/a/b%2Fc?d=/e', '/a/b%2Fc'],
+  ['http://h/ping', '/ping'],
+  ['HTTP://h:8771/ping?x', '/ping'],
+  ['http://usuario@[::1]:1/ping', '/ping'],
+  ['http://h', '/'],
+  ['http://h?x=/ping', '/'],
+  ['/http://h/ping', '/http://h/ping'],
+  ['*', '*'],
+];
+
+describe('path_of', () => {
+  for (const [target, expected] of path_table) {
+    test(`${JSON.stringify(target)} dá ${JSON.stringify(expected)}`, () => {
+      assert.equal(path_of(target), expected);
+    });
+  }
+});
+
+const standard_type = 'application/x-ndjson';
+
+/** Cabeçalhos Accept e o tipo de mídia escolhido. */
+const accept_table: [string | undefined, string][] = [
+  [undefined, standard_type],
+  ['', standard_type],
+  ['*/*', standard_type],
+  ['application/json', standard_type],
+  ['text/event-stream, application/json', standard_type],
+  ['application/x-ndjson', standard_type],
+  ['application/json-lines', 'application/json-lines'],
+  ['application/jsonl', 'application/jsonl'],
+  ['Application/JSON-Lines', 'application/json-lines'],
+  [' application/jsonl ; q=0.5', 'application/jsonl'],
+  ['text/html, application/jsonl;q=0.9, */*;q=0.1', 'application/jsonl'],
+  ['application/jsonl, application/json-lines', 'application/jsonl'],
+  ['application/x-ndjson, application/jsonl', standard_type],
+  ['application/jsonlx', standard_type],
+  ['x-application/jsonl', standard_type],
+];
+
+describe('choose_media_type', () => {
+  for (const [accept, expected] of accept_table) {
+    test(`${JSON.stringify(accept)} escolhe ${expected}`, () => {
+      assert.equal(choose_media_type(accept), expected);
+    });
+  }
+});
+
+/** Cabeçalhos como o Node os dá, e como vão na tarefa. */
+const header_table: [string[], [string, string][]][] = [
+  [[], []],
+  [['content-type', 'a/b'], [['Content-Type', 'a/b']]],
+  [['X-API-KEY', 'Segredo'], [['X-Api-Key', 'Segredo']]],
+  [
+    ['x', '1', 'y', ''],
+    [
+      ['X', '1'],
+      ['Y', ''],
+    ],
+  ],
+  [['accept', 'a', 'Accept', 'b', 'ACCEPT', 'c'], [['Accept', 'a, b, c']]],
+  [['cookie', 'a=1', 'cookie', 'b=2'], [['Cookie', 'a=1, b=2']]],
+  [
+    ['x-1a', '1', 'x_b-c', '2'],
+    [
+      ['X-1a', '1'],
+      ['X_b-C', '2'],
+    ],
+  ],
+  [['sobra'], []],
+];
+
+describe('collect_headers', () => {
+  for (const [raw, expected] of header_table) {
+    test(`${JSON.stringify(raw)} dá ${JSON.stringify(expected)}`, () => {
+      assert.deepEqual(Object.entries(collect_headers(raw)), expected);
+    });
+  }
+
+  test('um cabeçalho __proto__ chega à tarefa como qualquer outro', () => {
+    const headers = collect_headers(['__proto__', 'x', 'constructor', 'y', 'a', '1']);
+    assert.equal(JSON.stringify(headers), '{"__proto__":"x","Constructor":"y","A":"1"}');
+    assert.equal(Object.getPrototypeOf(headers), Object.prototype);
+  });
+});

@@ -1,0 +1,672 @@
+/*
+ * Configurações: os leitores, a precedência, o --help e o que acontece com valores ruins.
+ */
+
+import assert from 'node:assert/strict';
+import path from 'node:path';
+import { before, describe, test } from 'node:test';
+import {
+  format_redis_address,
+  load_settings,
+  parse_integer,
+  parse_redis_server,
+  redact_address,
+  type redis_address,
+  settings_table,
+  version,
+} from '../json-proxy';
+import { version as package_version } from '../package.json';
+import { type local_program, program_file, run_proxy, start_program, until } from './harness';
+
+/** A senha que não pode aparecer em lugar nenhum. */
+const secret = 'hunter2';
+
+/** Uma linha da tabela de configurações. */
+type setting = (typeof settings_table)[number];
+
+/** Nenhuma configuração no ambiente: o de quem roda os testes não pode influir. */
+const clean_env: NodeJS.ProcessEnv = Object.fromEntries(
+  settings_table.map((row) => [row.name, undefined]),
+);
+
+/** O que a especificação e o projeto fixam: variável, opção curta, opção longa e padrão. */
+const contract: [string, string | undefined, string, string][] = [
+  ['HTTP_PORT', 'p', 'port', '8771'],
+  ['REDIS_SERVER', 'R', 'redis', '127.0.0.1:6379/1'],
+  ['REDIS_PASSWORD', 'S', 'secret', ''],
+  ['REDIS_CHANNEL', 'C', 'channel', 'ndjson_jobs'],
+  ['REDIS_PREFIX', 'X', 'prefix', 'ndjson_task_'],
+  ['INTERVAL', 'i', 'interval', '200'],
+  ['PAUSE', 'P', 'pause', '20'],
+  ['MAXTIME', 't', 'maxtime', '45000'],
+  ['MAXTIME_ERROR', 'E', 'maxtime-error', '{"error": "timeout"}'],
+  ['SERVERNAME', 's', 'servername', 'py-ndjson-proxy'],
+  ['HTTP_HOST', undefined, 'host', '0.0.0.0'],
+  ['REDIS_LIST_PREFIX', 'L', 'list-prefix', 'ndjson_list_'],
+  ['REDIS_TTL', undefined, 'ttl', '600'],
+  ['GRACE', undefined, 'grace', '10000'],
+  ['MAXBODY', undefined, 'maxbody', '10485760'],
+];
+
+/** Para cada configuração, um valor pelo ambiente e outro por argumento, todos diferentes. */
+const samples: Record<string, { by_environment: string; by_argument: string }> = {
+  HTTP_PORT: { by_environment: '9001', by_argument: '9002' },
+  REDIS_SERVER: { by_environment: 'env.example:7001/4', by_argument: '[::1]:7002/5' },
+  REDIS_PASSWORD: { by_environment: secret, by_argument: `${secret}!` },
+  REDIS_CHANNEL: { by_environment: 'env_jobs', by_argument: 'arg_jobs' },
+  REDIS_PREFIX: { by_environment: 'env_task_', by_argument: 'arg_task_' },
+  INTERVAL: { by_environment: '301', by_argument: '302' },
+  PAUSE: { by_environment: '31', by_argument: '32' },
+  MAXTIME: { by_environment: '46001', by_argument: '46002' },
+  MAXTIME_ERROR: { by_environment: '{"error": "env"}', by_argument: '{"error": "arg"}' },
+  SERVERNAME: { by_environment: 'env server', by_argument: 'arg server' },
+  HTTP_HOST: { by_environment: '127.0.0.1', by_argument: '::1' },
+  REDIS_LIST_PREFIX: { by_environment: 'env_list_', by_argument: 'arg_list_' },
+  REDIS_TTL: { by_environment: '61', by_argument: '62' },
+  GRACE: { by_environment: '11001', by_argument: '11002' },
+  MAXBODY: { by_environment: '2001', by_argument: '2002' },
+};
+
+/** Para cada configuração que tem valor ruim, um deles, e um trecho do que deve ser dito aceito. */
+const bad_values: Record<string, { value: string; accepted: string }> = {
+  HTTP_PORT: { value: '65536', accepted: 'um inteiro de 0 a 65535' },
+  REDIS_SERVER: { value: 'h:70000/1', accepted: 'host[:porta][/banco]' },
+  REDIS_CHANNEL: { value: 'com espaço', accepted: 'ASCII visíveis, sem espaços' },
+  REDIS_PREFIX: { value: 'ação_', accepted: 'ASCII visíveis, sem espaços' },
+  INTERVAL: { value: '-1', accepted: 'um inteiro de 0 a 2147483647 ms' },
+  PAUSE: { value: '2.5', accepted: 'um inteiro de 0 a 2147483647 ms' },
+  MAXTIME: { value: '0', accepted: 'um inteiro de 1 a 2147483647 ms' },
+  MAXTIME_ERROR: { value: ' ', accepted: 'uma linha de texto, não vazia' },
+  SERVERNAME: { value: 'servidor ', accepted: 'texto ASCII visível' },
+  HTTP_HOST: { value: '[::1]', accepted: 'um IPv6 sem colchetes' },
+  REDIS_LIST_PREFIX: { value: 'a b', accepted: 'ASCII visíveis, sem espaços' },
+  REDIS_TTL: { value: '0', accepted: 'um inteiro de 1 a 2147483 s' },
+  GRACE: { value: '10s', accepted: 'um inteiro de 0 a 2147483647 ms' },
+  MAXBODY: { value: '67108865', accepted: 'um inteiro de 0 a 67108864 bytes' },
+};
+
+/**
+ * Espera um programa sair por si.
+ * @param program o programa
+ * @returns código de saída e tudo o que ele escreveu
+ */
+async function finished(program: local_program) {
+  let exit: { code: number } | undefined;
+  void program.exited.then((code) => {
+    exit = { code };
+  });
+  const { code } = await until('saída do programa', () => exit);
+  return { code, stdout: program.stdout(), stderr: program.stderr() };
+}
+
+/**
+ * Roda o programa até o fim, só com as variáveis de ambiente dadas.
+ * @param args argumentos
+ * @param env variáveis de ambiente
+ * @returns código de saída e tudo o que ele escreveu
+ */
+async function run_once(args: string[], env: NodeJS.ProcessEnv = {}) {
+  return finished(await run_proxy(args, { ...clean_env, ...env }));
+}
+
+/**
+ * Roda o programa com --help e separa as colunas da tabela, pela posição dos títulos.
+ * @param args argumentos a mais
+ * @param env variáveis de ambiente
+ * @returns opções, padrão e valor em vigor, por nome de variável
+ */
+async function read_help(args: string[], env: NodeJS.ProcessEnv = {}) {
+  const { code, stdout, stderr } = await run_once([...args, '--help'], env);
+  assert.equal(stderr, '');
+  assert.equal(code, 0);
+  const lines = stdout.split('\n');
+  const header = lines.find((line) => line.startsWith('opção')) ?? '';
+  const starts = ['variável', 'padrão', 'em vigor'].map((title) => header.indexOf(title));
+  const [name_at = 0, fallback_at = 0, in_force_at = 0] = starts;
+  assert.ok(0 < name_at && name_at < fallback_at && fallback_at < in_force_at, header);
+  const rows = new Map<string, { flags: string; fallback: string; in_force: string }>();
+  for (const line of lines) {
+    const name = line.slice(name_at, fallback_at).trim();
+    if (!settings_table.some((row) => row.name === name)) continue;
+    rows.set(name, {
+      flags: line.slice(0, name_at).trim(),
+      fallback: line.slice(fallback_at, in_force_at).trim(),
+      in_force: line.slice(in_force_at),
+    });
+  }
+  return rows;
+}
+
+/**
+ * Confere os valores em vigor que o --help mostra.
+ * @param args argumentos
+ * @param env variáveis de ambiente
+ * @param expected dá o texto esperado de cada configuração
+ */
+async function assert_in_force(
+  args: string[],
+  env: NodeJS.ProcessEnv,
+  expected: (row: setting) => string,
+) {
+  const shown = await read_help(args, env);
+  const names = settings_table.map((row) => row.name);
+  assert.deepEqual([...shown.keys()], names);
+  assert.deepEqual(
+    names.map((name) => `${name}=${shown.get(name)?.in_force}`),
+    settings_table.map((row) => `${row.name}=${expected(row)}`),
+  );
+}
+
+/**
+ * Diz o que o --help mostra no lugar de um valor.
+ * @param row linha da tabela
+ * @param text o valor
+ * @returns o próprio valor, salvo senhas e vazios
+ */
+function displayed(row: setting, text: string): string {
+  if (text === '') return '(vazio)';
+  return row.secret ? '***' : text;
+}
+
+/**
+ * Confere um erro de uso: código 2, uma linha em stderr, nada em stdout, senha nenhuma.
+ * @param args argumentos
+ * @param env variáveis de ambiente
+ * @param pieces o que a linha deve conter
+ * @returns a linha, sem a quebra
+ */
+async function assert_usage_error(args: string[], env: NodeJS.ProcessEnv, pieces: string[]) {
+  const { code, stdout, stderr } = await run_once(args, env);
+  assert.match(stderr, /^json-proxy: [^\n\r]+\n$/);
+  assert.ok(!stderr.includes(secret), `a senha apareceu: ${stderr}`);
+  for (const piece of pieces) assert.ok(stderr.includes(piece), `falta ${piece} em: ${stderr}`);
+  assert.equal(stdout, '');
+  assert.equal(code, 2);
+  return stderr.trimEnd();
+}
+
+/**
+ * Monta um endereço esperado a partir do que difere dos padrões do protocolo.
+ * @param parts o que difere
+ * @returns o endereço completo
+ */
+function address(parts: Partial<redis_address>): redis_address {
+  const empty = { tls: false, host: '', socket_path: '', username: '', password: '' };
+  return { ...empty, port: 6379, database: 0, ...parts };
+}
+
+before(program_file);
+
+describe('parse_integer', () => {
+  const accepted: [string, number][] = [
+    ['0', 0],
+    ['7', 7],
+    ['007', 7],
+    ['100', 100],
+  ];
+  for (const [text, value] of accepted) {
+    test(`lê ${JSON.stringify(text)}`, () => {
+      assert.equal(parse_integer(text, 0, 100), value);
+    });
+  }
+  const rejected = ['', ' ', ' 5', '5 ', '5\n', '+5', '-1', '1.0', '1e1', '0x5', '1_0', '5ms', '٣'];
+  for (const text of [...rejected, '101', '9999999999999999', 'NaN', 'Infinity']) {
+    test(`recusa ${JSON.stringify(text)}`, () => {
+      assert.throws(() => parse_integer(text, 0, 100, 'ms'), {
+        message: 'um inteiro de 0 a 100 ms',
+      });
+    });
+  }
+  test('os limites são aceitos, os vizinhos de fora não, e sem unidade nada sobra no texto', () => {
+    assert.equal(parse_integer('3', 3, 5), 3);
+    assert.equal(parse_integer('5', 3, 5), 5);
+    for (const text of ['2', '6']) {
+      assert.throws(() => parse_integer(text, 3, 5), { message: 'um inteiro de 3 a 5' });
+    }
+  });
+});
+
+const redis_accepted: [string, Partial<redis_address>][] = [
+  ['h', { host: 'h' }],
+  ['h:1', { host: 'h', port: 1 }],
+  ['h:1/2', { host: 'h', port: 1, database: 2 }],
+  ['h/2', { host: 'h', database: 2 }],
+  ['h:1/', { host: 'h', port: 1 }],
+  ['h/', { host: 'h' }],
+  ['h:65535/2147483647', { host: 'h', port: 65535, database: 2147483647 }],
+  ['127.0.0.1:6379/1', { host: '127.0.0.1', database: 1 }],
+  ['Redis_db-1.local:7', { host: 'Redis_db-1.local', port: 7 }],
+  ['[::1]', { host: '::1' }],
+  ['[::1]/3', { host: '::1', database: 3 }],
+  ['[::1]:6379/1', { host: '::1', database: 1 }],
+  ['[2001:DB8::5]:7', { host: '2001:DB8::5', port: 7 }],
+  ['[::ffff:127.0.0.1]:7/1', { host: '::ffff:127.0.0.1', port: 7, database: 1 }],
+  ['redis://h', { host: 'h' }],
+  ['redis://h:1/2', { host: 'h', port: 1, database: 2 }],
+  ['redis://h/', { host: 'h' }],
+  ['REDIS://h', { host: 'h' }],
+  ['redis://[::1]:1/2', { host: '::1', port: 1, database: 2 }],
+  ['redis://ana@h', { host: 'h', username: 'ana' }],
+  ['redis://:pw@h', { host: 'h', password: 'pw' }],
+  ['redis://:@h', { host: 'h' }],
+  ['redis://ana:pw@h:1/2', { host: 'h', port: 1, database: 2, username: 'ana', password: 'pw' }],
+  [
+    'redis://a%3An%40:p%40%2F%3A%25%20%C3%A7@h',
+    { host: 'h', username: 'a:n@', password: 'p@/:% ç' },
+  ],
+  ['redis://ana:p@ss@h/2', { host: 'h', database: 2, username: 'ana', password: 'p@ss' }],
+  ['redis://ana:p:ss@h/2', { host: 'h', database: 2, username: 'ana', password: 'p:ss' }],
+  ['redis://ana:p/ss@h/2', { host: 'h', database: 2, username: 'ana', password: 'p/ss' }],
+  ['redis://ana:@:/?#@h:1', { host: 'h', port: 1, username: 'ana', password: '@:/?#' }],
+  ['redis://:p@x:1/2@h:3/4', { host: 'h', port: 3, database: 4, password: 'p@x:1/2' }],
+  ['rediss://h', { tls: true, host: 'h' }],
+  ['RedisS://h', { tls: true, host: 'h' }],
+  [
+    'rediss://ana:pw@[::1]:6380/3',
+    { tls: true, host: '::1', port: 6380, database: 3, username: 'ana', password: 'pw' },
+  ],
+  ['/run/redis.sock', { socket_path: '/run/redis.sock' }],
+  ['/run/redis.sock?db=2', { socket_path: '/run/redis.sock', database: 2 }],
+  ['/a b/ç@1.sock', { socket_path: '/a b/ç@1.sock' }],
+  ['unix:/run/redis.sock', { socket_path: '/run/redis.sock' }],
+  ['unix:/run/redis.sock?db=3', { socket_path: '/run/redis.sock', database: 3 }],
+  ['unix:///run/redis.sock', { socket_path: '/run/redis.sock' }],
+  ['unix:///run/redis.sock?db=4', { socket_path: '/run/redis.sock', database: 4 }],
+  ['unix://ana@/run/r.sock', { socket_path: '/run/r.sock', username: 'ana' }],
+  ['unix://:pw@/run/r.sock', { socket_path: '/run/r.sock', password: 'pw' }],
+  [
+    'unix://ana:p%40:ss@/run/r.sock?db=5',
+    { socket_path: '/run/r.sock', database: 5, username: 'ana', password: 'p@:ss' },
+  ],
+];
+
+const redis_rejected: Record<string, string[]> = {
+  'vazios e espaços': ['', ' ', ' h', 'h ', 'h\n', 'h 1', 'h:1/2\n', 'h: 1'],
+  'sem host': [':6379', ':6379/1', '/', 'redis://', 'redis:///1', 'redis://ana:pw@', 'redis://@:1'],
+  porta: ['h:', 'h:/1', 'h:x', 'h:0', 'h:65536', 'h:-1', 'h:+1', 'h:1.5', 'h:99999999999999999999'],
+  banco: ['h:1/x', 'h:1/-1', 'h:1/2/3', 'h:1/2147483648', 'h/1.0', 'h//1'],
+  ipv6: ['::1', '::1:6379', '[::1', '::1]', '[h]:1', '[127.0.0.1]:1', '[:::1]:1', '[]:1', '[::1]1'],
+  esquemas: ['http://h', 'redis:h', 'redis:/h', 'redis//h', 'rediss+x://h', 'valkey://h', 'redis:'],
+  URL: ['redis://h:1/2?x=1', 'redis://h#2', 'ana:pw@h:1', 'redis://a/b:pw@h', 'redis://h:1:2'],
+  '%XX': ['redis://ana:%zz@h', 'redis://ana:100%@h', 'redis://%C3:pw@h', 'unix://:%@/run/r.sock'],
+  socket: ['unix:', 'unix:/', 'unix://', 'unix:run/r.sock', '/run/', 'unix:/run/', 'run/r.sock'],
+  '?db=': [
+    '/r.sock?',
+    '/r.sock?db=',
+    '/r.sock?db=x',
+    '/r.sock?db=-1',
+    '/r.sock?db=1&x=2',
+    '/r?d=1',
+  ],
+};
+
+describe('parse_redis_server', () => {
+  for (const [text, parts] of redis_accepted) {
+    test(`lê ${text}`, () => {
+      assert.deepEqual(parse_redis_server(text), address(parts));
+    });
+  }
+  for (const [why, texts] of Object.entries(redis_rejected)) {
+    for (const text of texts) {
+      test(`recusa ${JSON.stringify(text)} (${why})`, () => {
+        assert.throws(
+          () => parse_redis_server(text),
+          (error: Error) => {
+            assert.match(error.message, /^host\[:porta\]\[\/banco\], .*porta de 1 a 65535$/);
+            return true;
+          },
+        );
+      });
+    }
+  }
+});
+
+describe('format_redis_address', () => {
+  const forms: [string, string][] = [
+    ['h', 'h:6379/0'],
+    ['redis://ana:pw@h:1/2', 'h:1/2'],
+    ['[::1]/3', '[::1]:6379/3'],
+    ['rediss://ana:pw@h', 'rediss://h:6379/0'],
+    ['rediss://[::1]:6380', 'rediss://[::1]:6380/0'],
+    ['/run/redis.sock', 'unix:/run/redis.sock?db=0'],
+    ['unix://ana:pw@/run/redis.sock?db=5', 'unix:/run/redis.sock?db=5'],
+  ];
+  for (const [text, shown] of forms) {
+    test(`mostra ${text} como ${shown}`, () => {
+      assert.equal(format_redis_address(parse_redis_server(text)), shown);
+    });
+  }
+  test('o que mostra é aceito de volta e leva ao mesmo lugar, sem usuário nem senha', () => {
+    for (const [text] of redis_accepted) {
+      const parsed = parse_redis_server(text);
+      const again = parse_redis_server(format_redis_address(parsed));
+      assert.deepEqual(again, { ...parsed, username: '', password: '' }, text);
+    }
+  });
+});
+
+describe('redact_address', () => {
+  const forms: [string, string][] = [
+    ['h:1/2', 'h:1/2'],
+    ['h:99999/1', 'h:99999/1'],
+    ['[::1]:6379/1', '[::1]:6379/1'],
+    ['redis://h:99999/1', 'redis://h:99999/1'],
+    ['/run/redis.sock?db=1', '/run/redis.sock?db=1'],
+    ['redis://ana:hunter2@h:1/2', 'redis://***@h:1/2'],
+    ['rediss://:hunter2@[::1]', 'rediss://***@[::1]'],
+    ['unix://ana:hunter2@/run/r.sock?db=1', 'unix://***@/run/r.sock?db=1'],
+    ['ana:hunter2@h', '***@h'],
+    ['redis://ana:x@hunter2@h', 'redis://***@h'],
+  ];
+  for (const [text, shown] of forms) {
+    test(`mostra ${text} como ${shown}`, () => {
+      assert.equal(redact_address(text), shown);
+    });
+  }
+  const malformed = [
+    ...['redis:/ana:hunter2@h', 'redis//ana:hunter2@h', 'redis:ana:hunter2@h', 'REDIS://:hunter2@'],
+    ...[' redis://:hunter2@h', '"redis://:hunter2@h"', 'redis://a:x\nhunter2@h', 'x://hunter2@@h'],
+    ...['redis://h?password=hunter2', 'redis://h/1?x=1&PASSWD=hunter2', '/r.sock?pass=hunter2'],
+    ...['redis://:hunter2', 'redis://ana:hunter2', 'redis://ana:hunter2/1', 'rediss://:x/hunter2'],
+    ...['redis://ana:hunter2%40h:6379/1', 'redis://ana:hunter2\n', 'redis://h:1/2?auth=hunter2'],
+  ];
+  for (const text of malformed) {
+    test(`esconde a senha de ${JSON.stringify(text)}`, () => {
+      assert.ok(!redact_address(text).includes(secret), redact_address(text));
+    });
+  }
+});
+
+/** Para cada opção, o que é aceito e o que é recusado. */
+const limits: [string, string[], string[]][] = [
+  ['--port', ['0', '1', '65535'], ['65536', '-1', '', '8771/tcp']],
+  ['--channel', ['a', 'x'.repeat(200), '!~:{}*'], ['', 'x'.repeat(201), 'a b', 'á', 'a\n']],
+  ['--prefix', ['a', 'x'.repeat(200)], ['', 'x'.repeat(201), 'a\tb', '\x7f']],
+  ['--list-prefix', ['a', 'x'.repeat(200)], ['', 'x'.repeat(201), ' a']],
+  ['--interval', ['0', '2147483647'], ['2147483648', '']],
+  ['--pause', ['0', '2147483647'], ['2147483648', '']],
+  ['--maxtime', ['1', '2147483647'], ['0', '2147483648', '']],
+  ['--maxtime-error', ['x', ' x ', 'tempo é dinheiro'], ['', ' ', 'a\nb', 'a\rb']],
+  ['--servername', ['x', 'a b', '~'], ['', ' a', 'a ', 'ç', 'a\r\nX: y']],
+  ['--host', ['0.0.0.0', '::', 'localhost', 'a-b.c_d'], ['', '[::]', 'a b', 'a:1', '::g', 'h/']],
+  ['--ttl', ['1', '2147483'], ['0', '2147484', '']],
+  ['--grace', ['0', '2147483647'], ['2147483648', '']],
+  ['--maxbody', ['0', '67108864'], ['67108865', '']],
+];
+
+describe('limites de cada configuração', () => {
+  for (const [flag, accepted, rejected] of limits) {
+    test(`${flag}: aceita os extremos e recusa o que passa deles`, () => {
+      for (const text of accepted) {
+        assert.equal(load_settings([`${flag}=${text}`], {}).action, 'run', JSON.stringify(text));
+      }
+      const name = settings_table.find((row) => `--${row.long}` === flag)?.name;
+      for (const text of rejected) {
+        const expected = { message: new RegExp(`^${name} \\(${flag}\\) inválido: `) };
+        assert.throws(() => load_settings([`${flag}=${text}`], {}), expected, JSON.stringify(text));
+      }
+    });
+  }
+});
+
+const names = settings_table.map((row) => row.name);
+const all_empty = Object.fromEntries(names.map((name) => [name, '']));
+const all_given = Object.fromEntries(names.map((name) => [name, samples[name]?.by_environment]));
+const argument = (row: setting) => samples[row.name]?.by_argument ?? '';
+const variable = (row: setting) => samples[row.name]?.by_environment ?? '';
+const of_fallback = (row: setting) => displayed(row, row.fallback);
+const of_argument = (row: setting) => displayed(row, argument(row));
+const of_variable = (row: setting) => displayed(row, variable(row));
+
+/** As formas de dar um argumento que todas as configurações têm. */
+const ways: [string, (row: setting) => string[]][] = [
+  ['-p VALOR', (row) => [row.short ? `-${row.short}` : `--${row.long}`, argument(row)]],
+  ['--port VALOR', (row) => [`--${row.long}`, argument(row)]],
+  ['--port=VALOR', (row) => [`--${row.long}=${argument(row)}`]],
+];
+
+describe('precedência: padrão < ambiente < argumento', { concurrency: 3 }, () => {
+  test('as configurações são as combinadas, e os exemplos todos diferentes', () => {
+    const actual = settings_table.map(({ name, short, long, fallback }) => {
+      return [name, short, long, fallback];
+    });
+    assert.deepEqual(actual, contract);
+    assert.deepEqual(Object.keys(samples), names);
+    for (const row of settings_table) {
+      assert.equal(new Set([row.fallback, variable(row), argument(row)]).size, 3, row.name);
+    }
+  });
+  test('sem ambiente nem argumentos valem os padrões', () => assert_in_force([], {}, of_fallback));
+  test('variável de ambiente vazia vale como ausente', () =>
+    assert_in_force([], all_empty, of_fallback));
+  test('a variável de ambiente vence o padrão', () => assert_in_force([], all_given, of_variable));
+  for (const [way, flags] of ways) {
+    test(`o argumento na forma ${way} vence o ambiente`, () =>
+      assert_in_force(settings_table.flatMap(flags), all_given, of_argument));
+  }
+  test('o argumento na forma -pVALOR vence o ambiente', () => {
+    const rows = settings_table.filter((row) => row.short);
+    const args = rows.map((row) => `-${row.short}${argument(row)}`);
+    return assert_in_force(args, all_given, (row) =>
+      row.short ? of_argument(row) : of_variable(row),
+    );
+  });
+  test('de opções repetidas vale a última, seja qual for a forma', () => {
+    const first = (row: setting) => [`--${row.long}`, variable(row)];
+    const last = (row: setting) =>
+      row.short ? [`-${row.short}`, argument(row)] : [`--${row.long}=${argument(row)}`];
+    const args = [...settings_table.flatMap(first), ...settings_table.flatMap(last)];
+    return assert_in_force(args, {}, of_argument);
+  });
+  test('senha vazia por argumento vence a do ambiente', async () => {
+    const env = { REDIS_PASSWORD: secret };
+    assert.equal((await read_help([], env)).get('REDIS_PASSWORD')?.in_force, '***');
+    assert.equal((await read_help(['-S', ''], env)).get('REDIS_PASSWORD')?.in_force, '(vazio)');
+  });
+});
+
+/** As maneiras de dar uma senha, que a ajuda não pode mostrar. */
+const hidden: [string, string[], NodeJS.ProcessEnv][] = [
+  ['por variável', [], { REDIS_PASSWORD: secret }],
+  ['por -S', ['-S', secret], {}],
+  ['por --secret=', [`--secret=${secret}`], {}],
+  ['na URL, por -R', ['-R', `redis://ana:${secret}@h:1/2`], {}],
+  ['na URL, por variável', [], { REDIS_SERVER: `rediss://:${secret}@h` }],
+  ['em URL malformada', ['-R', `redis:/ana:${secret}@h:x`], {}],
+];
+
+describe('--help e --version', { concurrency: 3 }, () => {
+  test('a ajuda é em português, cabe em 80 colunas e mostra a tabela inteira', async () => {
+    const { code, stdout, stderr } = await run_once(['--help']);
+    assert.equal(code, 0);
+    assert.equal(stderr, '');
+    assert.match(stdout, /^json-proxy \d+\.\d+\.\d+: .*HTTP.*NDJSON/);
+    assert.match(stdout, /\nUso: node json-proxy\.js \[opções\]\n/);
+    assert.match(stdout, /\nPrecedência: padrão < variável de ambiente < argumento\.\n/);
+    for (const line of stdout.split('\n')) assert.ok([...line].length <= 80, line);
+    for (const row of settings_table) assert.ok(stdout.includes(`\n      ${row.help}\n`), row.help);
+    assert.match(stdout, /\n-h, --help\n.*\n-V, --version\n/);
+    assert.match(stdout, /rediss:\/\/.*TLS/);
+    assert.match(stdout, /unix:\/\S+\[\?db=N\]/);
+    assert.equal((await run_once(['-h'])).stdout, stdout);
+  });
+  test('cada linha traz as opções, a variável e o padrão', async () => {
+    const rows = await read_help(['-p', '1']);
+    for (const { name, short, long, fallback } of settings_table) {
+      const { flags = '', fallback: shown } = rows.get(name) ?? {};
+      assert.equal(flags, short ? `-${short}, --${long}` : `--${long}`);
+      assert.equal(shown, fallback || '(vazio)');
+    }
+  });
+  for (const [how, args, env] of hidden) {
+    test(`a ajuda nunca mostra a senha dada ${how}`, async () => {
+      const { code, stdout, stderr } = await run_once([...args, '--help'], env);
+      assert.equal(code, 0);
+      assert.match(stdout, /\*\*\*/);
+      assert.ok(!(stdout + stderr).includes(secret), stdout + stderr);
+    });
+  }
+  test('a ajuda e a versão saem mesmo com outras configurações inválidas', async () => {
+    const env = { HTTP_PORT: 'x', REDIS_SERVER: 'h:x', MAXTIME: '0' };
+    const rows = await read_help(['-X', 'a b', '-L', 'a b'], env);
+    assert.equal(rows.get('HTTP_PORT')?.in_force, 'x');
+    assert.equal(rows.get('REDIS_PREFIX')?.in_force, 'a b');
+    assert.equal((await run_once(['--version'], env)).code, 0);
+  });
+  for (const flag of ['--version', '-V']) {
+    test(`${flag} mostra a versão do package.json`, async () => {
+      const result = await run_once([flag]);
+      assert.deepEqual(result, { code: 0, stdout: `${package_version}\n`, stderr: '' });
+      assert.equal(version, package_version);
+    });
+  }
+});
+
+describe('valores ruins: código 2 e uma linha', { concurrency: 3 }, () => {
+  test('só REDIS_PASSWORD aceita qualquer texto', () => {
+    const rows = settings_table.filter((row) => row.name !== 'REDIS_PASSWORD');
+    const names = rows.map((row) => row.name);
+    assert.deepEqual(Object.keys(bad_values), names);
+  });
+  for (const row of settings_table) {
+    const { value, accepted } = bad_values[row.name] ?? { value: '', accepted: '' };
+    if (accepted === '') continue;
+    const shown = `inválido: ${JSON.stringify(value)}; aceito: `;
+    test(`${row.name} ruim por opção`, async () => {
+      const flag = row.short ? `-${row.short}` : `--${row.long}`;
+      const pieces = [`json-proxy: ${row.name} (${flag}) ${shown}`, accepted];
+      await assert_usage_error([flag, value], {}, pieces);
+    });
+    test(`${row.name} ruim por variável`, async () => {
+      const pieces = [`json-proxy: ${row.name} (ambiente) ${shown}`, accepted];
+      await assert_usage_error([], { [row.name]: value }, pieces);
+    });
+  }
+  test('um argumento bom encobre uma variável ruim; um ruim não é encoberto por ela', async () => {
+    const env = { HTTP_PORT: 'x', INTERVAL: '5' };
+    const line = await assert_usage_error(['-p', '0', '-i', 'y'], env, ['INTERVAL (-i)']);
+    assert.ok(!line.includes('HTTP_PORT'), line);
+  });
+});
+
+/** Linhas de comando erradas, e o que a mensagem deve dizer. */
+const wrong_arguments: [string, string[], string[]][] = [
+  ['opção longa desconhecida', ['--nada'], ['opção desconhecida: --nada', '--help']],
+  ['opção longa desconhecida com valor', ['--nada=1'], ['opção desconhecida: --nada', '--help']],
+  ['opção curta desconhecida', ['-Z'], ['opção desconhecida: -Z', '--help']],
+  ['opção com nome de membro de objeto', ['--constructor=1'], ['desconhecida: --constructor']],
+  ['senha em opção mal escrita, com =', [`--passwrd=${secret}`], ['desconhecida: --passwrd']],
+  ['senha em opção mal escrita', ['--passwrd', secret], ['desconhecida: --passwrd']],
+  ['opção longa sem valor', ['--port'], ['falta o valor de --port']],
+  ['opção curta sem valor', ['-i', '5', '-p'], ['falta o valor de -p']],
+  ['--secret sem valor', ['--secret'], ['falta o valor de --secret']],
+  ['argumento solto', ['start'], ['argumento inesperado', '--help']],
+  ['argumento solto depois de --', ['--', 'start'], ['argumento inesperado', '--help']],
+  ['porta negativa', ['-p', '-1'], ['HTTP_PORT (-p) inválido: "-1"']],
+  ['porta enorme', ['--port=99999999999'], ['HTTP_PORT (--port) inválido: "99999999999"']],
+  ['opção com quebra de linha', ['--na\nda'], ['opção desconhecida: --na da']],
+  ['argumento solto com quebra de linha', ['a\nb'], ['argumento inesperado']],
+  ['pedaço solto de senha', ['--secret=', secret], ['argumento inesperado', '2']],
+  ['--secret escrito com um traço só', ['-secret', secret], ['argumento inesperado']],
+  ['-password em vez de -S', ['-password', secret], ['argumento inesperado']],
+  ['variável dada como argumento', [`REDIS_PASSWORD=${secret}`], ['argumento inesperado']],
+  ['URL solta', [`redis://ana:${secret}@h/1`], ['argumento inesperado']],
+  ['senha colada em --secret', [`--secret${secret}`], ['opção desconhecida: --secret']],
+  ['URL colada em --redis', [`--redis:redis://:${secret}@h`], ['opção desconhecida: --redis']],
+];
+
+describe('argumentos que não se entendem', { concurrency: 3 }, () => {
+  for (const [title, args, pieces] of wrong_arguments) {
+    test(title, async () => {
+      await assert_usage_error(args, {}, pieces);
+    });
+  }
+});
+
+/** Ambientes com valores que poderiam quebrar a linha, revelar a senha ou passar por bons. */
+const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
+  [
+    'REDIS_SERVER malformado com senha',
+    { REDIS_SERVER: `redis://ana:${secret}@h:x/1` },
+    ['REDIS_SERVER (ambiente) inválido: "redis://***@h:x/1"', 'rediss://', 'unix:'],
+  ],
+  [
+    'REDIS_SERVER com %XX ruim na senha',
+    { REDIS_SERVER: `redis://ana:${secret}%zz@h` },
+    ['REDIS_SERVER (ambiente) inválido: "redis://***@h"'],
+  ],
+  [
+    'REDIS_SERVER com a senha e sem o host',
+    { REDIS_SERVER: `redis://ana:${secret}` },
+    ['REDIS_SERVER (ambiente) inválido: '],
+  ],
+  [
+    'REDIS_SERVER com quebra de linha e senha',
+    { REDIS_SERVER: `redis://ana:a\n${secret}@h\nx` },
+    ['REDIS_SERVER (ambiente) inválido: "redis://***@h\\nx"'],
+  ],
+  [
+    'porta fora da faixa em REDIS_SERVER',
+    { REDIS_SERVER: 'h:65536' },
+    ['"h:65536"', 'porta de 1 a 65535'],
+  ],
+  ['MAXTIME_ERROR com quebra', { MAXTIME_ERROR: 'a\nb' }, ['MAXTIME_ERROR (ambiente)', '"a\\nb"']],
+  ['SERVERNAME com quebra', { SERVERNAME: 'a\r\nb' }, ['SERVERNAME (ambiente)', '"a\\r\\nb"']],
+  ['REDIS_CHANNEL com quebra', { REDIS_CHANNEL: 'a\n' }, ['REDIS_CHANNEL (ambiente)', '"a\\n"']],
+  [
+    'prefixos iguais',
+    { REDIS_PREFIX: 'x_', REDIS_LIST_PREFIX: 'x_' },
+    ['REDIS_PREFIX "x_"', 'REDIS_LIST_PREFIX "x_"', 'diferentes entre si', '"ndjson_claim_"'],
+  ],
+  [
+    'prefixo da tarefa igual ao padrão do prefixo da lista',
+    { REDIS_PREFIX: 'ndjson_list_' },
+    ['REDIS_PREFIX "ndjson_list_"', 'REDIS_LIST_PREFIX "ndjson_list_"', 'aceito: diferentes'],
+  ],
+  [
+    'prefixo da tarefa igual ao da tomada',
+    { REDIS_PREFIX: 'ndjson_claim_' },
+    ['REDIS_PREFIX "ndjson_claim_"', 'aceito: diferentes'],
+  ],
+  [
+    'prefixo da lista igual ao da tomada',
+    { REDIS_LIST_PREFIX: 'ndjson_claim_' },
+    ['REDIS_LIST_PREFIX "ndjson_claim_"', 'aceito: diferentes'],
+  ],
+];
+
+describe('valores ruins que enganam', { concurrency: 3 }, () => {
+  for (const [title, env, pieces] of tricky_values) {
+    test(title, async () => {
+      await assert_usage_error([], env, pieces);
+    });
+  }
+  test('a senha de um REDIS_SERVER malformado não aparece quando vem por -R', async () => {
+    const args = ['-R', `redis://ana:${secret}@h:x/1`];
+    await assert_usage_error(args, {}, ['REDIS_SERVER (-R) inválido: "redis://***@h:x/1"']);
+  });
+});
+
+describe('importar não inicia nada', { concurrency: 2 }, () => {
+  // PipeWrap é a própria saída do processo, que a biblioteca redis abre ao ser carregada.
+  const report =
+    'const open = process.getActiveResourcesInfo().filter((name) => name !== "PipeWrap");' +
+    'console.log(JSON.stringify(open))';
+  const root = path.join(__dirname, '..');
+
+  test('o programa montado pode ser carregado: nada fica aberto e o processo sai só', async () => {
+    const code = `require(${JSON.stringify(await program_file())}); ${report}`;
+    const result = await finished(start_program(process.execPath, ['-e', code], clean_env));
+    assert.deepEqual(result, { code: 0, stdout: '[]\n', stderr: '' });
+  });
+  test('o fonte pode ser importado: nenhum servidor, conexão ou temporizador', async () => {
+    const code = `require('./json-proxy.ts'); ${report}`;
+    const args = ['--import', 'tsx', '-e', code];
+    const program = start_program(process.execPath, args, clean_env, root);
+    const { code: exit_code, stdout, stderr } = await finished(program);
+    assert.equal(stderr, '');
+    assert.match(stdout, /^\[[^\n]*\]\n$/);
+    assert.doesNotMatch(stdout, /TCP|Timeout|Immediate|Signal|GetAddrInfo/);
+    assert.equal(exit_code, 0);
+  });
+});

@@ -1,0 +1,573 @@
+/*
+ * A subida do programa: todas as formas de chegar ao Redis, todas as falhas com a sua linha clara e o
+ * que o log diz no começo.
+ */
+
+import assert from 'node:assert/strict';
+import { writeFileSync as write_file } from 'node:fs';
+import net from 'node:net';
+import { networkInterfaces as network_interfaces } from 'node:os';
+import path from 'node:path';
+import { before, describe, test } from 'node:test';
+import { version } from '../json-proxy';
+import { on_stop } from '../scripts/local';
+import {
+  connect_redis,
+  fetch_all,
+  free_port,
+  type local_program,
+  type local_redis,
+  open_stream,
+  patience_ms,
+  program_file,
+  type redis_client,
+  run_proxy,
+  start_program,
+  start_proxy,
+  start_redis,
+  start_worker,
+  temp_dir,
+  until,
+} from './harness';
+
+/**
+ * O programa promete sair em menos de 5 s. Numa máquina carregada só carregar o Node já pode levar
+ * segundos, então o que se mede é o tempo entre as linhas "start" e "fatal" do log, com o prazo menos
+ * o que a subida do Node leva numa máquina comum.
+ */
+const give_up_ms = 5000 - 500;
+
+/** Senha certa da usuária "ana" e do Redis trancado, com os caracteres que complicam uma URL. */
+const password = 's3nh@:/ç';
+
+/** Senha errada, que não pode aparecer em lugar nenhum. */
+const wrong_password = 'hunter2';
+
+/** O journald não está por trás dos testes, mesmo que quem os roda esteja sob o systemd. */
+const plain_log = { JOURNAL_STREAM: undefined };
+
+const addresses = Object.values(network_interfaces()).flatMap((list) => list ?? []);
+const has_ipv6 = addresses.some(({ address }) => address === '::1');
+const no_ipv6 = !has_ipv6 && 'esta máquina não tem ::1';
+const outside = addresses.find(({ family, internal }) => family === 'IPv4' && !internal)?.address;
+
+/** Um Redis aberto que atende por TCP, TLS e socket, e tem usuários de vários poderes. */
+let redis: local_redis & { tls_port: number; socket: string; authority: string };
+let admin: redis_client;
+
+/** Um Redis que exige senha. */
+let locked: local_redis;
+
+/** Um Redis sem senha que atende a rede toda: só o modo protegido o guarda. */
+let exposed: local_redis;
+
+/** Portas em que escuta algo que não é um Redis, e uma em que ninguém escuta. */
+const strangers = { mute: 0, http: 0, ssh: 0 };
+const refused = { port: 0 };
+
+/**
+ * Cria um certificado autoassinado para localhost e 127.0.0.1.
+ * @param dir diretório em que gravá-lo
+ * @returns caminhos da chave e do certificado
+ */
+async function make_certificate(dir: string) {
+  const key = path.join(dir, 'key.pem');
+  const certificate = path.join(dir, 'certificate.pem');
+  const names = 'subjectAltName=DNS:localhost,IP:127.0.0.1';
+  const kind = [
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:prime256v1',
+    '-nodes',
+    '-days',
+    '2',
+  ];
+  const files = ['-keyout', key, '-out', certificate];
+  const subject = ['-subj', '/CN=localhost', '-addext', names];
+  const openssl = start_program('openssl', ['req', '-x509', ...kind, ...files, ...subject]);
+  assert.equal(await openssl.exited, 0, openssl.stderr());
+  return { key, certificate };
+}
+
+/**
+ * Sobe o Redis aberto.
+ * @returns o servidor, com a porta TLS, o socket e o certificado
+ */
+async function start_open_redis(): Promise<typeof redis> {
+  const dir = temp_dir();
+  const { key, certificate } = await make_certificate(dir);
+  const tls_port = await free_port();
+  const socket = path.join(dir, 'redis.sock');
+  const tls = ['--tls-port', String(tls_port), '--tls-auth-clients', 'no'];
+  const server = await start_redis([
+    ...(has_ipv6 ? ['--bind', '127.0.0.1', '::1'] : []),
+    ...['--unixsocket', socket, '--tls-key-file', key, '--tls-cert-file', certificate, ...tls],
+    ...['--user', 'ana', 'on', `>${password}`, '~*', '&*', '+@all'],
+    ...['--user', 'nada', 'on', `>${password}`, '~*', '&*', '-@all'],
+  ]);
+  return { ...server, tls_port, socket, authority: certificate };
+}
+
+/**
+ * Abre uma porta que não é de um Redis.
+ * @param greet o que fazer com cada conexão
+ * @returns a porta
+ */
+async function start_stranger(greet: (socket: net.Socket) => void): Promise<number> {
+  const sockets = new Set<net.Socket>();
+  const server = net.createServer((socket) => {
+    sockets.add(socket);
+    socket.on('error', () => {});
+    socket.resume();
+    greet(socket);
+  });
+  on_stop(async () => {
+    server.close();
+    for (const socket of sockets) socket.destroy();
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  return (server.address() as net.AddressInfo).port;
+}
+
+before(async () => {
+  await program_file(); // montar o programa não conta no tempo de nenhuma subida
+  [redis, locked, exposed] = await Promise.all([
+    start_open_redis(),
+    start_redis(['--requirepass', password]),
+    start_redis(['--bind', '0.0.0.0', '--protected-mode', 'yes']),
+  ]);
+  admin = await connect_redis(redis, 0);
+  refused.port = await free_port();
+  strangers.mute = await start_stranger(() => {});
+  strangers.ssh = await start_stranger((socket) => socket.write('SSH-2.0-OpenSSH_9.2\r\n'));
+  strangers.http = await start_stranger((socket) =>
+    socket.once('data', () => socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n')),
+  );
+});
+
+/**
+ * Confere que senha nenhuma foi escrita, nem crua nem codificada para URL.
+ * @param program o programa
+ */
+function assert_no_password(program: Pick<local_program, 'stdout' | 'stderr'>): void {
+  const output = program.stdout() + program.stderr();
+  for (const text of [wrong_password, password, encodeURIComponent(password)]) {
+    assert.ok(!output.includes(text), `a senha apareceu: ${output}`);
+  }
+}
+
+const as_ana = `ana:${encodeURIComponent(password)}`;
+const trusting = () => ({ NODE_EXTRA_CA_CERTS: redis.authority });
+
+/** Uma forma de chegar ao Redis, e o banco em que a tarefa deve cair. */
+type connection = {
+  title: string;
+  server: () => string;
+  database: number;
+  args?: string[];
+  env?: () => NodeJS.ProcessEnv;
+  user?: string;
+  skip?: string | false;
+};
+
+const connections: connection[] = [
+  { title: 'host:porta/banco', server: () => `127.0.0.1:${redis.port}/3`, database: 3 },
+  { title: 'host:porta, que é o banco 0', server: () => `127.0.0.1:${redis.port}`, database: 0 },
+  { title: 'nome de host', server: () => `localhost:${redis.port}/4`, database: 4 },
+  { title: 'redis://', server: () => `redis://127.0.0.1:${redis.port}/2`, database: 2 },
+  {
+    title: 'redis:// com usuário e senha codificada',
+    server: () => `redis://${as_ana}@127.0.0.1:${redis.port}/5`,
+    database: 5,
+    user: 'ana',
+  },
+  {
+    title: 'redis:// com usuário e senha crua',
+    server: () => `redis://ana:${password}@127.0.0.1:${redis.port}/6`,
+    database: 6,
+    user: 'ana',
+  },
+  {
+    title: 'REDIS_PASSWORD vence a senha errada da URL',
+    server: () => `redis://ana:${wrong_password}@127.0.0.1:${redis.port}/7`,
+    database: 7,
+    env: () => ({ REDIS_PASSWORD: password }),
+    user: 'ana',
+  },
+  {
+    title: '-S vence a URL e REDIS_PASSWORD, erradas as duas',
+    server: () => `redis://ana:${wrong_password}@127.0.0.1:${redis.port}/8`,
+    database: 8,
+    args: ['-S', password],
+    env: () => ({ REDIS_PASSWORD: wrong_password }),
+    user: 'ana',
+  },
+  {
+    title: 'REDIS_PASSWORD vazia deixa valer a da URL',
+    server: () => `redis://${as_ana}@127.0.0.1:${redis.port}/9`,
+    database: 9,
+    env: () => ({ REDIS_PASSWORD: '' }),
+    user: 'ana',
+  },
+  { title: 'caminho de socket', server: () => redis.socket, database: 0 },
+  { title: 'caminho?db=N', server: () => `${redis.socket}?db=10`, database: 10 },
+  { title: 'unix:caminho?db=N', server: () => `unix:${redis.socket}?db=11`, database: 11 },
+  {
+    title: 'unix:// com usuário e senha',
+    server: () => `unix://${as_ana}@${redis.socket}?db=12`,
+    database: 12,
+    user: 'ana',
+  },
+  {
+    title: '[::1]:porta/banco',
+    server: () => `[::1]:${redis.port}/13`,
+    database: 13,
+    skip: no_ipv6,
+  },
+  {
+    title: 'rediss:// por nome',
+    server: () => `rediss://${as_ana}@localhost:${redis.tls_port}/14`,
+    database: 14,
+    env: trusting,
+    user: 'ana',
+  },
+  {
+    title: 'rediss:// por endereço IP',
+    server: () => `rediss://127.0.0.1:${redis.tls_port}/15`,
+    database: 15,
+    env: trusting,
+  },
+];
+
+/**
+ * Diz com que usuários há conexões num banco do Redis aberto.
+ * @param database número do banco
+ * @returns os nomes, sem repetição, em ordem
+ */
+async function users_in(database: number): Promise<string[]> {
+  const clients = String(await admin.sendCommand(['CLIENT', 'LIST']));
+  const lines = clients.split('\n').filter((line) => line.includes(` db=${database} `));
+  return [...new Set(lines.map((line) => / user=(\S+) /.exec(line)?.[1] ?? ''))].sort();
+}
+
+/**
+ * Sobe um proxy por uma das formas e confere, com um worker no banco esperado, que um pedido vai e
+ * volta por ele.
+ * @param row a forma
+ * @param channel canal só desta forma
+ */
+async function assert_reaches(row: connection, channel: string): Promise<void> {
+  const { title, server, database, args = [], env = () => ({}), user = 'default' } = row;
+  const worker = await start_worker(redis, channel, database);
+  const environment = { ...plain_log, REDIS_PASSWORD: undefined, ...env() };
+  const flags = ['-C', channel, '-i', '20', ...args];
+  const proxy = await start_proxy({ server: server() }, flags, environment);
+  assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+  assert.deepEqual(await users_in(database), [...new Set([user, 'default'])].sort());
+  const stream = open_stream(proxy, { body: title });
+  const task = await worker.next();
+  assert.equal(task.body, title);
+  await worker.client.rPush(task.task_list, ['{"n":1}', 'EOF']);
+  assert.deepEqual(await stream.rest(), ['{"n":1}']);
+  assert.equal(await worker.client.exists([task.task_key, task.task_list]), 0);
+  assert.equal(await proxy.stop(), 0);
+  assert.equal(proxy.stderr(), '');
+  assert_no_password(proxy);
+}
+
+describe('chega ao Redis', { concurrency: 3 }, () => {
+  for (const [index, row] of connections.entries()) {
+    test(row.title, { skip: row.skip ?? false }, () => assert_reaches(row, `canal_${index}`));
+  }
+  test('um Redis com requirepass, pela senha sem usuário', async () => {
+    const env = { ...plain_log, REDIS_PASSWORD: password };
+    const proxy = await start_proxy(locked, [], env);
+    assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+    assert.equal(await proxy.stop(), 0);
+    assert.equal(proxy.stderr(), '');
+    assert_no_password(proxy);
+  });
+});
+
+/**
+ * Roda o programa, que deve falhar ao subir, e confere o que vale para toda falha: código 1, menos de
+ * 5 s, uma linha "fatal" em stderr, só a linha "start" em stdout, sem senha e sem pilha.
+ * @param args argumentos
+ * @param env variáveis de ambiente
+ * @returns a linha, da etiqueta em diante
+ */
+async function failed_start(args: string[], env: NodeJS.ProcessEnv = {}): Promise<string> {
+  const basics = ['-p', '0', '--host', '127.0.0.1'];
+  const environment = { ...plain_log, REDIS_PASSWORD: undefined, ...env };
+  const program = await run_proxy([...basics, ...args], environment);
+  let exit: { code: number } | undefined;
+  void program.exited.then((code) => {
+    exit = { code };
+  });
+  const { code } = await until(`saída de ${args.join(' ')}`, () => exit, 2 * patience_ms);
+  const [, started_at = ''] = /^(\S+Z) start [^\n]+\n$/.exec(program.stdout()) ?? [];
+  const [, died_at = '', line = ''] = /^(\S+Z) (fatal [^\n]+)\n$/.exec(program.stderr()) ?? [];
+  assert.ok(started_at && died_at, `${program.stdout()}---\n${program.stderr()}`);
+  assert.equal(code, 1);
+  const ms = Date.parse(died_at) - Date.parse(started_at);
+  assert.ok(ms < give_up_ms, `desistiu em ${ms} ms`);
+  assert_no_password(program);
+  assert.doesNotMatch(line, /\bat \S+:\d+:\d+|Error:|node:/);
+  return line;
+}
+
+/** Uma falha ao subir: o -R dado, como a linha deve nomear o servidor e o que ela deve dizer. */
+type failure = {
+  title: string;
+  server: () => string;
+  shown?: () => string;
+  password?: string;
+  reason: RegExp;
+  skip?: string | false;
+};
+
+const silent = /^não respondeu a tempo; confira REDIS_SERVER \(-R\)/;
+const nobody = /^ninguém escuta nesse endereço; .*confira REDIS_SERVER \(-R\)$/;
+const closed = /^o servidor fechou a conexão; a porta é do Redis\? pede TLS\?/;
+const wrong = /^usuário ou senha errados; confira REDIS_PASSWORD \(-S\)$/;
+
+const at_redis = (database: number) => () => `127.0.0.1:${redis.port}/${database}`;
+const at_locked = (database: number) => () => `127.0.0.1:${locked.port}/${database}`;
+
+/** As que esgotam o prazo; vêm primeiro, para correrem juntas. */
+const mute_failures: failure[] = [
+  {
+    title: 'um servidor que aceita e nunca responde',
+    server: () => `127.0.0.1:${strangers.mute}/1`,
+    reason: silent,
+  },
+  {
+    title: 'um servidor que aceita e nunca responde ao TLS',
+    server: () => `rediss://:${wrong_password}@localhost:${strangers.mute}`,
+    shown: () => `rediss://localhost:${strangers.mute}/0`,
+    reason: silent,
+  },
+  {
+    title: 'rediss:// para uma porta sem TLS',
+    server: () => `rediss://localhost:${redis.port}/1`,
+    reason: silent,
+  },
+  {
+    title: 'um servidor SSH',
+    server: () => `127.0.0.1:${strangers.ssh}/0`,
+    reason: /; .*REDIS_SERVER \(-R\)/,
+  },
+];
+
+/** As que dependem de senha e permissões, que o Redis pode negar em comandos diferentes. */
+const access_failures = [0, 1].flatMap((database): failure[] => [
+  {
+    title: `senha errada, banco ${database}`,
+    server: at_locked(database),
+    password: wrong_password,
+    reason: wrong,
+  },
+  {
+    title: `falta a senha, banco ${database}`,
+    server: at_locked(database),
+    reason: /^o Redis exige senha; dê REDIS_PASSWORD \(-S\)$/,
+  },
+  {
+    title: `senha dada a um Redis sem senha, banco ${database}`,
+    server: at_redis(database),
+    password: wrong_password,
+    reason: /^o Redis não tem senha; retire REDIS_PASSWORD \(-S\)$/,
+  },
+  {
+    title: `senha errada dentro da URL, banco ${database}`,
+    server: () => `redis://ana:${wrong_password}@127.0.0.1:${redis.port}/${database}`,
+    shown: at_redis(database),
+    reason: wrong,
+  },
+  {
+    title: `usuário sem permissões, banco ${database}`,
+    server: () => `redis://nada@127.0.0.1:${redis.port}/${database}`,
+    shown: at_redis(database),
+    password,
+    reason: /^o usuário do Redis não tem permissão para os comandos do proxy/,
+  },
+  {
+    title: `Redis em modo protegido, banco ${database}`,
+    server: () => `${outside}:${exposed.port}/${database}`,
+    reason: /modo protegido/,
+    skip: !outside && 'esta máquina só tem o endereço 127.0.0.1',
+  },
+]);
+
+const address_failures: failure[] = [
+  {
+    title: 'banco fora da faixa',
+    server: at_redis(16),
+    reason: /^banco fora da faixa do servidor; confira o \/N de REDIS_SERVER \(-R\)$/,
+  },
+  {
+    title: 'host desconhecido',
+    server: () => 'no-such-host.invalid:6379/1',
+    // Onde o próprio DNS não responde, o prazo se esgota antes que se saiba que o nome não existe.
+    reason: /^(host desconhecido|não respondeu a tempo); confira REDIS_SERVER \(-R\)/,
+  },
+  { title: 'porta fechada', server: () => `127.0.0.1:${refused.port}/1`, reason: nobody },
+  {
+    title: 'porta fechada em localhost',
+    server: () => `localhost:${refused.port}/1`,
+    reason: nobody,
+  },
+  { title: 'um servidor HTTP', server: () => `127.0.0.1:${strangers.http}/1`, reason: closed },
+  {
+    title: 'socket que não existe',
+    server: () => `unix://:${wrong_password}@${redis.socket}.nada?db=2`,
+    shown: () => `"unix:${redis.socket}.nada?db=2"`,
+    reason: /^o socket não existe; confira o caminho em REDIS_SERVER \(-R\)$/,
+  },
+  {
+    title: 'caminho que não é um socket',
+    server: () => redis.authority,
+    shown: () => `"unix:${redis.authority}?db=0"`,
+    reason: nobody,
+  },
+  {
+    title: 'redis:// para uma porta TLS',
+    server: () => `redis://127.0.0.1:${redis.tls_port}/1`,
+    shown: () => `127.0.0.1:${redis.tls_port}/1`,
+    reason: closed,
+  },
+  {
+    title: 'rediss:// com certificado de autoridade desconhecida',
+    server: () => `rediss://127.0.0.1:${redis.tls_port}/1`,
+    reason: /^certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS$/,
+  },
+];
+
+describe('falha ao subir sem o Redis: uma linha que diz o que fazer', { concurrency: 4 }, () => {
+  for (const row of [...mute_failures, ...access_failures, ...address_failures]) {
+    const { title, server, shown = server, password: given = '', reason, skip = false } = row;
+    test(title, { skip }, async () => {
+      const line = await failed_start(['-R', server()], { REDIS_PASSWORD: given });
+      const [, where, why = ''] = /^fatal redis=("[^"]+"|\S+) reason="([^"]+)"$/.exec(line) ?? [];
+      assert.equal(where, shown(), line);
+      assert.match(why, reason);
+    });
+  }
+  test('nome com vários endereços, todos fechados', async () => {
+    // Só aqui o DNS é trocado: nem toda máquina tem um nome com dois endereços em que ninguém escuta.
+    const preload = path.join(temp_dir(), 'two_addresses.cjs');
+    const found = ['127.0.0.1', '127.0.0.2'].map((address) => ({ address, family: 4 }));
+    const lookup = `(name, options, done) => done(null, ${JSON.stringify(found)})`;
+    write_file(preload, `require('node:dns').lookup = ${lookup};\n`);
+    const server = `two.invalid:${refused.port}/1`;
+    const line = await failed_start(['-R', server], { NODE_OPTIONS: `--require ${preload}` });
+    assert.ok(
+      line.startsWith(`fatal redis=${server} reason="ninguém escuta nesse endereço; `),
+      line,
+    );
+  });
+});
+
+describe('falha ao abrir a porta HTTP', { concurrency: 3 }, () => {
+  test('porta em uso', async () => {
+    const port = String(strangers.mute);
+    const line = await failed_start(['-R', redis.server, '-p', port]);
+    const reason =
+      /^fatal host=127\.0\.0\.1 port=(\d+) reason="a porta já está em uso; .*HTTP_PORT \(-p\)"$/;
+    assert.equal(reason.exec(line)?.[1], port, line);
+  });
+  const hosts: [string, string, RegExp][] = [
+    ['endereço de outra máquina', '203.0.113.9', /o endereço não é desta máquina; .*HTTP_HOST/],
+    ['nome desconhecido', 'no-such-host.invalid', /nome desconhecido; .*HTTP_HOST \(--host\)/],
+  ];
+  for (const [title, host, reason] of hosts) {
+    test(title, async () => {
+      const line = await failed_start(['-R', redis.server, '--host', host]);
+      assert.ok(line.startsWith(`fatal host=${host} port=0 reason="`), line);
+      assert.match(line, reason);
+    });
+  }
+});
+
+/** Nomes dados na linha de comando, para que os padrões não passem por eles no log. */
+const named = ['-C', 'meu_canal', '-X', 'minha_', '-L', 'lista_'];
+
+/** O instante no começo de cada linha, fora do journald. */
+const stamp = '\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z ';
+
+/**
+ * Monta o que as duas linhas da subida devem ser.
+ * @param prefix padrão do que vem antes de cada etiqueta
+ * @param pid processo
+ * @returns o padrão de toda a saída; o primeiro grupo é a porta
+ */
+function expected_lines(prefix: string, pid: number | undefined): RegExp {
+  const start =
+    `start version=${version} node=${process.version} pid=${pid} ` +
+    `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_`;
+  const listen = 'listen url=http://127\\.0\\.0\\.1:(\\d+)';
+  return new RegExp(`^${prefix}${start.replaceAll('.', '\\.')}\\n${prefix}${listen}\\n$`);
+}
+
+describe('log da subida', { concurrency: 3 }, () => {
+  test('as linhas start e listen dizem o que está em vigor, com a porta real', async () => {
+    const server = `redis://ana:${wrong_password}@127.0.0.1:${redis.port}/2`;
+    const proxy = await start_proxy({ server }, ['-S', password, ...named], plain_log);
+    const found = expected_lines(stamp, proxy.process.pid).exec(proxy.stdout());
+    assert.equal(found?.[1], String(proxy.port), proxy.stdout());
+    assert.ok(proxy.port > 0);
+    assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+    assert.equal(proxy.stderr(), '');
+    assert_no_password(proxy);
+  });
+  test('sob o journald a prioridade vai na frente, sem a hora', async () => {
+    const args = ['-p', '0', '--host', '127.0.0.1', '-R', `127.0.0.1:${redis.port}/2`];
+    const program = await run_proxy([...args, ...named], { JOURNAL_STREAM: '1:2' });
+    await program.wait_for(/listen .*\n/);
+    assert.match(program.stdout(), expected_lines('<6>', program.process.pid));
+    assert.equal(program.stderr(), '');
+  });
+  test('sob o journald a falha ao subir tem prioridade de erro', async () => {
+    const args = ['-p', '0', '-R', `127.0.0.1:${locked.port}/1`];
+    const program = await run_proxy(args, { JOURNAL_STREAM: '1:2', REDIS_PASSWORD: undefined });
+    await program.wait_for(/fatal .*\n/);
+    assert.equal(await program.exited, 1);
+    assert.match(program.stderr(), /^<3>fatal redis=\S+ reason="o Redis exige senha; [^\n]+\n$/);
+    assert.match(program.stdout(), /^<6>start [^\n]+\n$/);
+  });
+  test('o endereço IPv6 sai entre colchetes', {
+    skip: no_ipv6,
+  }, async () => {
+    const proxy = await start_proxy(redis, ['--host', '::1'], plain_log);
+    assert.equal(proxy.url, `http://[::1]:${proxy.port}`);
+    const { status } = await fetch(`${proxy.url}/ping`);
+    assert.equal(status, 200);
+  });
+});
+
+test('quem lia o log vai embora e o serviço continua', async () => {
+  const channel = 'canal_sem_log';
+  const worker = await start_worker(redis, channel);
+  const proxy = await start_proxy(redis, ['-C', channel, '-i', '20'], plain_log);
+  const serve_one = async (body: string) => {
+    const stream = open_stream(proxy, { body });
+    const task = await worker.next();
+    await worker.client.rPush(task.task_list, [`{"eco":"${task.body}"}`, 'EOF']);
+    assert.deepEqual(await stream.rest(), [`{"eco":"${body}"}`]);
+  };
+  for (const output of [proxy.process.stdout, proxy.process.stderr]) {
+    output?.destroy();
+    await serve_one('um'); // a primeira linha de log encontra a saída fechada
+    await serve_one('dois');
+    // Uma cabeça ruim é registrada em stderr.
+    const stream = open_stream(proxy);
+    const task = await worker.next();
+    await worker.client.rPush(task.task_list, ['HTTP 999', '{"n":1}', 'EOF']);
+    assert.deepEqual(await stream.rest(), ['{"n":1}']);
+    assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+    assert.equal(proxy.process.exitCode, null);
+    assert.equal(proxy.process.signalCode, null);
+  }
+  assert.equal(await proxy.stop(), 0);
+});
