@@ -50,7 +50,12 @@ import http, {
   validateHeaderName as validate_header_name,
   validateHeaderValue as validate_header_value,
 } from 'node:http';
-import { isIP as is_ip, isIPv6 as is_ipv6 } from 'node:net';
+import {
+  isIP as is_ip,
+  isIPv6 as is_ipv6,
+  Server as net_server,
+  type Socket as net_socket,
+} from 'node:net';
 import type { Duplex as duplex_stream } from 'node:stream';
 import { parseArgs as parse_args } from 'node:util';
 import {
@@ -1040,12 +1045,30 @@ function redis_note_loss(error: unknown): void {
 }
 
 /**
- * Atende a conexão refeita: identifica o servidor, faz as limpezas guardadas e acorda os fluxos.
+ * Espera um Redis que acaba de voltar terminar de carregar os dados.
+ * @returns true quando ele atende; false se a conexão caiu antes (a próxima recomeça)
+ */
+async function redis_settled(): Promise<boolean> {
+  for (;;) {
+    try {
+      await redis_ready().client.ping();
+      return true;
+    } catch (error) {
+      if (!(error instanceof error_reply)) return false;
+      if (!transient_reply.test(error.message)) return true;
+    }
+    await new Promise((resolve) => setTimeout(resolve, reconnect_ms.last));
+  }
+}
+
+/**
+ * Atende a conexão refeita: identifica o servidor e, quando ele já atende, faz as limpezas guardadas
+ * e acorda os fluxos.
  * @param on_return chamada a cada reconexão, para que cada fluxo consulte uma vez
  */
-function redis_note_return(on_return: () => void): void {
+async function redis_note_return(on_return: () => void): Promise<void> {
   void redis_identify(); // o primeiro comando da conexão: responde antes de qualquer consulta
-  if (!redis_link.was_ready) return;
+  if (!redis_link.was_ready || !(await redis_settled())) return;
   const down_ms = Math.round(now() - redis_link.lost_at);
   redis_link.lost_at = 0;
   redis_link.lost_reason = '';
@@ -1134,10 +1157,13 @@ type request_turn = {
 };
 
 /**
- * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último e o fim da vez dele.
+ * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último, o fim da vez dele, e
+ * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
  * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo corpo.
  */
 type connection_state = {
+  socket: net_socket;
+  bytes_at_rest: number;
   turns: Set<AbortController>;
   last_turn: Promise<void>;
   last_response: http.ServerResponse | undefined;
@@ -1145,7 +1171,7 @@ type connection_state = {
   on_broken: () => void;
 };
 
-const connections = new WeakMap<duplex_stream, connection_state>();
+const connections = new Map<duplex_stream, connection_state>();
 
 /** Pedidos em andamento em todo o processo, para a parada graciosa. */
 const live_requests = new Set<AbortController>();
@@ -1246,8 +1272,10 @@ export function choose_media_type(accept = ''): string {
  * em andamento nela são interrompidos.
  * @param socket a conexão
  */
-function watch_connection(socket: duplex_stream): void {
+function watch_connection(socket: net_socket): void {
   const state: connection_state = {
+    socket,
+    bytes_at_rest: 0,
     turns: new Set(),
     last_turn: Promise.resolve(),
     last_response: undefined,
@@ -1260,7 +1288,20 @@ function watch_connection(socket: duplex_stream): void {
   connections.set(socket, state);
   socket.on('error', () => {}); // depois de um CONNECT o Node deixa de ouvi-los; o close basta
   socket.once('end', client_left);
-  socket.once('close', client_left);
+  socket.once('close', () => {
+    connections.delete(socket);
+    client_left();
+  });
+}
+
+/**
+ * Fecha uma conexão em que nada acontece. A do Node (closeIdleConnections, e close, que a chama) não
+ * serve: ela corta também uma resposta encerrada que o cliente lento ainda não leu até o fim.
+ * @param state a conexão
+ */
+function close_if_idle(state: connection_state | undefined): void {
+  const is_idle = state?.turns.size === 0 && state.socket.bytesRead === state.bytes_at_rest;
+  if (is_idle) state.socket.destroySoon();
 }
 
 /**
@@ -1288,6 +1329,7 @@ function take_turn(request: http.IncomingMessage, response: http.ServerResponse)
   if (socket.destroyed) controller.abort('client_gone' satisfies interruption);
   const leave = () => {
     state?.turns.delete(controller);
+    if (state) state.bytes_at_rest = state.socket.bytesRead;
     live_requests.delete(controller);
     release();
     if (live_requests.size === 0) lifetime.when_idle();
@@ -1296,22 +1338,22 @@ function take_turn(request: http.IncomingMessage, response: http.ServerResponse)
 }
 
 /**
- * Espera uma resposta já encerrada sair para a rede. Um cliente que não lê o resto por MAXTIME
- * perde a conexão.
- * @param response resposta em que `end` já foi chamado
+ * Espera uma resposta já encerrada sair para a rede e largar a conexão, que só então serve a próxima.
+ * Um cliente que não lê o resto por MAXTIME perde a conexão.
+ * @param response resposta em que `end` ou `destroy` já foi chamado
  */
 function response_sent(response: http.ServerResponse): Promise<void> {
-  const socket = response.socket;
-  if (response.writableFinished || !socket || socket.destroyed) return Promise.resolve();
+  const { socket } = response.req;
+  if (response.closed || socket.destroyed) return Promise.resolve();
   return new Promise((resolve) => {
     const timer = setTimeout(() => socket.destroy(), MAXTIME);
     const sent = () => {
       clearTimeout(timer);
-      response.off('finish', sent);
+      response.off('close', sent);
       socket.off('close', sent);
       resolve();
     };
-    response.once('finish', sent);
+    response.once('close', sent);
     socket.once('close', sent);
   });
 }
@@ -1557,6 +1599,9 @@ const open_after_ms = 1000;
 
 /** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
 const max_batch = { lines: 512, bytes: 256 * 1024 };
+
+/** O que se escreve por vez: um cliente que lê ao menos isto a cada MAXTIME está vivo. */
+const write_slice_bytes = 64 * 1024;
 
 /** O TTL é renovado a cada fração destas dele: duas renovações podem falhar sem dano. */
 const renewals_per_ttl = 3;
@@ -1908,29 +1953,34 @@ function take_head(
 }
 
 /**
- * Envia linhas numa escrita só e respeita o cliente lento: enquanto o socket dele estiver cheio,
- * nada mais é retirado da lista. Quem não lê nada por MAXTIME perde a conexão.
+ * Corta a conexão de quem não leu nada por MAXTIME.
+ * @param stream o fluxo
+ */
+function drop_stalled_reader(stream: stream_state): void {
+  log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
+  stream.turn.controller.abort('client_gone' satisfies interruption);
+  stream.response.destroy();
+}
+
+/**
+ * Envia linhas e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é retirado
+ * da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê; quem não lê nada
+ * por MAXTIME perde a conexão.
  * @param stream o fluxo
  * @param lines linhas sem quebra
  */
 async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
   const parts = lines.flatMap((line) => [line, line_feed]);
-  const bytes = parts.reduce((sum, part) => sum + part.length, 0);
-  const { response } = stream;
+  const payload = Buffer.concat(parts);
   open_response(stream);
   stream.lines += lines.length;
-  stream.bytes += bytes;
-  response.cork();
-  // Poucos bytes: uma cópia custa menos que muitos pedaços. Muitos: a cópia dobraria a memória.
-  for (const part of bytes > max_batch.bytes ? parts : [Buffer.concat(parts)]) response.write(part);
-  response.uncork();
-  if (!response.writableNeedDrain) return;
-  if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
-    log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
-    stream.turn.controller.abort('client_gone' satisfies interruption);
-    response.destroy();
+  stream.bytes += payload.length;
+  for (let offset = 0; offset < payload.length; offset += write_slice_bytes) {
+    const slice = payload.subarray(offset, offset + write_slice_bytes);
+    if (stream.response.write(slice)) continue;
+    if (!(await stream_wait(stream, MAXTIME, 'drain'))) drop_stalled_reader(stream);
+    stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
   }
-  stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
 }
 
 /**
@@ -2051,7 +2101,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const { worker_may_write } = ending_rules[how];
   const cleaned = redis_clean({ task_uuid: stream.task.uuid, worker_may_write });
   await within(cleaned, clean_limit_ms).catch(() => {});
-  stream.response.end();
+  if (how !== 'client_gone') stream.response.end();
   log_ending(stream, how);
 }
 
@@ -2226,7 +2276,7 @@ async function handle_request(
   } finally {
     await response_sent(response);
     turn.leave();
-    if (lifetime.stopping) lifetime.server?.closeIdleConnections();
+    if (lifetime.stopping) close_if_idle(connections.get(request.socket));
   }
 }
 
@@ -2322,8 +2372,8 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
   }
   lifetime.stopping = true;
   log('info', 'stop', { signal: signal_name, streams: live_requests.size, grace: GRACE });
-  lifetime.server?.close();
-  lifetime.server?.closeIdleConnections();
+  if (lifetime.server) net_server.prototype.close.call(lifetime.server); // só a porta
+  for (const state of connections.values()) close_if_idle(state);
   await requests_over(GRACE);
   for (const controller of live_requests) controller.abort('shutdown' satisfies interruption);
   await requests_over(farewell_ms);

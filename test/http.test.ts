@@ -309,7 +309,13 @@ describe('a resposta', () => {
     const sent_at = performance.now();
     const stream = open_stream(main_proxy, { path: '/espera' });
     const task = await desk.task('/espera');
-    assert.equal((await stream.head()).statusCode, 200);
+    let opened = false;
+    const head = stream.head().then((response) => {
+      opened = true;
+      return response;
+    });
+    await until('cabeçalhos sem linha nenhuma', () => opened);
+    assert.equal((await head).statusCode, 200);
     const waited_ms = performance.now() - sent_at;
     assert.ok(waited_ms >= 990, `saíram em ${waited_ms} ms, sem esperar pela cabeça do worker`);
     assert.equal(await desk.client.exists(task.task_key), 1);
