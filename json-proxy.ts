@@ -33,6 +33,11 @@
  * COMO UM FLUXO TERMINA (campo ending= da linha de log "end")
  *   done  timeout  client_gone  redis_lost  failed  shutdown      (a tabela está em ending_rules)
  *
+ * ACORDAR EM VEZ DE CONSULTAR
+ *   Onde o servidor permite (Redis 6 ou mais novo, CLIENT TRACKING), o próprio Redis avisa quando uma
+ *   lista muda, e a linha sai em cerca de um milissegundo; a consulta periódica vira rede de proteção.
+ *   Onde não permite, ou com WAKEUP off, o laço é o da especificação: uma consulta a cada INTERVAL.
+ *
  * LIMITES ACEITOS
  *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o que
  *     vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
@@ -116,6 +121,7 @@ let PAUSE: number;
 let MAXTIME: number;
 let MAXTIME_ERROR: string;
 let MAXBODY: number;
+let WAKEUP: boolean;
 let GRACE: number;
 let SERVERNAME: string;
 
@@ -195,6 +201,18 @@ function parse_line(text: string): string {
 function parse_host(text: string): string {
   if (/^[\w.-]+$/.test(text) || is_ipv6(text)) return text;
   throw new Error('um endereço IPv4, um IPv6 sem colchetes ou um nome de host');
+}
+
+/**
+ * Lê uma chave de liga e desliga.
+ * @param text "on", "off", "1", "0", "true" ou "false", em qualquer caixa
+ * @returns true se ligada
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_switch(text: string): boolean {
+  if (/^(on|1|true)$/i.test(text)) return true;
+  if (/^(off|0|false)$/i.test(text)) return false;
+  throw new Error('on, off, 1, 0, true ou false');
 }
 
 /**
@@ -411,6 +429,15 @@ export const settings_table: setting[] = [
     help: 'bytes que o corpo de um pedido pode ter',
     read: (text) => {
       MAXBODY = parse_integer(text, 0, max_body_setting, 'bytes');
+    },
+  },
+  {
+    name: 'WAKEUP',
+    long: 'wakeup',
+    fallback: 'on',
+    help: 'acordar pelo Redis em vez de só consultar: on ou off',
+    read: (text) => {
+      WAKEUP = parse_switch(text);
     },
   },
 ];
@@ -698,6 +725,9 @@ export type task_record = {
   body_encoding?: 'base64';
 };
 
+/** As notícias da conexão: ela voltou; uma chave mudou (null: todas se foram). */
+type redis_hooks = { on_return: () => void; on_change: (key: string | null) => void };
+
 /** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
 type cleanup = { task_uuid: string; worker_may_write: boolean };
 
@@ -712,9 +742,10 @@ type poll_result = {
 /**
  * Cria o cliente, ainda sem conectar.
  * @param keep_trying diz se uma conexão perdida deve ser refeita (falso até a primeira)
+ * @param tracking se o servidor deve avisar quando as chaves consultadas mudam (exige RESP 3)
  * @returns o cliente da node-redis e a visão dele que devolve Buffers
  */
-function redis_make_client(keep_trying: () => boolean) {
+function redis_make_client(keep_trying: () => boolean, tracking: boolean) {
   const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
   const options = {
     connectTimeout: connect_limit_ms,
@@ -724,8 +755,10 @@ function redis_make_client(keep_trying: () => boolean) {
   const where = socket_path ? { path: socket_path } : { host, port };
   const secret = REDIS_PASSWORD || password;
   const client = create_client({
-    // RESP 2 é entendido por todo Redis e por todo clone dele.
-    RESP: 2,
+    // Os avisos vêm por RESP 3; sem eles, RESP 2 é entendido por todo Redis e todo clone dele.
+    // (As respostas que usamos são iguais nos dois; o tipo fica com um só.)
+    RESP: (tracking ? 3 : 2) as 2,
+    emitInvalidate: tracking,
     database,
     ...(username && { username }),
     ...(secret && { password: secret }),
@@ -743,7 +776,7 @@ function redis_make_client(keep_trying: () => boolean) {
 /**
  * O estado da conexão, único no processo. `identity` é o run_id do servidor, vazio enquanto não se
  * sabe; `was_ready` diz se a primeira conexão já deu certo; `lost_at` é quando caiu, 0 se está de pé;
- * `lost_reason`, o último motivo registrado.
+ * `lost_reason`, o último motivo registrado; `tracking`, se o servidor avisa das mudanças.
  */
 const redis_link = {
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
@@ -754,6 +787,7 @@ const redis_link = {
   was_ready: false,
   lost_at: 0,
   lost_reason: '',
+  tracking: false,
   pending_cleanups: new Map<string, cleanup>(),
 };
 
@@ -1062,37 +1096,69 @@ async function redis_settled(): Promise<boolean> {
 }
 
 /**
- * Atende a conexão refeita: identifica o servidor e, quando ele já atende, faz as limpezas guardadas
- * e acorda os fluxos.
- * @param on_return chamada a cada reconexão, para que cada fluxo consulte uma vez
+ * Atende a conexão que ficou pronta: pede avisos, identifica o servidor e, se ela foi refeita, espera
+ * que ele atenda, faz as limpezas guardadas e acorda os fluxos. Os dois primeiros pedidos respondem
+ * antes de qualquer consulta.
+ * @param hooks o que fazer a cada reconexão
  */
-async function redis_note_return(on_return: () => void): Promise<void> {
-  void redis_identify(); // o primeiro comando da conexão: responde antes de qualquer consulta
+async function redis_note_ready(hooks: redis_hooks): Promise<void> {
+  if (redis_link.tracking) {
+    // NOLOOP: as nossas próprias escritas não nos acordam
+    redis_link.client?.sendCommand(['CLIENT', 'TRACKING', 'ON', 'NOLOOP']).catch(() => {});
+  }
+  void redis_identify();
   if (!redis_link.was_ready || !(await redis_settled())) return;
   const down_ms = Math.round(now() - redis_link.lost_at);
   redis_link.lost_at = 0;
   redis_link.lost_reason = '';
   log('info', 'redis_up', { redis: format_redis_address(REDIS_SERVER), down_ms });
   redis_clean_pending();
-  on_return();
+  hooks.on_return();
 }
 
 /**
- * Faz a primeira conexão e a confirma com um PING.
- * @param on_return chamada a cada reconexão
+ * Tenta a primeira conexão de um modo, e a confirma com um PING.
+ * @param tracking se o servidor deve avisar das mudanças
+ * @param ms prazo em milissegundos
+ * @param hooks o que fazer a cada notícia da conexão
+ * @throws o erro da conexão, do PING ou do prazo
+ */
+async function redis_try_connect(tracking: boolean, ms: number, hooks: redis_hooks): Promise<void> {
+  const { client, buffers } = redis_make_client(() => redis_link.was_ready, tracking);
+  client.on('error', redis_note_loss);
+  client.on('ready', () => redis_note_ready(hooks));
+  client.on('invalidate', (key) => hooks.on_change(key === null ? null : String(key)));
+  Object.assign(redis_link, { client, buffers, tracking });
+  const confirmed = client.connect().then(() => client.ping());
+  try {
+    await within(confirmed, ms);
+  } catch (error) {
+    client.destroy();
+    throw error;
+  }
+}
+
+/**
+ * Faz a primeira conexão. Se o servidor recusa RESP 3 ou os avisos (Redis antigo, ACL, alguns
+ * clones), conecta sem eles e o laço consulta a cada INTERVAL.
+ * @param hooks o que fazer a cada notícia da conexão
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
-async function redis_connect(on_return: () => void): Promise<void> {
-  const { client, buffers } = redis_make_client(() => redis_link.was_ready);
-  client.on('error', redis_note_loss);
-  client.on('ready', () => redis_note_return(on_return));
-  redis_link.client = client;
-  redis_link.buffers = buffers;
-  await within(
-    client.connect().then(() => client.ping()),
-    connect_limit_ms,
-  );
+async function redis_connect(hooks: redis_hooks): Promise<void> {
+  const deadline = now() + connect_limit_ms;
+  let reason = 'WAKEUP off';
+  if (WAKEUP) {
+    try {
+      await redis_try_connect(true, connect_limit_ms, hooks);
+    } catch (error) {
+      if (!(error instanceof error_reply)) throw error;
+      reason = error.message;
+    }
+  }
+  if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now(), hooks);
   redis_link.was_ready = true;
+  const mode = redis_link.tracking ? { mode: 'tracking' } : { mode: 'polling', reason };
+  log('info', 'wakeup', mode);
 }
 
 /**
@@ -1591,6 +1657,8 @@ type stream_state = {
   bytes: number;
   failure: string;
   open_timer: NodeJS.Timeout | undefined;
+  waiting: wait_kind | undefined;
+  has_news: boolean;
   wake: () => void;
 };
 
@@ -1621,8 +1689,14 @@ const bodyless_statuses = new Set([204, 205, 304]);
 const reserved_header =
   /^(connection|content-(length|encoding)|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
 
-/** Os fluxos que dormem à espera de linhas, por UUID da tarefa, e como acordar cada um. */
-const sleeping_streams = new Map<string, () => void>();
+/** Com avisos, a consulta periódica é só proteção; o sorteio em volta disto espalha os fluxos. */
+const safety_poll_ms = 20_000;
+
+/** O último trecho de uma chave de tarefa ou de lista. */
+const uuid_length = 36;
+
+/** Os fluxos em andamento, por UUID da tarefa, para que as notícias do Redis os achem. */
+const live_streams = new Map<string, stream_state>();
 
 const line_feed = Buffer.from('\n');
 
@@ -1747,11 +1821,33 @@ function stream_headers(media_type: string, task?: task_record): Record<string, 
 }
 
 /**
- * Acorda todos os fluxos que dormem à espera de linhas, para que cada um consulte uma vez.
+ * Dá a um fluxo a notícia de que algo mudou: se dorme à espera de linhas, acorda; se não, a notícia
+ * fica guardada e o próximo sono não começa. Assim nenhuma se perde entre a consulta e o sono.
+ * @param stream o fluxo
  */
-function wake_streams(): void {
-  for (const wake of [...sleeping_streams.values()]) wake();
+function tell_stream(stream: stream_state): void {
+  stream.has_news = true;
+  if (stream.waiting === 'interval') stream.wake();
 }
+
+/** As notícias da conexão com o Redis, entregues aos fluxos. */
+const stream_hooks: redis_hooks = {
+  on_return: () => {
+    for (const stream of live_streams.values()) tell_stream(stream);
+  },
+  on_change: (key) => {
+    if (key === null) {
+      // FLUSHALL ou FLUSHDB: quem não achar mais nada perdeu os dados, não terminou
+      for (const stream of live_streams.values()) {
+        stream.identity = 'esvaziado';
+        tell_stream(stream);
+      }
+      return;
+    }
+    const stream = live_streams.get(key.slice(-uuid_length));
+    if (stream) tell_stream(stream);
+  },
+};
 
 /**
  * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço.
@@ -1808,8 +1904,11 @@ function make_stream(
     bytes: 0,
     failure: '',
     open_timer: undefined,
+    waiting: undefined,
+    has_news: false,
     wake: () => {},
   };
+  live_streams.set(task.uuid, stream);
   turn.signal.addEventListener('abort', () => stream.wake(), { once: true });
   stream.open_timer = setTimeout(() => {
     open_response(stream);
@@ -1827,21 +1926,22 @@ function make_stream(
  * @returns true se algo a acordou antes do prazo
  */
 function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
-  const { response, turn, task } = stream;
-  const is_over = kind === 'drain' && !response.writableNeedDrain;
+  const { response, turn } = stream;
+  const is_over =
+    kind === 'drain' ? !response.writableNeedDrain : kind === 'interval' && stream.has_news;
   if (turn.signal.aborted || is_over) return Promise.resolve(true);
   return new Promise((resolve) => {
     const wake = () => leave(true);
     const leave = (woken: boolean) => {
       clearTimeout(timer);
-      sleeping_streams.delete(task.uuid);
       response.off('drain', wake);
+      stream.waiting = undefined;
       stream.wake = () => {};
       resolve(woken);
     };
     const timer = setTimeout(leave, Math.min(ms, max_timer_ms), false);
+    stream.waiting = kind;
     stream.wake = wake;
-    if (kind === 'interval') sleeping_streams.set(task.uuid, wake);
     if (kind === 'drain') response.once('drain', wake);
   });
 }
@@ -1873,6 +1973,8 @@ async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): P
   do {
     const next = Math.min(deadline, stream.renew_at);
     if (await nap(stream, Math.max(0, next - now()), kind)) return true;
+    // O EXPIRE desarma o aviso da chave: quem espera linhas renova na consulta, que o rearma.
+    if (kind === 'interval') return false;
     renew_if_due(stream);
   } while (now() < deadline);
   return false;
@@ -1896,6 +1998,7 @@ function time_left(stream: stream_state): number {
  */
 async function stream_poll(stream: stream_state): Promise<poll_result | undefined> {
   renew_if_due(stream);
+  stream.has_news = false; // o que mudar de agora em diante ainda não foi visto
   const interrupted = new Promise<undefined>((resolve) => {
     const patience_ms = () => (stream.turn.signal.reason === 'client_gone' ? 0 : clean_limit_ms);
     stream.wake = () => setTimeout(resolve, patience_ms(), undefined);
@@ -2024,6 +2127,17 @@ function judge_absence(stream: stream_state): ending | undefined {
 }
 
 /**
+ * Dá o sono entre consultas a uma lista vazia.
+ * @param stream o fluxo
+ * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
+ */
+function idle_interval(stream: stream_state): number {
+  const spread = safety_poll_ms * (0.75 + Math.random() / 2);
+  const interval = redis_link.tracking ? Math.max(INTERVAL, spread) : INTERVAL;
+  return Math.min(interval, time_left(stream));
+}
+
+/**
  * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
  * @param stream o fluxo
  * @returns como terminou
@@ -2044,7 +2158,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
     if (verdict) return verdict;
     if (signal.aborted) continue;
     if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost';
-    await stream_wait(stream, Math.min(INTERVAL, time_left(stream)), 'interval');
+    await stream_wait(stream, poll ? idle_interval(stream) : INTERVAL, 'interval');
   }
 }
 
@@ -2102,6 +2216,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const cleaned = redis_clean({ task_uuid: stream.task.uuid, worker_may_write });
   await within(cleaned, clean_limit_ms).catch(() => {});
   if (how !== 'client_gone') stream.response.end();
+  live_streams.delete(stream.task.uuid);
   log_ending(stream, how);
 }
 
@@ -2418,7 +2533,7 @@ async function start(): Promise<void> {
     list_prefix: REDIS_LIST_PREFIX,
   });
   try {
-    await redis_connect(wake_streams);
+    await redis_connect(stream_hooks);
   } catch (error) {
     die({ redis, reason: explain_redis_error(error) });
   }

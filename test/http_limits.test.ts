@@ -1,6 +1,14 @@
 import assert from 'node:assert/strict';
+import net from 'node:net';
 import { after, before, beforeEach as before_each, describe, test } from 'node:test';
-import { fetch_all, type local_redis, type proxy, start_proxy, start_redis } from './harness';
+import {
+  fetch_all,
+  type local_redis,
+  type proxy,
+  start_proxy,
+  start_redis,
+  until,
+} from './harness';
 import {
   assert_error,
   assert_identity,
@@ -207,18 +215,21 @@ describe('a conexão', () => {
     await main_proxy.wait_for(/ refused status=501 /);
   });
 
-  test('CONNECT de quem some com RST, mesmo atrás de um fluxo, não derruba o programa', async () => {
+  test('CONNECT de quem some, mesmo atrás de um fluxo, não derruba o programa', async () => {
     const own_proxy = await start_proxy(redis, proxy_args);
     const connect = raw_request('CONNECT outro.test:443');
     const alone = await open_talk(own_proxy, connect);
     await alone.reply();
     alone.socket.resetAndDestroy();
-    const talk = await open_talk(own_proxy, raw_request('GET /tunel') + connect);
-    await desk.task('/tunel');
-    assert.equal((await fetch_all(own_proxy, { path: '/ping' })).body, 'pong');
-    talk.socket.resetAndDestroy();
-    await own_proxy.wait_for(/ ending=client_gone /);
-    assert.equal((await fetch_all(own_proxy, { path: '/ping' })).body, 'pong');
+    for (const how of ['RST', 'FIN']) {
+      const talk = await open_talk(own_proxy, raw_request(`GET /tunel/${how}`) + connect);
+      const task = await desk.task(`/tunel/${how}`);
+      assert.equal((await fetch_all(own_proxy, { path: '/ping' })).body, 'pong');
+      if (how === 'RST') talk.socket.resetAndDestroy();
+      else talk.destroy();
+      await own_proxy.wait_for(new RegExp(` end task=${task.uuid} ending=client_gone `));
+      assert.equal((await fetch_all(own_proxy, { path: '/ping' })).body, 'pong');
+    }
     assert.equal(await own_proxy.stop(), 0);
     assert.match(own_proxy.stdout(), / stop signal=SIGTERM streams=0 /, 'um pedido ficou preso');
   });
@@ -367,7 +378,7 @@ describe('MAXBODY', () => {
 });
 
 // Ao mesmo tempo: nenhum destes pedidos cria tarefa, e alguns esperam a conexão fechar.
-describe('o que o analisador do Node recusa', { concurrency: true }, () => {
+describe('o que o analisador do Node recusa', { concurrency: 8 }, () => {
   const host = 'Host: h\r\n';
   const many = Array.from({ length: 3000 }, (_, index) => `X-${index}: v`);
   const requests: [string, string | Buffer, number?, string?][] = [
@@ -394,6 +405,32 @@ describe('o que o analisador do Node recusa', { concurrency: true }, () => {
     test(`${title}: ${status} em JSON, e a conexão fecha`, async () => {
       const usual = status === 431 ? 'request headers too large' : malformed;
       await assert_refused(text, status, message ?? usual);
+    });
+  }
+
+  const stubborn: [string, string, number][] = [
+    ['lixo', 'isto não é HTTP\r\n\r\n', 400],
+    ['CONNECT', raw_request('CONNECT outro.test:443'), 501],
+  ];
+  for (const [title, text, status] of stubborn) {
+    test(`${title} de quem não fecha o seu lado: o proxy fecha os dois`, async () => {
+      const socket = net.connect({ port: main_proxy.port, allowHalfOpen: true });
+      let received = '';
+      let is_over = false;
+      socket.setEncoding('latin1').on('data', (data) => {
+        received += data;
+      });
+      socket.on('error', () => {});
+      socket.once('close', () => {
+        is_over = true;
+      });
+      socket.write(text);
+      await until('fim do lado do proxy', () => socket.readableEnded);
+      assert.match(received, new RegExp(`^HTTP/1\\.1 ${status} `));
+      await until('a escrita falhar', () => {
+        socket.write('x');
+        return is_over;
+      });
     });
   }
 

@@ -150,7 +150,7 @@ describe('os manuais e o programa', () => {
 
   test('os status são os que o programa usa', () => {
     const uses =
-      /(?:new refusal|raw_error|writeHead)\((?:response, )?(\d{3})|\bstatus: (\d{3})\b|: \[(\d{3}), '|\?\? \[(\d{3}), '/g;
+      /(?:new refusal|end_connection|writeHead)\((?:response, |socket, )?(\d{3})|\bstatus: (\d{3})\b|: \[(\d{3}), '|\?\? \[(\d{3}), '/g;
     const used = [...program.matchAll(uses)].map(([, ...found]) => found.find(Boolean));
     const expected = [...new Set(used)].sort();
     assert.ok(expected.length > 10);
@@ -283,11 +283,12 @@ describe('os workers de dez linhas', () => {
     assert.equal(worker.stderr(), '');
     const rows = table_of(english, 'Tag').rows;
     const lines = proxy.stdout().trimEnd().split('\n');
-    assert.equal(lines.length, 6);
+    assert.equal(lines.length, 7);
     for (const line of lines) {
       const [, tag = '', ...words] = line.split(' ');
       const row = rows.find(([cell]) => cell === `\`${tag}\``) ?? [];
-      const fields = code_spans(row[2] ?? '').filter((name) => tag !== 'end' || name !== 'reason');
+      const is_plain = (name: string) => !/^(end|wakeup)$/.test(tag) || name !== 'reason';
+      const fields = code_spans(row[2] ?? '').filter(is_plain);
       assert.deepEqual(
         words.map((word) => word.split('=', 1)[0]),
         fields,

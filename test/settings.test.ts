@@ -46,6 +46,7 @@ const contract: [string, string | undefined, string, string][] = [
   ['REDIS_TTL', undefined, 'ttl', '600'],
   ['GRACE', undefined, 'grace', '10000'],
   ['MAXBODY', undefined, 'maxbody', '10485760'],
+  ['WAKEUP', undefined, 'wakeup', 'on'],
 ];
 
 /** Para cada configuração, um valor pelo ambiente e outro por argumento, todos diferentes. */
@@ -65,6 +66,7 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   REDIS_TTL: { by_environment: '61', by_argument: '62' },
   GRACE: { by_environment: '11001', by_argument: '11002' },
   MAXBODY: { by_environment: '2001', by_argument: '2002' },
+  WAKEUP: { by_environment: 'off', by_argument: 'false' },
 };
 
 /** Para cada configuração que tem valor ruim, um deles, e um trecho do que deve ser dito aceito. */
@@ -83,6 +85,7 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   REDIS_TTL: { value: '0', accepted: 'um inteiro de 1 a 2147483 s' },
   GRACE: { value: '10s', accepted: 'um inteiro de 0 a 2147483647 ms' },
   MAXBODY: { value: '67108865', accepted: 'um inteiro de 0 a 67108864 bytes' },
+  WAKEUP: { value: 'talvez', accepted: 'on, off, 1, 0, true ou false' },
 };
 
 /**

@@ -306,7 +306,8 @@ async function failed_start(args: string[], env: NodeJS.ProcessEnv = {}): Promis
     exit = { code };
   });
   const { code } = await until(`saída de ${args.join(' ')}`, () => exit, 2 * patience_ms);
-  const [, started_at = ''] = /^(\S+Z) start [^\n]+\n$/.exec(program.stdout()) ?? [];
+  const started = /^(\S+Z) start [^\n]+\n(?:\S+Z wakeup mode=tracking\n)?$/;
+  const [, started_at = ''] = started.exec(program.stdout()) ?? [];
   const [, died_at = '', line = ''] = /^(\S+Z) (fatal [^\n]+)\n$/.exec(program.stderr()) ?? [];
   assert.ok(started_at && died_at, `${program.stdout()}---\n${program.stderr()}`);
   assert.equal(code, 1);
@@ -323,6 +324,7 @@ type failure = {
   server: () => string;
   shown?: () => string;
   password?: string;
+  env?: NodeJS.ProcessEnv;
   reason: RegExp;
   skip?: string | false;
 };
@@ -374,9 +376,11 @@ const access_failures = [0, 1].flatMap((database): failure[] => [
     reason: /^o Redis exige senha; dê REDIS_PASSWORD \(-S\)$/,
   },
   {
-    title: `senha dada a um Redis sem senha, banco ${database}`,
+    // com avisos o HELLO a aceita em silêncio, como o próprio Redis faz com o usuário default
+    title: `senha dada a um Redis sem senha, banco ${database}, com WAKEUP off`,
     server: at_redis(database),
     password: wrong_password,
+    env: { WAKEUP: 'off' },
     reason: /^o Redis não tem senha; retire REDIS_PASSWORD \(-S\)$/,
   },
   {
@@ -446,9 +450,9 @@ const address_failures: failure[] = [
 
 describe('falha ao subir sem o Redis: uma linha que diz o que fazer', { concurrency: 4 }, () => {
   for (const row of [...mute_failures, ...access_failures, ...address_failures]) {
-    const { title, server, shown = server, password: given = '', reason, skip = false } = row;
+    const { title, server, shown = server, password: given = '', env, reason, skip = false } = row;
     test(title, { skip }, async () => {
-      const line = await failed_start(['-R', server()], { REDIS_PASSWORD: given });
+      const line = await failed_start(['-R', server()], { REDIS_PASSWORD: given, ...env });
       const [, where, why = ''] = /^fatal redis=("[^"]+"|\S+) reason="([^"]+)"$/.exec(line) ?? [];
       assert.equal(where, shown(), line);
       assert.match(why, reason);
@@ -497,7 +501,7 @@ const named = ['-C', 'meu_canal', '-X', 'minha_', '-L', 'lista_'];
 const stamp = '\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z ';
 
 /**
- * Monta o que as duas linhas da subida devem ser.
+ * Monta o que as três linhas da subida devem ser.
  * @param prefix padrão do que vem antes de cada etiqueta
  * @param pid processo
  * @returns o padrão de toda a saída; o primeiro grupo é a porta
@@ -506,8 +510,10 @@ function expected_lines(prefix: string, pid: number | undefined): RegExp {
   const start =
     `start version=${version} node=${process.version} pid=${pid} ` +
     `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_`;
+  const wakeup = 'wakeup mode=tracking';
   const listen = 'listen url=http://127\\.0\\.0\\.1:(\\d+)';
-  return new RegExp(`^${prefix}${start.replaceAll('.', '\\.')}\\n${prefix}${listen}\\n$`);
+  const lines = [start.replaceAll('.', '\\.'), wakeup, listen];
+  return new RegExp(`^${lines.map((line) => `${prefix}${line}\\n`).join('')}$`);
 }
 
 describe('log da subida', { concurrency: 3 }, () => {

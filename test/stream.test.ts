@@ -205,6 +205,9 @@ function fingerprint(lines: Iterable<Buffer>): string {
   return hash.digest('hex');
 }
 
+/** O intermediário só entende RESP 2, que é o do modo sem avisos. */
+const relayed = ['-P', '0', '--wakeup', 'off'];
+
 /**
  * Sobe um intermediário entre o proxy e o Redis, que vê cada comando antes de deixá-lo passar.
  * @param before_forward chamada com cada comando, na ordem; ele só passa quando ela terminar
@@ -641,7 +644,7 @@ describe('a consulta, vista no caminho até o Redis', () => {
   let lane: lane;
   before(async () => {
     relay = await start_relay((words) => relay_duty.before_forward(words));
-    lane = await start_lane(['-P', '0', '-i', '5'], redis, relay.server);
+    lane = await start_lane([...relayed, '-i', '5'], redis, relay.server);
   });
 
   test('os três comandos de uma consulta vão sem esperar resposta um do outro', async () => {
@@ -787,7 +790,7 @@ describe('lotes', { concurrency: true }, () => {
   test('um Redis anterior ao 6.2 é atendido com um LPOP por linha', async () => {
     const as_old = (text: string) => text.replace(/redis_version:\d\.\d/, 'redis_version:6.0');
     const relay = await start_relay(async () => undefined, as_old);
-    const lane = await start_lane(['-P', '0', '-i', '5'], redis, relay.server);
+    const lane = await start_lane([...relayed, '-i', '5'], redis, relay.server);
     const lines = Array.from({ length: 30 }, (_, index) => `${index}`);
     const { body, task } = await serve(lane, (task) => push_and_finish(lane.client, task, lines));
     assert.equal(body.toString(), `${lines.join('\n')}\n`);

@@ -1,0 +1,195 @@
+/*
+ * Os avisos do Redis (CLIENT TRACKING): o sono de um fluxo acaba quando a lista ou a tarefa muda. Com
+ * INTERVAL de um minuto e prazo de dez segundos, uma linha só chega a tempo se o aviso a trouxer.
+ */
+
+import assert from 'node:assert/strict';
+import { before, describe, test } from 'node:test';
+import {
+  connect_redis,
+  fetch_all,
+  type local_redis,
+  open_stream,
+  type proxy,
+  type redis_client,
+  start_proxy,
+  start_redis,
+  start_worker,
+  until,
+} from './harness';
+
+/** Consultas tão raras que nenhuma acontece dentro do teste. */
+const rare_polls = ['-i', '60000', '--wakeup', 'on'];
+
+let redis: local_redis;
+let channel_count = 0;
+
+before(async () => {
+  redis = await start_redis();
+});
+
+/**
+ * Sobe um proxy e um worker num canal só deles.
+ * @param args argumentos a mais do proxy
+ * @param where o Redis
+ * @returns o proxy, o worker e o cliente deste
+ */
+async function set_scene(args: string[], where = redis) {
+  channel_count += 1;
+  const channel = `avisos_${channel_count}`;
+  const proxy = await start_proxy(where, ['-C', channel, ...args]);
+  const worker = await start_worker(where, channel);
+  return { proxy, worker, db: worker.client };
+}
+
+/**
+ * Abre um fluxo e espera que ele esteja dormindo: a primeira linha chegou e a pausa dela passou.
+ * @param proxy o proxy
+ * @param worker o worker
+ * @returns o fluxo e a tarefa
+ */
+async function open_idle(proxy: proxy, worker: Awaited<ReturnType<typeof start_worker>>) {
+  const stream = open_stream(proxy);
+  const task = await worker.next();
+  await worker.client.rPush(task.task_list, 'primeira');
+  assert.equal(await stream.next(), 'primeira');
+  return { stream, task };
+}
+
+/**
+ * Conta as retiradas que um Redis já atendeu.
+ * @param db um cliente
+ * @returns chamadas de LPOP
+ */
+async function count_pops(db: redis_client): Promise<number> {
+  const stats = await db.info('commandstats');
+  return Number(/cmdstat_lpop:calls=(\d+)/.exec(stats)?.[1] ?? 0);
+}
+
+describe('avisos', { concurrency: true }, () => {
+  test('uma linha, o DEL e o EOF acordam o fluxo sem esperar INTERVAL', async () => {
+    const { proxy, worker, db } = await set_scene(rare_polls);
+    assert.match(proxy.stdout(), / wakeup mode=tracking\n/);
+    const { stream, task } = await open_idle(proxy, worker);
+    for (const line of ['a', 'b', 'c']) {
+      await db.rPush(task.task_list, line);
+      assert.equal(await stream.next(), line);
+    }
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+    const other = await open_idle(proxy, worker);
+    await db.rPush(other.task.task_list, 'EOF');
+    assert.deepEqual(await other.stream.rest(), []);
+  });
+
+  test('mil linhas, cada uma empurrada assim que a anterior chega, e nenhuma fica presa', async () => {
+    const { proxy, worker, db } = await set_scene([...rare_polls, '-P', '0']);
+    const { stream, task } = await open_idle(proxy, worker);
+    for (let n = 0; n < 1000; n += 1) {
+      await db.rPush(task.task_list, String(n));
+      assert.equal(await stream.next(), String(n));
+    }
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+  });
+
+  test('muitos fluxos ao mesmo tempo, cada um com as suas linhas', async () => {
+    const { proxy, worker, db } = await set_scene([...rare_polls, '-P', '1']);
+    const run_one = async (path: string) => {
+      const stream = open_stream(proxy, { path });
+      const { task_list, task_key, url } = await worker.next();
+      for (let n = 0; n < 20; n += 1) await db.rPush(task_list, `${url} ${n}`);
+      await db.del(task_key);
+      return stream.rest();
+    };
+    const paths = Array.from({ length: 50 }, (_, n) => `/${n}`);
+    const results = await Promise.all(paths.map(run_one));
+    const expected = paths.map((path) => Array.from({ length: 20 }, (_, n) => `${path} ${n}`));
+    assert.deepEqual(results, expected);
+  });
+
+  test('a renovação do TTL não desarma o aviso', async () => {
+    const { proxy, worker, db } = await set_scene([...rare_polls, '--ttl', '1']);
+    const { stream, task } = await open_idle(proxy, worker);
+    for (let round = 0; round < 2; round += 1) {
+      const before_ms = await db.pTTL(task.task_key);
+      await until('renovação', async () => (await db.pTTL(task.task_key)) > before_ms);
+      await db.rPush(task.task_list, `volta ${round}`);
+      assert.equal(await stream.next(), `volta ${round}`);
+    }
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+  });
+
+  test('depois de uma reconexão o aviso vale de novo', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await set_scene(rare_polls, own);
+    const { stream, task } = await open_idle(proxy, worker);
+    const killer = await connect_redis(own);
+    for (let round = 0; round < 3; round += 1) {
+      const clients = await killer.sendCommand(['CLIENT', 'LIST']);
+      const [, id = ''] = /^id=(\d+) .*resp=3/m.exec(String(clients)) ?? [];
+      await killer.sendCommand(['CLIENT', 'KILL', 'ID', id]);
+      const ups = new RegExp(`(?: redis_up [\\s\\S]*){${round + 1}}`);
+      await proxy.wait_for(ups);
+      await db.rPush(task.task_list, `volta ${round}`);
+      assert.equal(await stream.next(), `volta ${round}`);
+    }
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+  });
+
+  test('FLUSHALL não passa por sucesso', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await set_scene(rare_polls, own);
+    const { stream } = await open_idle(proxy, worker);
+    await db.flushAll();
+    assert.deepEqual(await stream.rest(), ['{"error": "redis lost"}']);
+    await proxy.wait_for(/ ending=redis_lost /);
+  });
+
+  test('um fluxo parado quase não consulta; com WAKEUP off consulta a cada INTERVAL', async () => {
+    const pops: number[] = [];
+    for (const mode of ['on', 'off']) {
+      const own = await start_redis();
+      const args = ['-i', '10', '-t', '1500', '--wakeup', mode];
+      const { proxy, db } = await set_scene(args, own);
+      assert.equal((await fetch_all(proxy)).body, '{"error": "timeout"}\n');
+      pops.push(await count_pops(db));
+    }
+    const [with_wakeup = 0, without = 0] = pops;
+    assert.ok(with_wakeup <= 4, `${with_wakeup} consultas com avisos`);
+    assert.ok(without >= 20, `${without} consultas sem avisos`);
+  });
+});
+
+describe('onde o servidor recusa', { concurrency: true }, () => {
+  const no_tracking = ['ana', 'on', '>senha', '~*', '&*', '+@all', '-client|tracking'];
+  for (const [what, options, reason] of [
+    ['o CLIENT TRACKING', ['--user', ...no_tracking], /reason="NOPERM .*"/],
+    ['o HELLO', ['--rename-command', 'HELLO', ''], /reason="ERR unknown command/],
+  ] as const) {
+    test(`sem ${what}, consulta a cada INTERVAL e diz por quê`, async () => {
+      const own = await start_redis([...options]);
+      const user = options[0] === '--user' ? 'ana:senha@' : '';
+      const server = `redis://${user}127.0.0.1:${own.port}/1`;
+      const proxy = await start_proxy({ server }, ['-i', '5']);
+      assert.match(proxy.stdout(), / wakeup mode=polling /);
+      assert.match(proxy.stdout(), reason);
+      const worker = await start_worker(own);
+      const { stream, task } = await open_idle(proxy, worker);
+      await worker.client.rPush(task.task_list, ['x', 'EOF']);
+      assert.deepEqual(await stream.rest(), ['x']);
+      assert.equal(proxy.stderr(), '');
+    });
+  }
+
+  test('WAKEUP off não pede avisos', async () => {
+    const own = await start_redis();
+    const proxy = await start_proxy(own, ['--wakeup', 'off']);
+    assert.match(proxy.stdout(), / wakeup mode=polling reason="WAKEUP off"\n/);
+    const db = await connect_redis(own);
+    const stats = await db.info('commandstats');
+    assert.doesNotMatch(stats, /cmdstat_client\|tracking|cmdstat_hello/);
+  });
+});
