@@ -1507,6 +1507,14 @@ async function send_refusal(
 }
 
 /**
+ * Destrói uma conexão daqui a pouco, feche ou não o cliente o seu lado.
+ * @param socket a conexão
+ */
+function destroy_later(socket: duplex_stream): void {
+  setTimeout(() => socket.destroy(), linger_ms).unref();
+}
+
+/**
  * Fecha uma conexão com uma última resposta, salvo se a anterior já prometeu ser a última: numa
  * resposta sem tamanho, que acaba quando a conexão fecha, ela pareceria parte do corpo.
  * @param socket a conexão
@@ -1523,6 +1531,7 @@ function end_connection(
   log('warn', 'refused', { status, reason });
   const is_over = connections.get(socket)?.last_response?.shouldKeepAlive === false;
   if (socket.writable) socket.end(is_over ? undefined : raw_error(status, message));
+  destroy_later(socket);
 }
 
 /**
@@ -1548,10 +1557,8 @@ async function refuse_broken_request(
   const is_body = state.last_response?.req.complete === false;
   if (is_body) state.on_broken();
   await state.last_turn;
-  if (!is_body && error.code !== 'ECONNRESET') {
-    end_connection(socket, status, message, error.code ?? error.message);
-  }
-  setTimeout(() => socket.destroy(), linger_ms).unref();
+  if (is_body || error.code === 'ECONNRESET') destroy_later(socket);
+  else end_connection(socket, status, message, error.code ?? error.message);
 }
 
 /**
