@@ -34,19 +34,21 @@
  *   done  timeout  client_gone  redis_lost  failed  shutdown      (a tabela está em ending_rules)
  *
  * ACORDAR EM VEZ DE CONSULTAR
- *   Onde o servidor permite (Redis 6 ou mais novo, CLIENT TRACKING), o próprio Redis avisa quando uma
- *   lista muda, e a linha sai em cerca de um milissegundo; a consulta periódica vira rede de proteção.
- *   Onde não permite, ou com WAKEUP off, o laço é o da especificação: uma consulta a cada INTERVAL.
+ *   Onde o servidor permite (Redis 6 ou mais novo, CLIENT TRACKING), o próprio Redis avisa quando
+ *   uma lista muda, e a linha sai em cerca de um milissegundo; a consulta periódica vira rede de
+ *   proteção. Onde não permite, ou com WAKEUP off, o laço é o da especificação: uma consulta a cada
+ *   INTERVAL.
  *
  * LIMITES ACEITOS
- *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o que
- *     vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
- *   - Um Redis que volta sem os últimos instantes (AOF "everysec") perde as linhas desses instantes.
+ *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
+ *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
+ *   - Um Redis que volta sem os últimos instantes (AOF "everysec") perde as linhas desses
+ *     instantes.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
- * As seções seguem o caminho dos dados: configurações, log, Redis, HTTP, tarefa, fluxo, pedido, vida
- * do processo. Nada aponta para cima: toda função está acima de quem a chama.
+ * As seções seguem o caminho dos dados: configurações, log, Redis, HTTP, tarefa, fluxo, pedido,
+ * vida do processo. Nada aponta para cima: toda função está acima de quem a chama.
  */
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
@@ -74,8 +76,9 @@ export const version = '0.1.0';
 
 // ── Configurações ───────────────────────────────────────────────────────────────────────────────
 // Uma tabela só (settings_table) alimenta a leitura, o --help e o README: nome, opções, padrão e
-// leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito; o programa
-// para ali, com código 2, antes de tocar na rede. Senhas nunca são mostradas, nem as de dentro de URL.
+// leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito; o
+// programa para ali, com código 2, antes de tocar na rede. Senhas nunca são mostradas, nem as de
+// dentro de URL.
 
 /** Endereço do Redis já separado em partes. `socket_path` vazio quer dizer TCP. */
 export type redis_address = {
@@ -609,8 +612,9 @@ function help_text(gathered: gathered_settings): string {
 
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
 // Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl. As
-// etiquetas são estáveis e estão no README. Corpos, valores de cabeçalhos e a parte da URL depois do
-// "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a prioridade vai no prefixo e a hora é dele.
+// etiquetas são estáveis e estão no README. Corpos, valores de cabeçalhos e a parte da URL depois
+// do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a prioridade vai no prefixo e a hora é
+// dele.
 
 /** Gravidade de uma linha de log; o número é a prioridade do syslog, que o journald entende. */
 const log_priority = { info: 6, warn: 4, error: 3 };
@@ -677,9 +681,9 @@ async function within<result>(promise: Promise<result>, ms: number): Promise<res
 
 // ── Redis ───────────────────────────────────────────────────────────────────────────────────────
 // Uma conexão para tudo. As chamadas da node-redis só existem nesta seção, em funções redis_*; os
-// comandos pedidos no mesmo instante saem juntos, em ordem, numa ida e volta. A primeira conexão que
-// falha encerra o programa; depois dela, reconecta-se para sempre. Sem conexão nada fica em fila: o
-// pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
+// comandos pedidos no mesmo instante saem juntos, em ordem, numa ida e volta. A primeira conexão
+// que falha encerra o programa; depois dela, reconecta-se para sempre. Sem conexão nada fica em
+// fila: o pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
 
 /** Do início ao primeiro PING respondido; o programa promete desistir em menos de 5 s. */
 const connect_limit_ms = 3500;
@@ -775,8 +779,8 @@ function redis_make_client(keep_trying: () => boolean, tracking: boolean) {
 
 /**
  * O estado da conexão, único no processo. `identity` é o run_id do servidor, vazio enquanto não se
- * sabe; `was_ready` diz se a primeira conexão já deu certo; `lost_at` é quando caiu, 0 se está de pé;
- * `lost_reason`, o último motivo registrado; `tracking`, se o servidor avisa das mudanças.
+ * sabe; `was_ready` diz se a primeira conexão já deu certo; `lost_at` é quando caiu, 0 se está de
+ * pé; `lost_reason`, o último motivo registrado; `tracking`, se o servidor avisa das mudanças.
  */
 const redis_link = {
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
@@ -910,8 +914,8 @@ function redis_keys(task_uuid: string): [string, string, string] {
 }
 
 /**
- * Apaga as chaves de uma tarefa encerrada. Se um worker ainda pode escrever, deixa no lugar da lista
- * um EOF com TTL: as linhas atrasadas caem em algo que expira, em vez de recriar a lista para
+ * Apaga as chaves de uma tarefa encerrada. Se um worker ainda pode escrever, deixa no lugar da
+ * lista um EOF com TTL: as linhas atrasadas caem em algo que expira, em vez de recriar a lista para
  * sempre. Comandos soltos, sem MULTI: com a memória cheia o RPUSH falha, mas o UNLINK vale.
  * Sem conexão, a limpeza fica guardada para quando ela voltar. Não lança.
  * @param work a tarefa e se ainda pode haver worker
@@ -939,8 +943,8 @@ async function redis_clean(work: cleanup): Promise<void> {
 }
 
 /**
- * Guarda a tarefa e anuncia a chave dela, tudo ou nada (MULTI): ninguém ouve falar de tarefa que não
- * foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
+ * Guarda a tarefa e anuncia a chave dela, tudo ou nada (MULTI): ninguém ouve falar de tarefa que
+ * não foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
  * worker atenda um cliente que foi recusado.
  * @param task a tarefa
  * @returns quantos assinantes do canal receberam o anúncio
@@ -1096,9 +1100,9 @@ async function redis_settled(): Promise<boolean> {
 }
 
 /**
- * Atende a conexão que ficou pronta: pede avisos, identifica o servidor e, se ela foi refeita, espera
- * que ele atenda, faz as limpezas guardadas e acorda os fluxos. Os dois primeiros pedidos respondem
- * antes de qualquer consulta.
+ * Atende a conexão que ficou pronta: pede avisos, identifica o servidor e, se ela foi refeita,
+ * espera que ele atenda, faz as limpezas guardadas e acorda os fluxos. Os dois primeiros pedidos
+ * respondem antes de qualquer consulta.
  * @param hooks o que fazer a cada reconexão
  */
 async function redis_note_ready(hooks: redis_hooks): Promise<void> {
@@ -1225,7 +1229,8 @@ type request_turn = {
 /**
  * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último, o fim da vez dele, e
  * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
- * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo corpo.
+ * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
+ * corpo.
  */
 type connection_state = {
   socket: net_socket;
@@ -1361,8 +1366,8 @@ function watch_connection(socket: net_socket): void {
 }
 
 /**
- * Fecha uma conexão em que nada acontece. A do Node (closeIdleConnections, e close, que a chama) não
- * serve: ela corta também uma resposta encerrada que o cliente lento ainda não leu até o fim.
+ * Fecha uma conexão em que nada acontece. A do Node (closeIdleConnections, e close, que a chama)
+ * não serve: ela corta também uma resposta encerrada que o cliente lento ainda não leu até o fim.
  * @param state a conexão
  */
 function close_if_idle(state: connection_state | undefined): void {
@@ -1404,8 +1409,8 @@ function take_turn(request: http.IncomingMessage, response: http.ServerResponse)
 }
 
 /**
- * Espera uma resposta já encerrada sair para a rede e largar a conexão, que só então serve a próxima.
- * Um cliente que não lê o resto por MAXTIME perde a conexão.
+ * Espera uma resposta já encerrada sair para a rede e largar a conexão, que só então serve a
+ * próxima. Um cliente que não lê o resto por MAXTIME perde a conexão.
  * @param response resposta em que `end` ou `destroy` já foi chamado
  */
 function response_sent(response: http.ServerResponse): Promise<void> {
@@ -1473,8 +1478,8 @@ function read_body(
 }
 
 /**
- * Responde uma recusa. Se ainda há corpo a caminho, a conexão será fechada, mas antes o resto é lido
- * e jogado fora por um instante: um fechamento seco apagaria a resposta antes de ser lida.
+ * Responde uma recusa. Se ainda há corpo a caminho, a conexão será fechada, mas antes o resto é
+ * lido e jogado fora por um instante: um fechamento seco apagaria a resposta antes de ser lida.
  * @param request o pedido recusado
  * @param response a resposta, ainda sem cabeçalhos enviados
  * @param why a recusa
@@ -1535,9 +1540,9 @@ function end_connection(
 }
 
 /**
- * Responde o que o analisador do Node recusou, e fecha a conexão. Se foi no corpo de um pedido, é ele
- * quem responde: esperar a vez dele seria esperar para sempre. Senão, as respostas em andamento na
- * conexão terminam antes.
+ * Responde o que o analisador do Node recusou, e fecha a conexão. Se foi no corpo de um pedido, é
+ * ele quem responde: esperar a vez dele seria esperar para sempre. Senão, as respostas em andamento
+ * na conexão terminam antes.
  * @param error erro do analisador ou do prazo dos cabeçalhos
  * @param socket a conexão
  */
@@ -1629,9 +1634,9 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
 }
 
 // ── Fluxo ───────────────────────────────────────────────────────────────────────────────────────
-// A vida de uma resposta: consultar, enviar, pausar, dormir, até um dos seis fins. O estado é de cada
-// pedido; comum a todos só há a conexão com o Redis e a tabela dos que dormem. Dois proxies podem usar
-// o mesmo Redis: cada tarefa tem um dono só, o processo que a criou.
+// A vida de uma resposta: consultar, enviar, pausar, dormir, até um dos seis fins. O estado é de
+// cada pedido; comum a todos só há a conexão com o Redis e a tabela dos que dormem. Dois proxies
+// podem usar o mesmo Redis: cada tarefa tem um dono só, o processo que a criou.
 
 /** Os modos como um fluxo termina. */
 export type ending = 'done' | 'timeout' | 'redis_lost' | 'failed' | interruption;
@@ -1997,8 +2002,8 @@ function time_left(stream: stream_state): number {
 }
 
 /**
- * Consulta a lista uma vez. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda há
- * tempo: a resposta dele é uma linha do cliente.
+ * Consulta a lista uma vez. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda
+ * há tempo: a resposta dele é uma linha do cliente.
  * @param stream o fluxo
  * @returns o que veio; undefined se o Redis não está ou o pedido foi interrompido
  * @throws ErrorReply se o Redis recusa a consulta
@@ -2073,9 +2078,9 @@ function drop_stalled_reader(stream: stream_state): void {
 }
 
 /**
- * Envia linhas e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é retirado
- * da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê; quem não lê nada
- * por MAXTIME perde a conexão.
+ * Envia linhas e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
+ * retirado da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê; quem
+ * não lê nada por MAXTIME perde a conexão.
  * @param stream o fluxo
  * @param lines linhas sem quebra
  */
@@ -2121,9 +2126,9 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<boolea
 }
 
 /**
- * Decide o que significa a tarefa ter sumido com a lista vazia. Se o servidor não é mais o mesmo desde
- * a última consulta que achou algo, ou se a chave pode ter expirado sem que a renovação a alcançasse,
- * os dados se perderam: isso não pode parecer sucesso.
+ * Decide o que significa a tarefa ter sumido com a lista vazia. Se o servidor não é mais o mesmo
+ * desde a última consulta que achou algo, ou se a chave pode ter expirado sem que a renovação a
+ * alcançasse, os dados se perderam: isso não pode parecer sucesso.
  * @param stream o fluxo
  * @returns o fim; undefined enquanto não se sabe que servidor é este
  */
@@ -2190,8 +2195,8 @@ function say_ending(stream: stream_state, how: ending): void {
 }
 
 /**
- * Registra o fim de um fluxo. Um silêncio completo apesar de alguém ter ouvido o anúncio quase sempre
- * é um worker em outro banco: o canal é comum a todos os bancos, as chaves não.
+ * Registra o fim de um fluxo. Um silêncio completo apesar de alguém ter ouvido o anúncio quase
+ * sempre é um worker em outro banco: o canal é comum a todos os bancos, as chaves não.
  * @param stream o fluxo
  * @param how como terminou
  */
@@ -2212,8 +2217,8 @@ function log_ending(stream: stream_state, how: ending): void {
 }
 
 /**
- * Encerra um fluxo: última linha, limpeza, fim da resposta e log, nesta ordem. O cliente só vê o fim
- * depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms.
+ * Encerra um fluxo: última linha, limpeza, fim da resposta e log, nesta ordem. O cliente só vê o
+ * fim depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms.
  * @param stream o fluxo
  * @param how como terminou
  */
@@ -2228,8 +2233,8 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
 }
 
 // ── Pedido ──────────────────────────────────────────────────────────────────────────────────────
-// Um despachante curto decide o que cada pedido é. Tudo o que for lançado daqui para baixo termina a
-// resposta e é registrado; um pedido ruim nunca derruba o processo.
+// Um despachante curto decide o que cada pedido é. Tudo o que for lançado daqui para baixo termina
+// a resposta e é registrado; um pedido ruim nunca derruba o processo.
 
 /**
  * Responde /ping: "pong" se o Redis responde, 500 se não.
@@ -2403,8 +2408,8 @@ async function handle_request(
 }
 
 // ── Vida do processo ────────────────────────────────────────────────────────────────────────────
-// Subir: configurações, Redis, porta. Descer: parar de aceitar, dar GRACE aos fluxos, encerrar os que
-// restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora.
+// Subir: configurações, Redis, porta. Descer: parar de aceitar, dar GRACE aos fluxos, encerrar os
+// que restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora.
 
 /** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
 const farewell_ms = 3000;

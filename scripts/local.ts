@@ -1,7 +1,7 @@
 /*
  * Peças que a demonstração, o modo de desenvolvimento e os testes compartilham: um redis-server só
- * deles, numa porta livre, e programas filhos cuja saída se pode esperar. Tudo o que sobe aqui desce
- * em stop_all, na ordem inversa.
+ * deles, numa porta livre, e programas filhos cuja saída se pode esperar. Tudo o que sobe aqui
+ * desce em stop_all, na ordem inversa.
  */
 
 import { type ChildProcess as child_process, spawn } from 'node:child_process';

@@ -9,7 +9,7 @@ import { spawnSync as run } from 'node:child_process';
 import { readdirSync as list_dir } from 'node:fs';
 import path from 'node:path';
 
-/** Quase todos os testes esperam por rede e relógio; mais arquivos que núcleos encurtam a espera. */
+/** Quase todos os testes esperam por rede e relógio: mais arquivos que núcleos encurta a espera. */
 const files_at_once = 4;
 
 const [folder = 'test', filter = ''] = process.argv.slice(2);

@@ -130,7 +130,8 @@ export function raw_request(first_line: string, headers: string[] = [], body = '
  * @param redis o Redis
  * @param proxy o proxy, para as barreiras de `created`
  * @param channel canal
- * @returns `task`: espera a tarefa de uma URL; `finish`: empurra linhas e apaga a tarefa; `created`:
+ * @returns `task`: espera a tarefa de uma URL; `finish`: empurra linhas e apaga a tarefa;
+ *   `created`:
  *   as chaves anunciadas até agora, com a certeza de que nada mais está a caminho; `client`
  */
 export async function start_desk(

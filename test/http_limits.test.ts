@@ -300,7 +300,7 @@ describe('pedidos enfileirados (pipelining)', () => {
     ['CONNECT', raw_request('CONNECT a:1'), 501, 'CONNECT is not supported'],
   ];
   for (const [title, text, status, message] of broken) {
-    test(`${title} atrás de um fluxo: ele termina intacto, e só então vem o ${status}`, async () => {
+    test(`${title} atrás de um fluxo: ele termina intacto, e então vem o ${status}`, async () => {
       const path = `/intacto/${status}/${encodeURIComponent(title)}`;
       const talk = await open_talk(main_proxy, raw_request(`GET ${path}`) + text);
       const task = await desk.task(path);

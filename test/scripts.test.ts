@@ -49,7 +49,7 @@ describe('comandos', { concurrency: true }, () => {
     assert.equal(demo.stderr(), '');
   });
 
-  test('a demonstração aceita um arquivo já montado e falha com clareza se ele não existe', async () => {
+  test('a demonstração com um arquivo que não existe falha com clareza', async () => {
     const args = [...tsx, 'scripts/demo.ts', '--program', '/nao/existe.js'];
     const demo = start_program(process.execPath, args, {}, root);
     assert.equal(await demo.exited, 1);
@@ -99,7 +99,7 @@ describe('comandos', { concurrency: true }, () => {
     assert.equal(await alone.stop(), 0);
   });
 
-  test('o worker de exemplo atende uma tarefa e sai, ou para quando o cliente desiste', async () => {
+  test('o worker de exemplo atende uma tarefa e sai, ou para se o cliente desiste', async () => {
     const own = await start_proxy(redis, ['-C', 'canal_exemplo']);
     const args = [...tsx, 'scripts/worker-example.ts', '-R', redis.server, '-C', 'canal_exemplo'];
     const worker = start_program(process.execPath, [...args, '--pause', '5'], {}, root);

@@ -1,6 +1,6 @@
 /*
- * A subida do programa: todas as formas de chegar ao Redis, todas as falhas com a sua linha clara e o
- * que o log diz no começo.
+ * A subida do programa: todas as formas de chegar ao Redis, todas as falhas com a sua linha clara e
+ * o que o log diz no começo.
  */
 
 import assert from 'node:assert/strict';
@@ -32,8 +32,8 @@ import {
 
 /**
  * O programa promete sair em menos de 5 s. Numa máquina carregada só carregar o Node já pode levar
- * segundos, então o que se mede é o tempo entre as linhas "start" e "fatal" do log, com o prazo menos
- * o que a subida do Node leva numa máquina comum.
+ * segundos, então o que se mede é o tempo entre as linhas "start" e "fatal" do log, com o prazo
+ * menos o que a subida do Node leva numa máquina comum.
  */
 const give_up_ms = 5000 - 500;
 
@@ -291,8 +291,8 @@ describe('chega ao Redis', { concurrency: 3 }, () => {
 });
 
 /**
- * Roda o programa, que deve falhar ao subir, e confere o que vale para toda falha: código 1, menos de
- * 5 s, uma linha "fatal" em stderr, só a linha "start" em stdout, sem senha e sem pilha.
+ * Roda o programa, que deve falhar ao subir, e confere o que vale para toda falha: código 1, menos
+ * de 5 s, uma linha "fatal" em stderr, só a linha "start" em stdout, sem senha e sem pilha.
  * @param args argumentos
  * @param env variáveis de ambiente
  * @returns a linha, da etiqueta em diante
@@ -459,7 +459,8 @@ describe('falha ao subir sem o Redis: uma linha que diz o que fazer', { concurre
     });
   }
   test('nome com vários endereços, todos fechados', async () => {
-    // Só aqui o DNS é trocado: nem toda máquina tem um nome com dois endereços em que ninguém escuta.
+    // Só aqui o DNS é trocado: nem toda máquina tem um nome com dois endereços em que ninguém
+    // escuta.
     const preload = path.join(temp_dir(), 'two_addresses.cjs');
     const found = ['127.0.0.1', '127.0.0.2'].map((address) => ({ address, family: 4 }));
     const lookup = `(name, options, done) => done(null, ${JSON.stringify(found)})`;

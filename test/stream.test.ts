@@ -1,7 +1,7 @@
 /*
  * O laço de um fluxo, no programa de verdade: linhas que chegam uma a uma, cabeças, fins, tamanhos,
- * conteúdos, lotes, cliente lento, pausas e TTL. O que se promete é que nada se perde, se repete nem
- * troca de ordem, com qualquer PAUSE e qualquer INTERVAL.
+ * conteúdos, lotes, cliente lento, pausas e TTL. O que se promete é que nada se perde, se repete
+ * nem troca de ordem, com qualquer PAUSE e qualquer INTERVAL.
  */
 
 import assert from 'node:assert/strict';
@@ -137,8 +137,8 @@ async function assert_gone(client: redis_client, task: task_record): Promise<voi
 }
 
 /**
- * Abre um fluxo, faz o trabalho e lê o corpo inteiro. Confere que, no instante em que o cliente vê o
- * fim, as chaves já se foram.
+ * Abre um fluxo, faz o trabalho e lê o corpo inteiro. Confere que, no instante em que o cliente vê
+ * o fim, as chaves já se foram.
  * @param lane o proxy
  * @param work o que o worker faz
  * @returns o corpo, a tarefa e a linha de log do fim
@@ -896,7 +896,7 @@ describe('memória', { skip: process.platform !== 'linux' && 'só o Linux tem /p
 const short_ttl = ['--ttl', '2'];
 
 describe('cliente lento e TTL', { concurrency: true }, () => {
-  test('com o cliente parado o proxy não retira mais, renova o TTL, e no fim nada falta', async () => {
+  test('com o cliente parado o proxy não retira, renova o TTL, e no fim nada falta', async () => {
     const lane = await start_lane(['-P', '0', '-i', '5', ...short_ttl]);
     const { read, task } = await open_bytes(lane);
     const lines = Array.from({ length: 480 }, (_, index) => sized_line(index, 2 * kilobytes_64));

@@ -1,6 +1,7 @@
 /*
- * Os avisos do Redis (CLIENT TRACKING): o sono de um fluxo acaba quando a lista ou a tarefa muda. Com
- * INTERVAL de um minuto e prazo de dez segundos, uma linha só chega a tempo se o aviso a trouxer.
+ * Os avisos do Redis (CLIENT TRACKING): o sono de um fluxo acaba quando a lista ou a tarefa muda.
+ * Com INTERVAL de um minuto e prazo de dez segundos, uma linha só chega a tempo se o aviso a
+ * trouxer.
  */
 
 import assert from 'node:assert/strict';
@@ -82,7 +83,7 @@ describe('avisos', { concurrency: true }, () => {
     assert.deepEqual(await other.stream.rest(), []);
   });
 
-  test('mil linhas, cada uma empurrada assim que a anterior chega, e nenhuma fica presa', async () => {
+  test('mil linhas, cada uma empurrada quando a anterior chega: nenhuma fica presa', async () => {
     const { proxy, worker, db } = await set_scene([...rare_polls, '-P', '0']);
     const { stream, task } = await open_idle(proxy, worker);
     for (let n = 0; n < 1000; n += 1) {

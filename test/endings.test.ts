@@ -1,0 +1,506 @@
+/*
+ * Os fins de um fluxo: o que o cliente vê, o que fica no Redis e a linha de log de cada um.
+ */
+
+import assert from 'node:assert/strict';
+import { rmSync as remove } from 'node:fs';
+import { before, describe, test } from 'node:test';
+import type { task_record } from '../json-proxy';
+import {
+  delay,
+  fetch_all,
+  type local_redis,
+  open_socket,
+  open_stream,
+  type proxy,
+  type redis_client,
+  start_proxy,
+  start_redis,
+  start_worker,
+  until,
+} from './harness';
+
+const default_ttl_s = 600;
+
+/** Mais do que os buffers de uma conexão local guardam: com isto pendente, o socket está cheio. */
+const clog = { lines: 40, bytes: 1_000_000 };
+
+/** O bastante de uma tarefa para achá-la no Redis e no log. */
+type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
+
+let redis: local_redis;
+let scenes = 0;
+
+before(async () => {
+  redis = await start_redis();
+});
+
+/**
+ * Sobe um proxy com um canal só dele e um worker que o ouve.
+ * @param args argumentos a mais para o proxy
+ * @param where o Redis, se não o comum
+ * @returns o proxy, o worker e um cliente do Redis
+ */
+async function set_scene(args: string[] = [], where: local_redis = redis) {
+  scenes += 1;
+  const channel = `jobs_${scenes}`;
+  const basics = ['-C', channel, '-i', '20', '-P', '0', '--grace', '0'];
+  const [proxy, worker] = await Promise.all([
+    start_proxy(where, [...basics, ...args]),
+    start_worker(where, channel),
+  ]);
+  return { proxy, worker, db: worker.client };
+}
+
+/**
+ * Dá os nomes das chaves de uma tarefa.
+ * @param uuid UUID da tarefa
+ * @returns o UUID e os nomes, com os prefixos padrão
+ */
+function task_named(uuid: string): task_names {
+  return { uuid, task_key: `ndjson_task_${uuid}`, task_list: `ndjson_list_${uuid}` };
+}
+
+/**
+ * Espera a linha "end" de um fluxo.
+ * @param proxy o proxy
+ * @param task a tarefa
+ * @returns os campos da linha, por nome
+ */
+async function end_of(proxy: proxy, task: task_names): Promise<Record<string, string>> {
+  const [line] = await proxy.wait_for(new RegExp(` end task=${task.uuid} .*(?=\\n)`));
+  return Object.fromEntries([...line.matchAll(/(\w+)=("[^"]*"|\S+)/g)].map((m) => [m[1], m[2]]));
+}
+
+/**
+ * Confere o que fica de uma tarefa que um worker ainda pode estar escrevendo: só uma lista com EOF,
+ * que expira, e que ninguém mais consulta; a linha atrasada de um worker expira com ela.
+ * @param db cliente do Redis
+ * @param task a tarefa
+ */
+async function check_tombstone(db: redis_client, task: task_names): Promise<void> {
+  const { uuid, task_key, task_list } = task;
+  await until('lista com TTL e sem tarefa', async () => {
+    return (await db.ttl(task_list)) > 0 && (await db.exists(task_key)) === 0;
+  });
+  assert.deepEqual((await db.keys(`*${uuid}`)).sort(), [task_list]);
+  await db.rPush(task_list, 'linha atrasada');
+  await delay(100); // vários INTERVAL: um laço esquecido retiraria o EOF
+  assert.deepEqual(await db.lRange(task_list, 0, -1), ['EOF', 'linha atrasada']);
+  const ttl = await db.ttl(task_list);
+  assert.ok(ttl > 0 && ttl <= default_ttl_s, `TTL ${ttl}`);
+}
+
+/**
+ * Empurra, uma a uma, mais linhas do que cabem numa conexão cujo cliente não lê.
+ * @param db cliente do Redis
+ * @param task a tarefa
+ */
+async function push_clog(db: redis_client, task: task_names): Promise<void> {
+  const line = 'x'.repeat(clog.bytes);
+  for (let n = 0; n < clog.lines; n += 1) await db.rPush(task.task_list, line);
+}
+
+/**
+ * Empurra linhas que o cliente não lê, até o proxy parar de retirá-las porque o socket encheu.
+ * @param db cliente do Redis
+ * @param task a tarefa
+ */
+async function clog_reader(db: redis_client, task: task_names): Promise<void> {
+  await push_clog(db, task);
+  let before_pause = clog.lines;
+  await until('socket cheio', async () => {
+    const left = await db.lLen(task.task_list);
+    const is_stuck = left < clog.lines && left === before_pause;
+    before_pause = left;
+    await delay(100);
+    return is_stuck;
+  });
+}
+
+/**
+ * Conta os LPOP que o Redis já atendeu.
+ * @param db cliente do Redis
+ * @returns o total desde que ele subiu
+ */
+async function pops_served(db: redis_client): Promise<number> {
+  return Number(/^cmdstat_lpop:calls=(\d+)/m.exec(await db.info('commandstats'))?.[1] ?? 0);
+}
+
+/**
+ * Cria no Redis o usuário "proxy", que pode tudo menos alguns comandos.
+ * @param db cliente do Redis
+ * @param where o Redis
+ * @param denied comandos proibidos, na forma "-lpop"
+ * @returns o endereço do Redis com esse usuário
+ */
+async function restrict(db: redis_client, where: local_redis, denied: string[]) {
+  await db.aclSetUser('proxy', ['reset', 'on', '>senha', '~*', '&*', '+@all', ...denied]);
+  return `redis://proxy:senha@${where.server}`;
+}
+
+/** Testes que passam quase todo o tempo à espera do relógio; correm juntos. */
+const patient_tests: Record<string, () => Promise<void>> = {
+  'cada linha reinicia o relógio de MAXTIME': async () => {
+    const { proxy, worker, db } = await set_scene(['-t', '2500']);
+    const stream = open_stream(proxy);
+    const task = await worker.next();
+    await db.set(`ndjson_claim_${task.uuid}`, 'worker-1');
+    let pushed_at = 0;
+    for (const line of ['1', '2', '3']) {
+      await delay(900);
+      pushed_at = performance.now();
+      await db.rPush(task.task_list, line);
+      assert.equal(await stream.next(), line);
+    }
+    assert.deepEqual(await stream.rest(), ['{"error": "timeout"}']);
+    assert.ok(performance.now() - pushed_at >= 2500);
+    const end = await end_of(proxy, task);
+    assert.deepEqual([end.ending, end.lines], ['timeout', '3']);
+    assert.ok(Number(end.ms) > 5000, `${end.ms}: o relógio não recomeçou`);
+    await check_tombstone(db, task);
+  },
+
+  'cliente que não lê nada por MAXTIME perde a conexão': async () => {
+    const { proxy, worker, db } = await set_scene(['-t', '1500']);
+    const stream = open_stream(proxy);
+    const task = await worker.next();
+    await db.rPush(task.task_list, 'primeira');
+    assert.equal(await stream.next(), 'primeira');
+    await stream.pause();
+    await push_clog(db, task);
+    await proxy.wait_for(new RegExp(` stalled_reader task=${task.uuid} maxtime=1500\n`));
+    assert.equal((await end_of(proxy, task)).ending, 'client_gone');
+    await stream.resume();
+    await assert.rejects(stream.rest(), /aborted/);
+    await check_tombstone(db, task);
+  },
+
+  'cliente lento que continua lendo não perde a conexão, por grande que seja a linha': async () => {
+    const { proxy, worker, db } = await set_scene(['-t', '1500']);
+    const client = await open_socket(proxy.port);
+    const bytes_per_ms = 3000;
+    let received = 0;
+    client.socket.removeAllListeners('data').on('data', (text) => {
+      received += text.length;
+      client.socket.pause();
+    });
+    client.send('GET / HTTP/1.0\r\n\r\n');
+    const task = await worker.next();
+    const line = 'x'.repeat(12_000_000);
+    await db.rPush(task.task_list, [line, 'EOF']);
+    const started_at = performance.now();
+    await until(
+      'linha inteira lida devagar, ou conexão cortada',
+      () => {
+        const allowed = (performance.now() - started_at) * bytes_per_ms;
+        if (received < allowed) client.socket.resume();
+        return received > line.length || / end task=/.test(proxy.stdout());
+      },
+      30_000,
+    );
+    client.socket.removeAllListeners('data').resume();
+    assert.equal((await end_of(proxy, task)).ending, 'done');
+    assert.equal(proxy.stderr(), '');
+  },
+
+  'permissões perdidas no meio do fluxo: o que já saiu da lista é entregue': async () => {
+    const own = await start_redis();
+    const { db } = await set_scene([], own);
+    const server = await restrict(db, own, []);
+    const worker = await start_worker(own, 'jobs_acl');
+    const proxy = await start_proxy({ server }, ['-C', 'jobs_acl', '-P', '500', '-i', '50']);
+    const stream = open_stream(proxy);
+    const task = await worker.next();
+    await db.rPush(task.task_list, ['1', '2']);
+    assert.equal(await stream.next(), '1');
+    await db.aclSetUser('proxy', ['-exists', '-unlink']); // durante a pausa
+    assert.deepEqual(await stream.rest(), ['2', '{"error": "redis denied access"}']);
+    const end = await end_of(proxy, task);
+    assert.deepEqual([end.ending, end.status, end.lines], ['failed', '200', '2']);
+    await proxy.wait_for(new RegExp(` clean_refused task=${task.uuid} reason="NOPERM`));
+    const ttls = await Promise.all([db.ttl(task.task_key), db.ttl(task.task_list)]);
+    assert.ok(
+      ttls.every((ttl) => ttl > 0 && ttl <= default_ttl_s),
+      String(ttls),
+    );
+  },
+
+  'anúncio que ninguém ouve é registrado na hora, e não como worker calado': async () => {
+    const proxy = await start_proxy(redis, ['-C', 'ninguem', '-t', '2500']);
+    const stream = open_stream(proxy);
+    await proxy.wait_for(/ no_worker task=\S+ hint=".*canal ninguem;.*"\n/);
+    assert.doesNotMatch(proxy.stdout(), / end task=/);
+    assert.deepEqual(await stream.rest(), ['{"error": "timeout"}']);
+    assert.equal(await proxy.stop(), 0);
+    assert.doesNotMatch(proxy.stderr(), /silent_worker/);
+  },
+
+  'timeout depois de uma linha não acusa o worker de silêncio': async () => {
+    const { proxy, worker, db } = await set_scene(['-t', '1500']);
+    const stream = open_stream(proxy);
+    const task = await worker.next();
+    await db.rPush(task.task_list, 'oi');
+    assert.deepEqual(await stream.rest(), ['oi', '{"error": "timeout"}']);
+    assert.equal(await proxy.stop(), 0);
+    assert.equal((await end_of(proxy, task)).ending, 'timeout');
+    assert.doesNotMatch(proxy.stderr(), /silent_worker/);
+  },
+};
+
+describe('esperas', { concurrency: 4 }, () => {
+  for (const [title, run] of Object.entries(patient_tests)) test(title, run);
+});
+
+for (const [name, args, line] of [
+  ['padrão', [], '{"error": "timeout"}'],
+  ['em JSON', ['-E', '{"erro": "demorou", "código": 7}'], '{"erro": "demorou", "código": 7}'],
+  ['em texto puro', ['-E', 'acabou o tempo'], 'acabou o tempo'],
+] as const) {
+  test(`timeout com a mensagem ${name}: status 200, a linha, e só o EOF no Redis`, async () => {
+    const { proxy, db } = await set_scene(['-t', '300', ...args]);
+    const { status, headers, body } = await fetch_all(proxy);
+    assert.deepEqual([status, body], [200, `${line}\n`]);
+    assert.equal(headers['content-type'], 'application/x-ndjson');
+    const task = task_named(String(headers['x-task-uuid']));
+    const end = await end_of(proxy, task);
+    assert.deepEqual([end.ending, end.status, end.lines], ['timeout', '200', '0']);
+    assert.ok(Number(end.ms) >= 300, end.ms);
+    await check_tombstone(db, task);
+  });
+}
+
+test('timeout sem linha nenhuma, embora alguém ouvisse: o log pergunta pelo banco', async () => {
+  const elsewhere = { ...redis, server: redis.server.replace(/\d+$/, '3') };
+  const { proxy, worker } = await set_scene(['-t', '100'], elsewhere);
+  assert.deepEqual((await fetch_all(proxy)).body, '{"error": "timeout"}\n');
+  const [, hint = ''] = await proxy.wait_for(/ silent_worker task=\S+ hint="(.*)"\n/);
+  assert.match(hint, /^1 assinante.*banco 3\?.*n8n/);
+  assert.equal(worker.pending.length, 1);
+});
+
+for (const [name, args, lines] of [
+  ['antes da primeira linha', [], []],
+  ['entre linhas', [], ['1', '2']],
+  ['durante PAUSE', ['-P', '60000'], ['1']],
+  ['durante INTERVAL', ['-i', '60000'], []],
+] as const) {
+  test(`cliente que sai ${name}: tarefa apagada na hora, laço parado`, async () => {
+    const { proxy, worker, db } = await set_scene(['-t', '120000', ...args]);
+    const pops_before = await pops_served(db);
+    const stream = open_stream(proxy);
+    const task = await worker.next();
+    for (const line of lines) {
+      await db.rPush(task.task_list, line);
+      assert.equal(await stream.next(), line);
+    }
+    await until('primeira consulta', async () => (await pops_served(db)) > pops_before);
+    stream.leave();
+    const end = await end_of(proxy, task);
+    assert.deepEqual([end.ending, end.lines], ['client_gone', String(lines.length)]);
+    const pops_after = await pops_served(db);
+    await check_tombstone(db, task);
+    assert.equal(await pops_served(db), pops_after);
+  });
+}
+
+for (const [how, leave] of [
+  ['fecha a conexão', 'destroy'],
+  ['encerra só a metade de escrita', 'end'],
+] as const) {
+  test(`cliente que não lê nada e ${how}: o socket cheio não segura a limpeza`, async () => {
+    const { proxy, worker, db } = await set_scene();
+    const client = await open_socket(proxy.port);
+    client.socket.pause();
+    client.send('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
+    const task = await worker.next();
+    await clog_reader(db, task);
+    client.socket[leave]();
+    const end = await end_of(proxy, task);
+    assert.equal(end.ending, 'client_gone');
+    assert.ok(Number(end.lines) < clog.lines, `${end.lines} linhas: o socket nunca encheu`);
+    await check_tombstone(db, task);
+  });
+}
+
+test('cliente que encerra só a metade de escrita conta como quem saiu', async () => {
+  const { proxy, worker, db } = await set_scene();
+  const client = await open_socket(proxy.port);
+  client.send('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
+  const task = await worker.next();
+  client.socket.end();
+  const end = await end_of(proxy, task);
+  await client.closed();
+  const status = client.text() === '' ? '0' : '200'; // 0: nem os cabeçalhos tinham saído
+  assert.deepEqual([end.ending, end.status, end.lines], ['client_gone', status, '0']);
+  await check_tombstone(db, task);
+});
+
+test('cliente que sai enquanto a tarefa é criada não deixa tarefa', async () => {
+  const own = await start_redis();
+  const { proxy, worker, db } = await set_scene([], own);
+  await db.sendCommand(['CLIENT', 'PAUSE', '60000', 'WRITE']);
+  const client = await open_socket(proxy.port);
+  client.send('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
+  const blocked = /^blocked_clients:1\b/m;
+  await until('MULTI parado', async () => blocked.test(await db.info('clients')));
+  client.destroy();
+  await db.sendCommand(['CLIENT', 'UNPAUSE']);
+  const task_key = await until('anúncio', () => worker.pending.shift());
+  await until('tarefa apagada', async () => (await db.exists(task_key)) === 0);
+  assert.equal(await proxy.stop(), 0);
+  assert.match(proxy.stdout() + proxy.stderr(), /ending=client_gone|create_failed/);
+  const lists = await db.keys('*');
+  assert.equal(lists.length, 1);
+  assert.ok((await db.ttl(lists[0] ?? '')) > 0);
+});
+
+test('200 clientes que saem juntos: 200 tarefas apagadas, e o proxy continua são', async () => {
+  const own = await start_redis();
+  const { proxy, worker, db } = await set_scene(['-t', '120000'], own);
+  const streams = Array.from({ length: 200 }, () => open_stream(proxy));
+  const heard = await until('200 tarefas', () =>
+    worker.pending.length === 200 ? worker.pending : undefined,
+  );
+  for (const stream of streams) stream.leave();
+  await until('tarefas apagadas', async () => (await db.exists(heard)) === 0);
+  await until('200 fins', () => proxy.stdout().match(/ ending=client_gone /g)?.length === 200);
+  const lists = await db.keys('*');
+  assert.equal(lists.length, 200);
+  const ttls = await Promise.all(lists.map((list) => db.ttl(list)));
+  assert.ok(
+    ttls.every((ttl) => ttl > 0 && ttl <= default_ttl_s),
+    String(ttls),
+  );
+  assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+  assert.equal(await proxy.stop(), 0);
+  assert.match(proxy.stdout(), / stop signal=SIGTERM streams=0 /);
+  assert.equal(proxy.stderr(), '');
+});
+
+test('a linha end traz os números do fluxo', async () => {
+  const { proxy, worker, db } = await set_scene();
+  const stream = open_stream(proxy);
+  const task = await worker.next();
+  const lines = ['{"n":1}', 'ação', 'x'.repeat(1000)];
+  await db.rPush(task.task_list, ['HTTP 404', ' ', ...lines, 'EOF']);
+  assert.deepEqual(await stream.rest(), lines);
+  const { ms, ...end } = await end_of(proxy, task);
+  const bytes = lines.reduce((sum, line) => sum + Buffer.byteLength(line) + 1, 0);
+  assert.deepEqual(end, {
+    task: task.uuid,
+    ending: 'done',
+    status: '404',
+    lines: '3',
+    bytes: String(bytes),
+  });
+  assert.match(ms ?? '', /^\d+$/);
+  assert.deepEqual(await db.keys(`*${task.uuid}`), []);
+});
+
+test('corpo, busca, valores de cabeçalhos e linhas nunca vão para o log', async () => {
+  const own = await start_redis();
+  const { proxy, worker, db } = await set_scene(['-t', '1500'], own);
+  const secret = 'segredo';
+  const asked = {
+    path: `/caminho?chave=${secret}`,
+    headers: { 'X-Chave': secret, Authorization: `Bearer ${secret}`, Cookie: `a=${secret}` },
+    body: secret,
+  };
+  const give = async (...elements: string[]) => {
+    const stream = open_stream(proxy, asked);
+    const task = await worker.next();
+    if (elements.length > 0) await db.rPush(task.task_list, elements);
+    else await db.set(task.task_list, secret);
+    if (elements[0] === 'sai') stream.leave();
+    else assert.match((await stream.rest()).join(), /segredo|timeout|refused/);
+    return (await end_of(proxy, task)).ending;
+  };
+  const head = `HTTP 200 {"X-Bom": "${secret}", "Server": "${secret}"}`;
+  assert.equal(await give(head, secret, `HTTP 999 {"X": "${secret}"}`, 'EOF'), 'done');
+  assert.equal(await give(`HTTP 200 {"${secret}`, secret), 'timeout');
+  assert.equal(await give('sai', secret), 'client_gone');
+  assert.equal(await give(), 'failed');
+  await db.configSet('maxmemory', '1');
+  assert.equal((await fetch_all(proxy, asked)).status, 503);
+  await db.configSet('maxmemory', '0');
+  assert.equal(await proxy.stop(), 0);
+  const log = proxy.stdout() + proxy.stderr();
+  assert.match(log, / task task=\S+ method=POST path=\/caminho body=7 receivers=1\n/);
+  for (const tag of ['header_refused', 'head_dropped', 'create_failed', 'stream_error']) {
+    assert.match(log, new RegExp(` ${tag} `));
+  }
+  assert.doesNotMatch(log, new RegExp(secret));
+});
+
+test('lista de tipo errado no meio do fluxo: linha de erro, e o EOF no lugar dela', async () => {
+  const { proxy, worker, db } = await set_scene(['-i', '100']);
+  const stream = open_stream(proxy);
+  const task = await worker.next();
+  await db.rPush(task.task_list, '1');
+  assert.equal(await stream.next(), '1');
+  await db.set(task.task_list, 'não sou lista');
+  assert.deepEqual(await stream.rest(), ['{"error": "redis refused a command"}']);
+  const end = await end_of(proxy, task);
+  assert.deepEqual([end.ending, end.status, end.lines], ['failed', '200', '1']);
+  assert.equal(end.reason, '"redis refused a command"');
+  assert.match(proxy.stderr(), / stream_error task=\S+ reason="[^"]*WRONGTYPE/);
+  await check_tombstone(db, task);
+});
+
+test('consulta recusada antes do primeiro byte: 503 de verdade, em JSON', async () => {
+  const own = await start_redis();
+  const { db, worker } = await set_scene([], own);
+  const server = await restrict(db, own, ['-lpop']);
+  const proxy = await start_proxy({ server }, ['-C', 'jobs_acl']);
+  await worker.subscriber.subscribe('jobs_acl', (key) => worker.pending.push(key));
+  const reply = await fetch_all(proxy);
+  assert.equal(reply.status, 503);
+  assert.equal(reply.headers['content-type'], 'application/json');
+  assert.equal(reply.body, '{"error": "redis denied access"}\n');
+  const task = task_named((await until('anúncio', () => worker.pending.shift())).slice(-36));
+  const end = await end_of(proxy, task);
+  assert.deepEqual([end.ending, end.status, end.lines], ['failed', '503', '0']);
+  await check_tombstone(db, task);
+});
+
+for (const [name, reason, code, refuse, undo] of [
+  ['memória cheia', 'redis is out of memory', 'OOM', 'CONFIG SET maxmemory 1', ''],
+  ['só leitura', 'redis is read-only', 'READONLY', 'REPLICAOF 127.0.0.1 1', 'REPLICAOF NO ONE'],
+  ['PUBLISH proibido', 'redis denied access', 'NOPERM', 'ACL SETUSER default -publish', ''],
+] as const) {
+  test(`criação recusada (${name}): 503, nada guardado; depois tudo volta`, async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await set_scene([], own);
+    await db.sendCommand(refuse.split(' '));
+    const reply = await fetch_all(proxy, { body: 'oi' });
+    assert.equal(reply.status, 503);
+    assert.equal(reply.headers['content-type'], 'application/json');
+    assert.equal(reply.body, `{"error": "${reason}"}\n`);
+    await proxy.wait_for(new RegExp(` create_failed task=\\S+ reason="${code} `));
+    await proxy.wait_for(new RegExp(` refused status=503 .* reason="${reason}"\n`));
+    const undoing = undo || refuse.replace('1', '0').replace('-publish', '+publish');
+    await db.sendCommand(undoing.split(' '));
+    assert.deepEqual([await db.keys('*'), worker.pending], [[], []]);
+    const stream = open_stream(proxy);
+    await db.rPush((await worker.next()).task_list, ['1', 'EOF']);
+    assert.deepEqual(await stream.rest(), ['1']);
+    assert.deepEqual(await db.keys('*'), []);
+  });
+}
+
+test('Redis que não salva em disco responde erro ao PING: 504, nada guardado', async () => {
+  const own = await start_redis();
+  const { proxy, worker, db } = await set_scene([], own);
+  remove(own.dir, { recursive: true });
+  await db.configSet('save', '3600 1');
+  await db.sendCommand(['BGSAVE']);
+  const failed = /^rdb_last_bgsave_status:err/m;
+  await until('falha ao salvar', async () => failed.test(await db.info('persistence')));
+  await assert.rejects(db.ping(), /^ErrorReply: MISCONF|^Error: MISCONF/);
+  assert.equal((await fetch_all(proxy, { body: 'oi' })).status, 504);
+  assert.equal((await fetch_all(proxy, { path: '/ping' })).status, 500);
+  await db.configSet('save', '');
+  assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+  assert.deepEqual([await db.keys('*'), worker.pending], [[], []]);
+});

@@ -1,0 +1,398 @@
+/*
+ * O Redis que cai, volta, volta vazio, trava, corta conexões ou proíbe comandos, no meio dos
+ * fluxos. Cada teste tem o seu Redis. No fim de cada um o proxy ainda está são: sai com 0 e sem
+ * pilhas no log.
+ */
+
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import type { task_record } from '../json-proxy';
+import {
+  fetch_all,
+  open_stream,
+  type proxy,
+  type redis_client,
+  start_proxy,
+  start_redis,
+  start_worker,
+  until,
+} from './harness';
+
+/** Um Redis que, mesmo morto com SIGKILL, volta com tudo o que confirmou. */
+const durable = ['--appendonly', 'yes', '--appendfsync', 'always'];
+
+/** Um Redis com um usuário que não pode usar INFO, e como o proxy entra com ele. */
+const without_info = ['--user', 'proxy', 'on', '>senha', '~*', '&*', '+@all', '-info'];
+const login = 'redis://proxy:senha@';
+
+/** O que o cliente lê quando o Redis se foi por MAXTIME ou voltou sem os dados. */
+const lost_line = '{"error": "redis lost"}';
+
+/** Quase só esperam; mais que isto ao mesmo tempo disputaria os processadores. */
+const tests_at_once = 4;
+
+/** Maior que a paciência dos testes: um fluxo que só notasse algo depois disto os faria falhar. */
+const forever = ['-t', '120000'];
+
+/**
+ * Sobe um Redis, um proxy e um worker.
+ * @param redis_args opções do Redis
+ * @param args argumentos a mais para o proxy
+ * @param user com que usuário o proxy entra: "redis://nome:senha@"
+ * @returns os três e um cliente do Redis
+ */
+async function set_scene(redis_args: string[], args: string[] = [], user = '') {
+  const redis = await start_redis(redis_args);
+  const basics = ['-i', '20', '-P', '0', '--grace', '0'];
+  const [proxy, worker] = await Promise.all([
+    start_proxy({ server: user + redis.server }, [...basics, ...args]),
+    start_worker(redis),
+  ]);
+  return { redis, proxy, worker, db: worker.client };
+}
+
+/**
+ * Abre um fluxo e espera por ele no worker.
+ * @param proxy o proxy
+ * @param worker o worker
+ * @param lines linhas a empurrar e a ver chegar
+ * @returns o fluxo e a tarefa
+ */
+async function begin(
+  proxy: proxy,
+  worker: Awaited<ReturnType<typeof start_worker>>,
+  lines: string[] = [],
+) {
+  const stream = open_stream(proxy);
+  const task = await worker.next();
+  for (const line of lines) {
+    await worker.client.rPush(task.task_list, line);
+    assert.equal(await stream.next(), line);
+  }
+  return { stream, task };
+}
+
+/**
+ * Espera a linha "end" de um fluxo.
+ * @param proxy o proxy
+ * @param task a tarefa
+ * @returns o fim, o status e o número de linhas, como estão no log
+ */
+async function end_of(proxy: proxy, task: task_record): Promise<string[]> {
+  const fields = 'ending=(\\w+) status=(\\d+) lines=(\\d+)';
+  return (await proxy.wait_for(new RegExp(` end task=${task.uuid} ${fields} `))).slice(1);
+}
+
+/**
+ * Espera que o proxy tenha perdido e refeito a conexão um número de vezes.
+ * @param proxy o proxy
+ * @param count quantas vezes desde que ele subiu
+ */
+async function link_back(proxy: proxy, count = 1): Promise<void> {
+  const seen = () => proxy.stdout().match(/ redis_up redis=\S+ down_ms=\d+\n/g)?.length ?? 0;
+  await until(`${count} reconexões`, () => seen() >= count);
+  assert.equal(seen(), count);
+  assert.ok((proxy.stderr().match(/ redis_down /g)?.length ?? 0) >= count);
+}
+
+/**
+ * Corta todas as conexões comuns do Redis, menos a de quem pede.
+ * @param db cliente do Redis
+ */
+async function cut_links(db: redis_client): Promise<void> {
+  assert.ok(Number(await db.sendCommand(['CLIENT', 'KILL', 'TYPE', 'normal'])) > 0);
+}
+
+/**
+ * Conta os comandos de um tipo que o Redis já atendeu.
+ * @param db cliente do Redis
+ * @param command nome do comando
+ * @returns o total desde que o Redis subiu
+ */
+async function served(db: redis_client, command: string): Promise<number> {
+  const info = await db.info('commandstats');
+  return Number(new RegExp(`^cmdstat_${command}:calls=(\\d+)`, 'm').exec(info)?.[1] ?? 0);
+}
+
+/**
+ * Confere que de uma tarefa só fica a lista com EOF, que expira.
+ * @param db cliente do Redis
+ * @param task a tarefa
+ */
+async function check_tombstone(db: redis_client, task: task_record): Promise<void> {
+  const { uuid, task_key, task_list } = task;
+  await until('lista com TTL e sem tarefa', async () => {
+    return (await db.exists(task_key)) === 0 && (await db.ttl(task_list)) > 0;
+  });
+  assert.deepEqual(await db.keys(`*${uuid}`), [task_list]);
+  assert.deepEqual(await db.lRange(task_list, 0, -1), ['EOF']);
+}
+
+/**
+ * Confere que o proxy atravessou o teste são.
+ * @param proxy o proxy
+ */
+async function check_sound(proxy: proxy): Promise<void> {
+  assert.equal(await proxy.stop(), 0);
+  assert.doesNotMatch(proxy.stderr(), /\bat \S+ \(|stream_error|request_error|fatal|Warning/);
+}
+
+/** Os testes; cada um é independente dos outros. */
+const tests: Record<string, () => Promise<void>> = {
+  'Redis volta com os dados: os fluxos seguem, sem perder nem repetir linhas': async () => {
+    const { redis, proxy, worker, db } = await set_scene(durable, forever);
+    const begun = [];
+    for (let n = 0; n < 20; n += 1) begun.push(await begin(proxy, worker, [`antes ${n}`]));
+    await redis.stop();
+    await proxy.wait_for(/ redis_down redis=\S+ reason=".+"\n/);
+    assert.equal((await fetch_all(proxy)).status, 504);
+    assert.equal((await fetch_all(proxy, { path: '/ping' })).status, 500);
+    await start_redis(durable, redis);
+    await link_back(proxy);
+    const endings = begun.map(async ({ stream, task }, n) => {
+      await db.rPush(task.task_list, [`depois ${n}`, 'última']);
+      await db.del(task.task_key);
+      assert.deepEqual(await stream.rest(), [`depois ${n}`, 'última']);
+      assert.deepEqual(await end_of(proxy, task), ['done', '200', '3']);
+    });
+    await Promise.all(endings);
+    assert.deepEqual(await db.keys('*'), []);
+    // o worker também caiu: antes de lhe pedir algo, espera-se que volte a assinar
+    await until('assinatura', async () => (await db.pubSubChannels()).length > 0);
+    const { stream, task } = await begin(proxy, worker, ['nova']);
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+    await check_sound(proxy);
+  },
+
+  'linhas que esperavam na lista atravessam a queda, uma vez cada': async () => {
+    const { redis, proxy, worker, db } = await set_scene(durable, [...forever, '-P', '1500']);
+    const stream = open_stream(proxy);
+    const task = await worker.next();
+    await db.rPush(task.task_list, ['1', '2', '3', 'EOF']);
+    assert.equal(await stream.next(), '1');
+    await redis.stop('SIGKILL'); // durante a pausa: nenhum LPOP a caminho
+    await proxy.wait_for(/ redis_down /);
+    await start_redis(durable, redis);
+    assert.deepEqual(await stream.rest(), ['2', '3']);
+    assert.deepEqual(await end_of(proxy, task), ['done', '200', '3']);
+    assert.deepEqual(await db.keys('*'), []);
+    await check_sound(proxy);
+  },
+
+  'Redis volta sem os dados: linha de erro logo, nunca um fim que pareça sucesso': async () => {
+    const { redis, proxy, worker, db } = await set_scene([], forever);
+    const mute = await begin(proxy, worker);
+    const talking = await begin(proxy, worker, ['1', '2']);
+    await redis.stop('SIGKILL');
+    await proxy.wait_for(/ redis_down /);
+    await start_redis([], redis);
+    assert.deepEqual(await mute.stream.rest(), [lost_line]);
+    assert.deepEqual(await talking.stream.rest(), [lost_line]);
+    const [how, , lines] = await end_of(proxy, mute.task);
+    assert.deepEqual([how, lines], ['redis_lost', '0']);
+    assert.deepEqual(await end_of(proxy, talking.task), ['redis_lost', '200', '2']);
+    await check_tombstone(db, mute.task);
+    await check_tombstone(db, talking.task);
+    await check_sound(proxy);
+  },
+
+  'fluxo que dorme um INTERVAL longo nota na hora que o Redis voltou sem os dados': async () => {
+    const { redis, proxy, worker, db } = await set_scene([], [...forever, '-i', '60000']);
+    const { stream, task } = await begin(proxy, worker);
+    await until('consulta vazia', async () => (await served(db, 'lpop')) >= 1);
+    await redis.stop('SIGKILL');
+    await proxy.wait_for(/ redis_down /);
+    await start_redis([], redis);
+    assert.deepEqual(await stream.rest(), [lost_line]);
+    assert.equal((await end_of(proxy, task))[0], 'redis_lost');
+    await check_sound(proxy);
+  },
+
+  'Redis fora por mais que MAXTIME: linha de erro; as chaves somem quando ele volta': async () => {
+    const { redis, proxy, worker, db } = await set_scene(durable, ['-t', '2000']);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    await redis.stop();
+    assert.deepEqual(await stream.rest(), [lost_line]);
+    assert.deepEqual(await end_of(proxy, task), ['redis_lost', '200', '1']);
+    await start_redis(durable, redis);
+    await link_back(proxy);
+    await check_tombstone(db, task);
+    await check_sound(proxy);
+  },
+
+  'cliente que sai com o Redis fora: as chaves somem quando ele volta': async () => {
+    const { redis, proxy, worker, db } = await set_scene(durable, [...forever, '-i', '60000']);
+    const begun = await Promise.all([1, 2, 3].map(() => begin(proxy, worker)));
+    await redis.stop();
+    await proxy.wait_for(/ redis_down /);
+    for (const { stream } of begun) stream.leave();
+    for (const { task } of begun) assert.equal((await end_of(proxy, task))[0], 'client_gone');
+    await start_redis(durable, redis);
+    await link_back(proxy);
+    for (const { task } of begun) await check_tombstone(db, task);
+    await check_sound(proxy);
+  },
+
+  'Redis que volta ainda carregando os dados: limpezas e fluxos esperam por ele': async () => {
+    const slow_load = [...durable, '--key-load-delay', '400']; // microssegundos por comando do AOF
+    const { redis, proxy, worker, db } = await set_scene(slow_load, [...forever, '-i', '60000']);
+    await Promise.all(Array.from({ length: 4000 }, (_, n) => db.set(`outra:${n}`, 'x')));
+    const gone = await begin(proxy, worker);
+    const kept = await begin(proxy, worker);
+    await until('consultas vazias', async () => (await served(db, 'lpop')) >= 2);
+    await db.rPush(kept.task.task_list, ['1', 'EOF']);
+    await redis.stop();
+    await proxy.wait_for(/ redis_down /);
+    gone.stream.leave();
+    await end_of(proxy, gone.task);
+    await start_redis(slow_load, redis);
+    await check_tombstone(db, gone.task);
+    assert.deepEqual(await kept.stream.rest(), ['1']);
+    await check_sound(proxy);
+  },
+
+  'Redis trava por menos que MAXTIME: pedidos novos recusados, o fluxo continua': async () => {
+    const { redis, proxy, worker, db } = await set_scene([], forever);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    redis.process.kill('SIGSTOP');
+    try {
+      const pushed = db.rPush(task.task_list, ['2', '3']);
+      assert.equal((await fetch_all(proxy)).status, 504);
+      redis.process.kill('SIGCONT');
+      await pushed;
+    } finally {
+      redis.process.kill('SIGCONT');
+    }
+    assert.deepEqual([await stream.next(), await stream.next()], ['2', '3']);
+    await db.rPush(task.task_list, ['4', 'EOF']);
+    assert.deepEqual(await stream.rest(), ['4']);
+    assert.deepEqual(await end_of(proxy, task), ['done', '200', '4']);
+    assert.deepEqual(await db.keys('*'), []);
+    assert.deepEqual(worker.pending, []);
+    assert.doesNotMatch(proxy.stderr(), / redis_down /);
+    await check_sound(proxy);
+  },
+
+  'Redis trava por mais que MAXTIME: linha de erro, e limpeza quando destrava': async () => {
+    const { redis, proxy, worker, db } = await set_scene([], ['-t', '1500']);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    redis.process.kill('SIGSTOP');
+    try {
+      assert.deepEqual(await stream.rest(), [lost_line]);
+      assert.deepEqual(await end_of(proxy, task), ['redis_lost', '200', '1']);
+    } finally {
+      redis.process.kill('SIGCONT');
+    }
+    await check_tombstone(db, task);
+    await check_sound(proxy);
+  },
+
+  'conexão cortada dez vezes: o fluxo sobrevive, em ordem': async () => {
+    const { proxy, worker, db } = await set_scene([], forever);
+    const { stream, task } = await begin(proxy, worker, ['0']);
+    for (let round = 1; round <= 10; round += 1) {
+      await cut_links(db);
+      await link_back(proxy, round);
+      await db.rPush(task.task_list, `volta ${round}`);
+      assert.equal(await stream.next(), `volta ${round}`);
+    }
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+    assert.deepEqual(await end_of(proxy, task), ['done', '200', '11']);
+    assert.deepEqual(await db.keys('*'), []);
+    await check_sound(proxy);
+  },
+
+  'worker que termina durante um corte da conexão: o mesmo servidor, fim normal': async () => {
+    const { proxy, worker, db } = await set_scene([], [...forever, '-i', '60000']);
+    const { stream, task } = await begin(proxy, worker);
+    await until('consulta vazia', async () => (await served(db, 'lpop')) >= 1);
+    await db.del(task.task_key);
+    await cut_links(db);
+    assert.deepEqual(await stream.rest(), []);
+    assert.deepEqual(await end_of(proxy, task), ['done', '200', '0']);
+    await link_back(proxy);
+    await check_sound(proxy);
+  },
+
+  'INFO proibido: tudo funciona, também depois de um corte': async () => {
+    const { proxy, worker, db } = await set_scene(without_info, forever, login);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    await cut_links(db);
+    await link_back(proxy);
+    await db.rPush(task.task_list, '2');
+    assert.equal(await stream.next(), '2');
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+    assert.deepEqual(await end_of(proxy, task), ['done', '200', '2']);
+    assert.deepEqual(await db.keys('*'), []);
+    await check_sound(proxy);
+  },
+
+  'INFO proibido e worker que termina durante um corte: na dúvida, erro': async () => {
+    const { proxy, worker, db } = await set_scene(without_info, [...forever, '-i', '60000'], login);
+    const { stream, task } = await begin(proxy, worker);
+    await until('consulta vazia', async () => (await served(db, 'lpop')) >= 1);
+    await db.del(task.task_key);
+    await cut_links(db);
+    assert.deepEqual(await stream.rest(), [lost_line]);
+    assert.equal((await end_of(proxy, task))[0], 'redis_lost');
+    await check_tombstone(db, task);
+    await check_sound(proxy);
+  },
+
+  'Redis que não responde ao PING a tempo: 504 e 500, e nenhuma tarefa': async () => {
+    const { proxy, worker, db } = await set_scene([]);
+    await db.sendCommand(['CLIENT', 'PAUSE', '3000', 'ALL']);
+    const [reply, ping] = await Promise.all([
+      fetch_all(proxy, { body: 'oi' }),
+      fetch_all(proxy, { path: '/ping' }),
+    ]);
+    assert.deepEqual([reply.status, reply.body], [504, '{"error": "redis does not answer"}\n']);
+    assert.equal(reply.headers['content-type'], 'application/json');
+    assert.equal(ping.status, 500);
+    assert.deepEqual(await db.keys('*'), []);
+    assert.deepEqual(worker.pending, []);
+    assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+    assert.doesNotMatch(proxy.stdout(), / task /);
+    await check_sound(proxy);
+  },
+
+  'criação que não é respondida: 504, e quem ouvir o anúncio depois não acha tarefa': async () => {
+    const { proxy, worker, db } = await set_scene([]);
+    await db.sendCommand(['CLIENT', 'PAUSE', '60000', 'WRITE']);
+    const reply = await fetch_all(proxy, { body: 'oi' });
+    assert.deepEqual([reply.status, reply.body], [504, '{"error": "redis does not answer"}\n']);
+    await proxy.wait_for(/ create_failed task=\S+ reason="sem resposta em 2000 ms"\n/);
+    await db.sendCommand(['CLIENT', 'UNPAUSE']);
+    const task_key = await until('anúncio', () => worker.pending.shift());
+    const uuid = task_key.slice(-36);
+    const task = { uuid, task_key, task_list: `ndjson_list_${uuid}` };
+    await check_tombstone(db, task as task_record);
+    assert.equal((await db.keys('*')).length, 1);
+    await check_sound(proxy);
+  },
+
+  'conexão cortada com a criação a caminho: 504, e a limpeza segue na conexão nova': async () => {
+    const { proxy, worker, db } = await set_scene([]);
+    await db.sendCommand(['CLIENT', 'PAUSE', '60000', 'WRITE']);
+    const asked = fetch_all(proxy, { body: 'oi' });
+    const blocked = /^blocked_clients:1\b/m;
+    await until('MULTI parado', async () => blocked.test(await db.info('clients')));
+    await cut_links(db);
+    assert.equal((await asked).status, 504);
+    await link_back(proxy);
+    await db.sendCommand(['CLIENT', 'UNPAUSE']);
+    const [uuid] = (await proxy.wait_for(/(?<= create_failed task=)\S+/)) as [string];
+    const names = { task_key: `ndjson_task_${uuid}`, task_list: `ndjson_list_${uuid}` };
+    await check_tombstone(db, { uuid, ...names } as task_record);
+    assert.equal((await db.keys('*')).length, 1);
+    assert.deepEqual(worker.pending, []);
+    await check_sound(proxy);
+  },
+};
+
+describe('faltas do Redis', { concurrency: tests_at_once }, () => {
+  for (const [title, run] of Object.entries(tests)) test(title, run);
+});
