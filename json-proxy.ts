@@ -854,6 +854,7 @@ function explain_redis_error(error: unknown): string {
     [/NOPERM/, 'o usuário do Redis não tem permissão para os comandos do proxy'],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
+    [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
     [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
     [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
     [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
@@ -871,14 +872,17 @@ function explain_redis_error(error: unknown): string {
 }
 
 /**
- * Testa a conexão com o comando PING, com prazo próprio.
+ * Testa a conexão com o comando PING, com prazo próprio. A falta de conexão já foi registrada quando
+ * ela caiu; aqui só o que falha com a conexão de pé.
  * @returns true se o Redis respondeu a tempo
  */
 async function redis_ping(): Promise<boolean> {
   try {
     await within(redis_ready().client.ping(), ping_limit_ms);
     return true;
-  } catch {
+  } catch (error) {
+    const is_connected = redis_link.client?.isReady === true;
+    if (is_connected) log('warn', 'ping_failed', { reason: explain_redis_error(error) });
     return false;
   }
 }
@@ -2308,8 +2312,9 @@ async function serve_task(
   try {
     how = await run_stream(stream);
   } catch (error) {
+    const { message, stack = message } = error as Error;
     stream.failure = is_refusal(error) ? refusal_reason(error) : 'internal error';
-    log('error', 'stream_error', { task: task.uuid, reason: String((error as Error).stack) });
+    log('error', 'stream_error', { task: task.uuid, reason: is_refusal(error) ? message : stack });
   }
   await finish_stream(stream, how);
 }

@@ -34,6 +34,9 @@ const tests_at_once = 4;
 /** Maior que a paciência dos testes: um fluxo que só notasse algo depois disto os faria falhar. */
 const forever = ['-t', '120000'];
 
+/** Um fluxo que, depois da primeira consulta vazia, só acorda quando a conexão é refeita. */
+const asleep = [...forever, '-i', '60000', '--wakeup', 'off'];
+
 /**
  * Sobe um Redis, um proxy e um worker.
  * @param redis_args opções do Redis
@@ -198,7 +201,7 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'fluxo que dorme um INTERVAL longo nota na hora que o Redis voltou sem os dados': async () => {
-    const { redis, proxy, worker, db } = await set_scene([], [...forever, '-i', '60000']);
+    const { redis, proxy, worker, db } = await set_scene([], asleep);
     const { stream, task } = await begin(proxy, worker);
     await until('consulta vazia', async () => (await served(db, 'lpop')) >= 1);
     await redis.stop('SIGKILL');
@@ -222,7 +225,7 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'cliente que sai com o Redis fora: as chaves somem quando ele volta': async () => {
-    const { redis, proxy, worker, db } = await set_scene(durable, [...forever, '-i', '60000']);
+    const { redis, proxy, worker, db } = await set_scene(durable, asleep);
     const begun = await Promise.all([1, 2, 3].map(() => begin(proxy, worker)));
     await redis.stop();
     await proxy.wait_for(/ redis_down /);
@@ -236,7 +239,7 @@ const tests: Record<string, () => Promise<void>> = {
 
   'Redis que volta ainda carregando os dados: limpezas e fluxos esperam por ele': async () => {
     const slow_load = [...durable, '--key-load-delay', '400']; // microssegundos por comando do AOF
-    const { redis, proxy, worker, db } = await set_scene(slow_load, [...forever, '-i', '60000']);
+    const { redis, proxy, worker, db } = await set_scene(slow_load, asleep);
     await Promise.all(Array.from({ length: 4000 }, (_, n) => db.set(`outra:${n}`, 'x')));
     const gone = await begin(proxy, worker);
     const kept = await begin(proxy, worker);
@@ -305,7 +308,7 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'worker que termina durante um corte da conexão: o mesmo servidor, fim normal': async () => {
-    const { proxy, worker, db } = await set_scene([], [...forever, '-i', '60000']);
+    const { proxy, worker, db } = await set_scene([], asleep);
     const { stream, task } = await begin(proxy, worker);
     await until('consulta vazia', async () => (await served(db, 'lpop')) >= 1);
     await db.del(task.task_key);
@@ -331,7 +334,7 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'INFO proibido e worker que termina durante um corte: na dúvida, erro': async () => {
-    const { proxy, worker, db } = await set_scene(without_info, [...forever, '-i', '60000'], login);
+    const { proxy, worker, db } = await set_scene(without_info, asleep, login);
     const { stream, task } = await begin(proxy, worker);
     await until('consulta vazia', async () => (await served(db, 'lpop')) >= 1);
     await db.del(task.task_key);
