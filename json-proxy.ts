@@ -15,7 +15,7 @@
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
  *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
- *   ndjson_claim_<uuid>   string  opcional: o worker que tomou a tarefa (SET NX EX)
+ *   ndjson_claim_<uuid>   string  opcional: o worker que reservou a tarefa (SET NX EX)
  *   ndjson_jobs           canal   a chave de cada tarefa nova
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
@@ -53,6 +53,7 @@
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
 import { randomUUID as random_uuid } from 'node:crypto';
+import { fstatSync as file_stats } from 'node:fs';
 import http, {
   validateHeaderName as validate_header_name,
   validateHeaderValue as validate_header_value,
@@ -128,7 +129,7 @@ let WAKEUP: boolean;
 let GRACE: number;
 let SERVERNAME: string;
 
-/** Prefixo da chave com que um worker toma uma tarefa para si; faz parte do contrato, não muda. */
+/** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
 
 /** O maior atraso que setTimeout aceita; acima disso ele dispara na hora. */
@@ -631,7 +632,19 @@ const max_logged_text = 300;
  */
 function format_log_value(value: string | number): string {
   const text = String(value).slice(0, max_logged_text);
-  return /^[^\s"=\x00-\x1f\x7f-\x9f]+$/.test(text) ? text : JSON.stringify(text);
+  return /^[^\s"=\x00-\x1f]+$/.test(text) ? text : JSON.stringify(text);
+}
+
+/**
+ * Diz se uma saída vai para o journald. A variável só não basta: terminais abertos por um serviço
+ * do usuário a herdam; ela traz o dispositivo e o inode da saída de quem é mesmo do journald.
+ * @param fd descritor da saída
+ * @returns true se JOURNAL_STREAM descreve esse descritor
+ */
+function goes_to_journal(fd: number): boolean {
+  if (!process.env.JOURNAL_STREAM) return false;
+  const { dev, ino } = file_stats(fd);
+  return process.env.JOURNAL_STREAM === `${dev}:${ino}`;
 }
 
 /**
@@ -642,10 +655,9 @@ function format_log_value(value: string | number): string {
  */
 function log(level: log_level, tag: string, fields: Record<string, string | number>): void {
   const words = Object.entries(fields).map(([name, value]) => `${name}=${format_log_value(value)}`);
-  const prefix = process.env.JOURNAL_STREAM
-    ? `<${log_priority[level]}>`
-    : `${new Date().toISOString()} `;
   const target = level === 'info' ? process.stdout : process.stderr;
+  const is_journal = goes_to_journal(target.fd);
+  const prefix = is_journal ? `<${log_priority[level]}>` : `${new Date().toISOString()} `;
   target.write(`${prefix}${[tag, ...words].join(' ')}\n`);
 }
 
@@ -697,6 +709,16 @@ const answer_limit_ms = 2000;
 /** Quanto o fim de um fluxo espera pela limpeza; ela continua depois, se for preciso. */
 const clean_limit_ms = 1000;
 
+/** De quanto em quanto tempo a conexão é conferida. */
+const watch_ms = 5000;
+
+/**
+ * Silêncio a partir do qual a conexão é trocada. Não antes de MAXTIME: uma retirada já escrita
+ * ainda pode ser respondida, e até lá algum fluxo a espera. Mas nem um MAXTIME de horas a segura
+ * além disso.
+ */
+const silence_limit_ms = { least: 10_000, most: 60_000 };
+
 /** Entre tentativas de reconexão: dobra a partir do primeiro valor até o segundo. */
 const reconnect_ms = { first: 50, last: 1000 };
 
@@ -729,8 +751,11 @@ export type task_record = {
   body_encoding?: 'base64';
 };
 
-/** As notícias da conexão: ela voltou; uma chave mudou (null: todas se foram). */
-type redis_hooks = { on_return: () => void; on_change: (key: string | null) => void };
+/** Os nomes de uma tarefa: o que um fluxo guarda dela. */
+type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
+
+/** As notícias da conexão: tudo pode ter mudado (ela voltou, FLUSHALL); uma chave mudou. */
+type redis_hooks = { on_upheaval: () => void; on_change: (key: string) => void };
 
 /** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
 type cleanup = { task_uuid: string; worker_may_write: boolean };
@@ -778,19 +803,22 @@ function redis_make_client(keep_trying: () => boolean, tracking: boolean) {
 }
 
 /**
- * O estado da conexão, único no processo. `identity` é o run_id do servidor, vazio enquanto não se
- * sabe; `was_ready` diz se a primeira conexão já deu certo; `lost_at` é quando caiu, 0 se está de
- * pé; `lost_reason`, o último motivo registrado; `tracking`, se o servidor avisa das mudanças.
+ * O estado da conexão, único no processo. `identity` diz de que servidor e dados se trata (o
+ * run_id, com um "*" por FLUSHALL), vazio enquanto não se sabe; `pops_many`, se ele conhece LPOP
+ * com quantidade; `was_ready`, se a primeira conexão já deu certo; `lost_at`, quando caiu, 0 se
+ * está de pé; `lost_reason`, o último motivo registrado; `alive_at`, o último sinal de vida;
+ * `tracking`, se o servidor avisa das mudanças; `pending_cleanups`, o que espera a volta dele.
  */
 const redis_link = {
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
   buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined,
   identity: '',
-  connections: 0,
+  connection_count: 0,
   pops_many: false,
   was_ready: false,
   lost_at: 0,
   lost_reason: '',
+  alive_at: 0,
   tracking: false,
   pending_cleanups: new Map<string, cleanup>(),
 };
@@ -872,8 +900,8 @@ function explain_redis_error(error: unknown): string {
 }
 
 /**
- * Testa a conexão com o comando PING, com prazo próprio. A falta de conexão já foi registrada quando
- * ela caiu; aqui só o que falha com a conexão de pé.
+ * Testa a conexão com o comando PING, com prazo próprio. A falta de conexão já foi registrada
+ * quando ela caiu; aqui só o que falha com a conexão de pé.
  * @returns true se o Redis respondeu a tempo
  */
 async function redis_ping(): Promise<boolean> {
@@ -892,7 +920,7 @@ async function redis_ping(): Promise<boolean> {
  * conexão conta como um servidor diferente: na dúvida, dados sumidos não passam por sucesso.
  */
 async function redis_identify(): Promise<void> {
-  const fallback = `conexão ${++redis_link.connections}`;
+  const fallback = `conexão ${++redis_link.connection_count}`;
   redis_link.identity = '';
   let info = '';
   try {
@@ -911,7 +939,7 @@ async function redis_identify(): Promise<void> {
 /**
  * Dá as três chaves de uma tarefa.
  * @param task_uuid UUID da tarefa
- * @returns chave da tarefa, da lista e da tomada, nesta ordem
+ * @returns chave da tarefa, da lista e da reserva, nesta ordem
  */
 function redis_keys(task_uuid: string): [string, string, string] {
   return [REDIS_PREFIX + task_uuid, REDIS_LIST_PREFIX + task_uuid, claim_prefix + task_uuid];
@@ -941,6 +969,9 @@ async function redis_clean(work: cleanup): Promise<void> {
   if (refused) {
     const reason = String(refused.reason.message);
     log('warn', 'clean_refused', { task: work.task_uuid, reason });
+  } else if (failed.length > 0 && redis_link.client?.isReady) {
+    // ocupado, mas com a conexão de pé: nenhuma volta dela avisaria que já dá
+    setTimeout(redis_clean, reconnect_ms.last, work).unref();
   } else if (failed.length > 0 && redis_link.pending_cleanups.size < max_pending_cleanups) {
     redis_link.pending_cleanups.set(work.task_uuid, work);
   }
@@ -1079,6 +1110,7 @@ async function redis_sweep(): Promise<void> {
  */
 function redis_note_loss(error: unknown): void {
   const reason = explain_redis_error(error);
+  redis_link.alive_at = now(); // um erro também é sinal de que se está tentando
   if (!redis_link.was_ready || reason === redis_link.lost_reason) return;
   if (redis_link.lost_at === 0) redis_link.lost_at = now();
   redis_link.lost_reason = reason;
@@ -1106,7 +1138,7 @@ async function redis_settled(): Promise<boolean> {
 /**
  * Atende a conexão que ficou pronta: pede avisos, identifica o servidor e, se ela foi refeita,
  * espera que ele atenda, faz as limpezas guardadas e acorda os fluxos. Os dois primeiros pedidos
- * respondem antes de qualquer consulta.
+ * são respondidos antes de qualquer consulta.
  * @param hooks o que fazer a cada reconexão
  */
 async function redis_note_ready(hooks: redis_hooks): Promise<void> {
@@ -1115,13 +1147,28 @@ async function redis_note_ready(hooks: redis_hooks): Promise<void> {
     redis_link.client?.sendCommand(['CLIENT', 'TRACKING', 'ON', 'NOLOOP']).catch(() => {});
   }
   void redis_identify();
-  if (!redis_link.was_ready || !(await redis_settled())) return;
+  if (!redis_link.was_ready || !(await redis_settled()) || redis_link.lost_at === 0) return;
   const down_ms = Math.round(now() - redis_link.lost_at);
   redis_link.lost_at = 0;
   redis_link.lost_reason = '';
   log('info', 'redis_up', { redis: format_redis_address(REDIS_SERVER), down_ms });
   redis_clean_pending();
-  hooks.on_return();
+  hooks.on_upheaval();
+}
+
+/**
+ * Passa adiante um aviso do servidor. Sem chave, é um FLUSHALL ou FLUSHDB: o servidor passa a
+ * contar como outro, e quem não achar mais nada nele perdeu os dados, não terminou.
+ * @param key a chave que mudou, ou null
+ * @param hooks o que fazer a cada notícia
+ */
+function redis_note_change(key: unknown, hooks: redis_hooks): void {
+  if (key !== null) {
+    hooks.on_change(String(key));
+    return;
+  }
+  if (redis_link.identity) redis_link.identity += '*';
+  hooks.on_upheaval();
 }
 
 /**
@@ -1135,7 +1182,7 @@ async function redis_try_connect(tracking: boolean, ms: number, hooks: redis_hoo
   const { client, buffers } = redis_make_client(() => redis_link.was_ready, tracking);
   client.on('error', redis_note_loss);
   client.on('ready', () => redis_note_ready(hooks));
-  client.on('invalidate', (key) => hooks.on_change(key === null ? null : String(key)));
+  client.on('invalidate', (key) => redis_note_change(key, hooks));
   Object.assign(redis_link, { client, buffers, tracking });
   const confirmed = client.connect().then(() => client.ping());
   try {
@@ -1167,6 +1214,28 @@ async function redis_connect(hooks: redis_hooks): Promise<void> {
   redis_link.was_ready = true;
   const mode = redis_link.tracking ? { mode: 'tracking' } : { mode: 'polling', reason };
   log('info', 'wakeup', mode);
+}
+
+/**
+ * Confere a conexão de tempos em tempos. Uma que se calou sem fechar (o host sumiu, um firewall
+ * perdeu o fluxo) não dá erro por muitos minutos; ela é trocada por outra.
+ */
+function redis_watch(): void {
+  const { least, most } = silence_limit_ms;
+  const limit = Math.min(Math.max(MAXTIME, least), most);
+  const watch = () => {
+    const { client } = redis_link;
+    const answered = () => {
+      redis_link.alive_at = now();
+    };
+    client?.ping().then(answered, () => {});
+    if (!client || now() - redis_link.alive_at < limit) return;
+    redis_note_loss(new deadline_error('sem resposta'));
+    client.destroy();
+    client.connect().catch(() => {}); // tenta para sempre; os erros chegam ao ouvinte
+  };
+  redis_link.alive_at = now();
+  setInterval(watch, watch_ms).unref();
 }
 
 /**
@@ -1288,24 +1357,6 @@ function error_headers(body: string): Record<string, string> {
     'Cache-Control': 'no-store',
     'X-Content-Type-Options': 'nosniff',
   };
-}
-
-/**
- * Responde um erro em JSON e termina a resposta.
- * @param response resposta ainda sem cabeçalhos enviados
- * @param status status HTTP
- * @param message texto do campo "error"
- * @param extra cabeçalhos a mais
- */
-function send_error(
-  response: http.ServerResponse,
-  status: number,
-  message: string,
-  extra: Record<string, string> = {},
-): void {
-  const body = `${error_line(message)}\n`;
-  response.writeHead(status, { ...error_headers(body), ...extra });
-  response.end(body);
 }
 
 /**
@@ -1473,7 +1524,7 @@ function read_body(
       if (size <= MAXBODY) chunks.push(chunk);
       else reject(too_large);
     });
-    request.once('end', () => resolve(Buffer.concat(chunks)));
+    request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
     request.once('error', reject);
     const interrupt = () => reject(new Error('interrompido'));
     if (signal.aborted) interrupt();
@@ -1499,13 +1550,14 @@ async function send_refusal(
     path: path_of(request.url ?? ''),
     reason: why.message,
   });
+  const body = `${error_line(why.message)}\n`;
+  const closing = !request.complete && { Connection: 'close' };
+  response.writeHead(why.status, { ...error_headers(body), ...why.headers, ...closing });
+  response.write(body);
   if (request.complete) {
-    send_error(response, why.status, why.message, why.headers);
+    response.end();
     return;
   }
-  const body = `${error_line(why.message)}\n`;
-  response.writeHead(why.status, { ...error_headers(body), ...why.headers, Connection: 'close' });
-  response.write(body);
   request.removeAllListeners('data').resume();
   const input_over = new Promise<void>((resolve) => {
     request.once('end', resolve);
@@ -1657,7 +1709,7 @@ type wait_kind = 'interval' | 'pause' | 'drain';
 
 /** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
 type stream_state = {
-  task: task_record;
+  task: task_names;
   response: http.ServerResponse;
   turn: request_turn;
   media_type: string;
@@ -1682,7 +1734,7 @@ type stream_state = {
 const open_after_ms = 1000;
 
 /** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
-const max_batch = { lines: 512, bytes: 256 * 1024 };
+const max_batch = { lines: 128, bytes: 256 * 1024 };
 
 /** O que se escreve por vez: um cliente que lê ao menos isto a cada MAXTIME está vivo. */
 const write_slice_bytes = 64 * 1024;
@@ -1821,7 +1873,7 @@ export function parse_element(raw: Buffer): list_element {
  * @param task a tarefa, ou undefined numa resposta a HEAD
  * @returns nomes e valores
  */
-function stream_headers(media_type: string, task?: task_record): Record<string, string> {
+function stream_headers(media_type: string, task?: task_names): Record<string, string> {
   return {
     ...common_headers(),
     'Content-Type': media_type,
@@ -1848,18 +1900,10 @@ function tell_stream(stream: stream_state): void {
 
 /** As notícias da conexão com o Redis, entregues aos fluxos. */
 const stream_hooks: redis_hooks = {
-  on_return: () => {
+  on_upheaval: () => {
     for (const stream of live_streams.values()) tell_stream(stream);
   },
   on_change: (key) => {
-    if (key === null) {
-      // FLUSHALL ou FLUSHDB: quem não achar mais nada perdeu os dados, não terminou
-      for (const stream of live_streams.values()) {
-        stream.identity = 'esvaziado';
-        tell_stream(stream);
-      }
-      return;
-    }
     const stream = live_streams.get(key.slice(-uuid_length));
     if (stream) tell_stream(stream);
   },
@@ -1897,7 +1941,7 @@ function open_response(
  * @returns o estado
  */
 function make_stream(
-  task: task_record,
+  task: task_names,
   request: http.IncomingMessage,
   response: http.ServerResponse,
   turn: request_turn,
@@ -1939,7 +1983,7 @@ function make_stream(
  * @param stream o fluxo
  * @param ms prazo em milissegundos
  * @param kind por que se espera
- * @returns true se algo a acordou antes do prazo
+ * @returns true se algo o acordou antes do prazo
  */
 function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
   const { response, turn } = stream;
@@ -1982,7 +2026,7 @@ function renew_if_due(stream: stream_state): void {
  * @param stream o fluxo
  * @param ms prazo em milissegundos
  * @param kind por que se espera
- * @returns true se algo a acordou antes do prazo
+ * @returns true se algo o acordou antes do prazo
  */
 async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
   const deadline = now() + ms;
@@ -2014,6 +2058,7 @@ function time_left(stream: stream_state): number {
  */
 async function stream_poll(stream: stream_state): Promise<poll_result | undefined> {
   renew_if_due(stream);
+  const { identity } = redis_link; // a resposta vale para o servidor a que se perguntou
   stream.has_news = false; // o que mudar de agora em diante ainda não foi visto
   const interrupted = new Promise<undefined>((resolve) => {
     const patience_ms = () => (stream.turn.signal.reason === 'client_gone' ? 0 : clean_limit_ms);
@@ -2024,7 +2069,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     const limit = Math.max(time_left(stream), answer_limit_ms);
     const poll = await within(Promise.race([reply, interrupted]), limit);
     if (poll && (poll.task_exists || poll.list_exists || poll.elements.length > 0)) {
-      stream.identity = redis_link.identity || stream.identity;
+      stream.identity = identity || stream.identity;
     }
     return poll;
   } catch (error) {
@@ -2072,6 +2117,31 @@ function take_head(
 }
 
 /**
+ * Reparte linhas em pedaços para escrever: as pequenas juntas numa cópia, as grandes em fatias, sem
+ * cópia.
+ * @param lines linhas sem quebra
+ * @returns pedaços de até write_slice_bytes, com as quebras
+ */
+function* cut_pieces(lines: Buffer[]): Generator<Buffer> {
+  let together: Buffer[] = [];
+  let size = 0;
+  for (const line of lines) {
+    if (size > 0 && size + line.length >= write_slice_bytes) {
+      yield Buffer.concat(together);
+      together = [];
+      size = 0;
+    }
+    let rest = line;
+    for (; rest.length >= write_slice_bytes; rest = rest.subarray(write_slice_bytes)) {
+      yield rest.subarray(0, write_slice_bytes);
+    }
+    together.push(rest, line_feed);
+    size += rest.length + line_feed.length;
+  }
+  yield Buffer.concat(together);
+}
+
+/**
  * Corta a conexão de quem não leu nada por MAXTIME.
  * @param stream o fluxo
  */
@@ -2089,17 +2159,15 @@ function drop_stalled_reader(stream: stream_state): void {
  * @param lines linhas sem quebra
  */
 async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
-  const parts = lines.flatMap((line) => [line, line_feed]);
-  const payload = Buffer.concat(parts);
   open_response(stream);
-  stream.lines += lines.length;
-  stream.bytes += payload.length;
-  for (let offset = 0; offset < payload.length; offset += write_slice_bytes) {
-    const slice = payload.subarray(offset, offset + write_slice_bytes);
-    if (stream.response.write(slice)) continue;
+  for (const piece of cut_pieces(lines)) {
+    stream.bytes += piece.length;
+    if (stream.response.write(piece)) continue;
     if (!(await stream_wait(stream, MAXTIME, 'drain'))) drop_stalled_reader(stream);
     stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
+    if (stream.turn.signal.reason === 'client_gone') return;
   }
+  stream.lines += lines.length;
 }
 
 /**
@@ -2174,7 +2242,8 @@ async function run_stream(stream: stream_state): Promise<ending> {
     if (verdict) return verdict;
     if (signal.aborted) continue;
     if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost';
-    await stream_wait(stream, poll ? idle_interval(stream) : INTERVAL, 'interval');
+    const retry_ms = Math.min(reconnect_ms.last, time_left(stream));
+    await stream_wait(stream, poll ? idle_interval(stream) : retry_ms, 'interval');
   }
 }
 
@@ -2266,7 +2335,7 @@ async function answer_ping(
  * Cria a tarefa de um pedido no Redis.
  * @param request o pedido
  * @param body os bytes do corpo
- * @returns a tarefa e quantos ouviram o anúncio
+ * @returns os nomes da tarefa e quantos ouviram o anúncio
  * @throws refusal 503 se o Redis recusa, 504 se não responde
  */
 async function create_task(request: http.IncomingMessage, body: Buffer) {
@@ -2285,7 +2354,8 @@ async function create_task(request: http.IncomingMessage, body: Buffer) {
       const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
       log('warn', 'no_worker', { task: task.uuid, hint });
     }
-    return { task, receivers };
+    const { uuid, task_key, task_list } = task;
+    return { task: { uuid, task_key, task_list }, receivers };
   } catch (error) {
     log('error', 'create_failed', { task: task.uuid, reason: (error as Error).message });
     if (is_refusal(error)) throw new refusal(503, refusal_reason(error));
@@ -2305,8 +2375,11 @@ async function serve_task(
   response: http.ServerResponse,
   turn: request_turn,
 ): Promise<void> {
-  const body = await read_body(request, response, turn.signal);
-  const { task, receivers } = await create_task(request, body);
+  // O corpo não fica em variável: um fluxo pode durar horas, e ele já está no Redis.
+  const { task, receivers } = await create_task(
+    request,
+    await read_body(request, response, turn.signal),
+  );
   const stream = make_stream(task, request, response, turn, receivers);
   let how: ending = 'failed';
   try {
@@ -2560,6 +2633,7 @@ async function start(): Promise<void> {
   } catch (error) {
     die({ host: HTTP_HOST, port: HTTP_PORT, reason: explain_listen_error(error as Error) });
   }
+  redis_watch();
   void sweep_forever();
 }
 

@@ -123,7 +123,8 @@ export function start_program(
   const child = spawn(command, args, {
     cwd,
     detached,
-    env: { ...process.env, ...env },
+    // JOURNAL_STREAM herdada descreve a saída de outro processo
+    env: { ...process.env, JOURNAL_STREAM: undefined, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   const output = { stdout: '', stderr: '' };

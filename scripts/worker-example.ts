@@ -67,7 +67,7 @@ async function main(): Promise<void> {
     .connect();
   await subscriber.subscribe(values.channel, async (task_key) => {
     console.log(`worker: ${task_key}`);
-    await serve(task_key);
+    await serve(task_key).catch((error) => console.error(`worker: ${error.message}`));
     if (!values.loop) process.exit(0);
   });
   console.log(`worker: ouvindo ${values.channel}`);

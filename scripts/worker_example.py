@@ -77,7 +77,10 @@ def main():
     print(f"worker: ouvindo {args.channel}", flush=True)
     for message in pubsub.listen():
         print(f"worker: {message['data']}", flush=True)
-        serve(client, message["data"], args.pause / 1000)
+        try:
+            serve(client, message["data"], args.pause / 1000)
+        except redis.RedisError as error:
+            print(f"worker: {error}", flush=True)
         if not args.loop:
             break
 

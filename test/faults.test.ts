@@ -5,8 +5,10 @@
  */
 
 import assert from 'node:assert/strict';
+import net from 'node:net';
 import { describe, test } from 'node:test';
 import type { task_record } from '../json-proxy';
+import { on_stop } from '../scripts/local';
 import {
   fetch_all,
   open_stream,
@@ -132,6 +134,36 @@ async function check_tombstone(db: redis_client, task: task_record): Promise<voi
 }
 
 /**
+ * Põe um intermediário TCP na frente do Redis.
+ * @param port porta do Redis
+ * @returns `server`: o endereço dele; `swallow`: as conexões de agora se calam sem fechar, as novas
+ *   não
+ */
+async function start_relay(port: number) {
+  const pairs: [net.Socket, net.Socket][] = [];
+  const relay = net.createServer((near) => {
+    const far = net.connect(port, '127.0.0.1');
+    for (const socket of [near, far]) socket.on('error', () => {});
+    near.pipe(far).pipe(near);
+    pairs.push([near, far]);
+  });
+  await new Promise<void>((resolve) => relay.listen(0, '127.0.0.1', resolve));
+  on_stop(async () => {
+    relay.close();
+    for (const socket of pairs.flat()) socket.destroy();
+  });
+  const swallow = () => {
+    for (const [near, far] of pairs.splice(0)) {
+      near.unpipe(far);
+      far.unpipe(near);
+      near.resume();
+      far.resume();
+    }
+  };
+  return { server: `127.0.0.1:${(relay.address() as net.AddressInfo).port}/1`, swallow };
+}
+
+/**
  * Confere que o proxy atravessou o teste são.
  * @param proxy o proxy
  */
@@ -252,6 +284,44 @@ const tests: Record<string, () => Promise<void>> = {
     await start_redis(slow_load, redis);
     await check_tombstone(db, gone.task);
     assert.deepEqual(await kept.stream.rest(), ['1']);
+    await check_sound(proxy);
+  },
+
+  'conexão que se cala sem fechar: é trocada, e tudo volta sem reiniciar o proxy': async () => {
+    const redis = await start_redis();
+    const relay = await start_relay(redis.port);
+    const proxy = await start_proxy({ server: relay.server }, ['-t', '1000', '--grace', '0']);
+    const worker = await start_worker(redis);
+    relay.swallow();
+    assert.equal((await fetch_all(proxy, { path: '/ping' })).status, 500);
+    const is_back = async () => (await fetch_all(proxy, { path: '/ping' })).status === 200;
+    await until('troca da conexão', is_back, 40_000);
+    await link_back(proxy);
+    const { stream, task } = await begin(proxy, worker, ['depois']);
+    await worker.client.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+    await check_sound(proxy);
+  },
+
+  'Redis ocupado com um script quando o cliente sai: a limpeza é tentada de novo': async () => {
+    const { proxy, worker, db } = await set_scene([], asleep);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    await db.configSet({ 'busy-reply-threshold': '50' });
+    const script = db.duplicate().on('error', () => {});
+    await script.connect();
+    const looping = script.eval('while true do end').catch(() => {});
+    await until('BUSY', () =>
+      db.ping().then(
+        () => false,
+        () => true,
+      ),
+    );
+    stream.leave();
+    await end_of(proxy, task);
+    await db.sendCommand(['SCRIPT', 'KILL']);
+    await looping;
+    script.destroy();
+    await check_tombstone(db, task);
     await check_sound(proxy);
   },
 

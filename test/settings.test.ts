@@ -627,12 +627,12 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
     ['REDIS_PREFIX "ndjson_list_"', 'REDIS_LIST_PREFIX "ndjson_list_"', 'aceito: diferentes'],
   ],
   [
-    'prefixo da tarefa igual ao da tomada',
+    'prefixo da tarefa igual ao da reserva',
     { REDIS_PREFIX: 'ndjson_claim_' },
     ['REDIS_PREFIX "ndjson_claim_"', 'aceito: diferentes'],
   ],
   [
-    'prefixo da lista igual ao da tomada',
+    'prefixo da lista igual ao da reserva',
     { REDIS_LIST_PREFIX: 'ndjson_claim_' },
     ['REDIS_LIST_PREFIX "ndjson_claim_"', 'aceito: diferentes'],
   ],

@@ -517,6 +517,20 @@ function expected_lines(prefix: string, pid: number | undefined): RegExp {
   return new RegExp(`^${lines.map((line) => `${prefix}${line}\\n`).join('')}$`);
 }
 
+/**
+ * Roda o programa como o systemd: as duas saídas são a mesma, e JOURNAL_STREAM a descreve.
+ * @param args argumentos
+ * @param env variáveis de ambiente a mais
+ * @returns o programa; tudo o que ele escreve está em stdout
+ */
+async function run_under_journal(
+  args: string[],
+  env: NodeJS.ProcessEnv = {},
+): Promise<local_program> {
+  const script = 'export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/$$/fd/1); exec "$0" "$@" 2>&1';
+  return start_program('sh', ['-c', script, process.execPath, await program_file(), ...args], env);
+}
+
 describe('log da subida', { concurrency: 3 }, () => {
   test('as linhas start e listen dizem o que está em vigor, com a porta real', async () => {
     const server = `redis://ana:${wrong_password}@127.0.0.1:${redis.port}/2`;
@@ -530,18 +544,22 @@ describe('log da subida', { concurrency: 3 }, () => {
   });
   test('sob o journald a prioridade vai na frente, sem a hora', async () => {
     const args = ['-p', '0', '--host', '127.0.0.1', '-R', `127.0.0.1:${redis.port}/2`];
-    const program = await run_proxy([...args, ...named], { JOURNAL_STREAM: '1:2' });
+    const program = await run_under_journal([...args, ...named]);
     await program.wait_for(/listen .*\n/);
     assert.match(program.stdout(), expected_lines('<6>', program.process.pid));
-    assert.equal(program.stderr(), '');
+  });
+  test('uma JOURNAL_STREAM herdada, que descreve outra saída, não conta', async () => {
+    const args = ['-p', '0', '--host', '127.0.0.1', '-R', `127.0.0.1:${redis.port}/2`];
+    const program = await run_proxy([...args, ...named], { JOURNAL_STREAM: '1:2' });
+    await program.wait_for(/listen .*\n/);
+    assert.match(program.stdout(), expected_lines(stamp, program.process.pid));
   });
   test('sob o journald a falha ao subir tem prioridade de erro', async () => {
     const args = ['-p', '0', '-R', `127.0.0.1:${locked.port}/1`];
-    const program = await run_proxy(args, { JOURNAL_STREAM: '1:2', REDIS_PASSWORD: undefined });
-    await program.wait_for(/fatal .*\n/);
+    const program = await run_under_journal(args, { REDIS_PASSWORD: undefined });
     assert.equal(await program.exited, 1);
-    assert.match(program.stderr(), /^<3>fatal redis=\S+ reason="o Redis exige senha; [^\n]+\n$/);
-    assert.match(program.stdout(), /^<6>start [^\n]+\n$/);
+    const expected = /^<6>start [^\n]+\n<3>fatal redis=\S+ reason="o Redis exige senha; [^\n]+\n$/;
+    assert.match(program.stdout(), expected);
   });
   test('o endereço IPv6 sai entre colchetes', {
     skip: no_ipv6,

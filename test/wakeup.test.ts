@@ -149,6 +149,26 @@ describe('avisos', { concurrency: true }, () => {
     await proxy.wait_for(/ ending=redis_lost /);
   });
 
+  test('FLUSHALL no meio de fluxos que correm também não', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await set_scene([...rare_polls, '-P', '0'], own);
+    const lines = Array.from({ length: 20_000 }, (_, n) => String(n));
+    const streams = Array.from({ length: 40 }, () => open_stream(proxy));
+    const tasks = [];
+    for (const _ of streams) tasks.push(await worker.next());
+    await Promise.all(tasks.map(({ task_list }) => db.rPush(task_list, lines)));
+    await streams[0]?.next();
+    await db.flushAll();
+    const endings = await Promise.all(streams.map((stream) => stream.rest()));
+    for (const received of endings) {
+      const is_whole = received.length === lines.length; // tudo já tinha saído antes
+      assert.ok(is_whole || received.at(-1) === '{"error": "redis lost"}', received.at(-1));
+    }
+    const endings_logged = () => `${proxy.stdout()}${proxy.stderr()}`.match(/ ending=\w+/g) ?? [];
+    await until('fins', () => endings_logged().length === streams.length);
+    assert.ok(endings_logged().every((ending) => ending === ' ending=redis_lost'));
+  });
+
   test('um fluxo parado quase não consulta; com WAKEUP off consulta a cada INTERVAL', async () => {
     const pops: number[] = [];
     for (const mode of ['on', 'off']) {
