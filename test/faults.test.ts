@@ -304,7 +304,7 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'Redis ocupado com um script quando o cliente sai: a limpeza é tentada de novo': async () => {
-    const { proxy, worker, db } = await set_scene([], asleep);
+    const { proxy, worker, db } = await set_scene([], forever);
     const { stream, task } = await begin(proxy, worker, ['1']);
     await db.configSet({ 'busy-reply-threshold': '50' });
     const script = db.duplicate().on('error', () => {});
