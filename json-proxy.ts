@@ -12,6 +12,11 @@
  *   node json-proxy.js -p 8771 -R 127.0.0.1:6379/1      (--help mostra todas as configurações)
  *   curl -N http://127.0.0.1:8771/qualquer/caminho -d '{"pergunta": "..."}'
  *
+ * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
+ *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE         o lado HTTP
+ *   REDIS_SERVER  REDIS_PASSWORD  REDIS_CHANNEL  REDIS_PREFIX  REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP
+ *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
+ *
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
  *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
@@ -25,7 +30,7 @@
  *
  * RESPOSTAS HTTP
  *   200 fluxo NDJSON, ou "pong" em /ping    204 OPTIONS              400 pedido malformado
- *   408 cabeçalho lento demais              413 corpo acima de MAXBODY
+ *   408 pedido lento demais                 413 corpo acima de MAXBODY
  *   417 Expect desconhecido                 431 cabeçalhos grandes   500 /ping sem Redis
  *   501 CONNECT                             503 Redis recusa, ou programa parando
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
@@ -44,6 +49,8 @@
  *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec") perde as linhas desses
  *     instantes.
+ *   - Uma conexão com o Redis que se cala sem fechar é trocada depois de MAXTIME (de 10 a 60 s); um
+ *     LPOP que ainda estivesse a caminho nela se perde.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
@@ -804,10 +811,11 @@ function redis_make_client(keep_trying: () => boolean, tracking: boolean) {
 
 /**
  * O estado da conexão, único no processo. `identity` diz de que servidor e dados se trata (o
- * run_id, com um "*" por FLUSHALL), vazio enquanto não se sabe; `pops_many`, se ele conhece LPOP
- * com quantidade; `was_ready`, se a primeira conexão já deu certo; `lost_at`, quando caiu, 0 se
- * está de pé; `lost_reason`, o último motivo registrado; `alive_at`, o último sinal de vida;
- * `tracking`, se o servidor avisa das mudanças; `pending_cleanups`, o que espera a volta dele.
+ * run_id, com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas
+ * conexões já houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a
+ * primeira conexão já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último
+ * motivo registrado; `alive_at`, o último sinal de vida; `tracking`, se o servidor avisa das
+ * mudanças; `pending_cleanups`, o que espera a volta dele.
  */
 const redis_link = {
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
@@ -861,6 +869,16 @@ function refusal_reason(error: Error): string {
 }
 
 /**
+ * Corta o eco dos argumentos de um comando que o Redis não conhece: num HELLO ou AUTH, traz a
+ * senha.
+ * @param message por exemplo "ERR unknown command 'HELLO', with args beginning with: …"
+ * @returns a mensagem até o nome do comando
+ */
+function hide_arguments(message: string): string {
+  return message.replace(/, with args .*/s, '');
+}
+
+/**
  * Explica um erro de conexão em uma frase que diz o que fazer.
  * @param error erro da node-redis, do sistema ou do prazo
  * @returns frase em português, sem senha
@@ -896,7 +914,7 @@ function explain_redis_error(error: unknown): string {
     ],
   ];
   const found = explanations.find(([pattern]) => pattern.test(`${code} ${message}`));
-  return found ? found[1] : message || code || 'erro desconhecido';
+  return found ? found[1] : hide_arguments(message) || code || 'erro desconhecido';
 }
 
 /**
@@ -1207,7 +1225,7 @@ async function redis_connect(hooks: redis_hooks): Promise<void> {
       await redis_try_connect(true, connect_limit_ms, hooks);
     } catch (error) {
       if (!(error instanceof error_reply)) throw error;
-      reason = error.message;
+      reason = hide_arguments(error.message);
     }
   }
   if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now(), hooks);
