@@ -40,9 +40,8 @@
  *
  * ACORDAR EM VEZ DE CONSULTAR
  *   Onde o servidor permite (Redis 6 ou mais novo, CLIENT TRACKING), o próprio Redis avisa quando
- *   uma lista muda, e a linha sai em cerca de um milissegundo; a consulta periódica vira rede de
- *   proteção. Onde não permite, ou com WAKEUP off, o laço é o da especificação: uma consulta a cada
- *   INTERVAL.
+ *   uma lista muda, e a linha sai na hora; a consulta periódica vira rede de proteção. Onde não
+ *   permite, ou com WAKEUP off, o laço é o da especificação: uma consulta a cada INTERVAL.
  *
  * LIMITES ACEITOS
  *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
