@@ -5,127 +5,34 @@
 import assert from 'node:assert/strict';
 import { rmSync as remove } from 'node:fs';
 import { before, describe, test } from 'node:test';
-import type { task_record } from '../json-proxy';
 import {
+  brisk,
+  clog,
+  clog_reader,
+  default_ttl_s,
   delay,
+  end_of,
   fetch_all,
   type local_redis,
   open_socket,
   open_stream,
-  type proxy,
+  push_clog,
   type redis_client,
+  see_tombstone,
+  served,
   start_proxy,
   start_redis,
+  start_scene,
   start_worker,
+  task_named,
   until,
 } from './harness';
 
-const default_ttl_s = 600;
-
-/** Mais do que os buffers de uma conexão local guardam: com isto pendente, o socket está cheio. */
-const clog = { lines: 40, bytes: 1_000_000 };
-
-/** O bastante de uma tarefa para achá-la no Redis e no log. */
-type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
-
 let redis: local_redis;
-let scenes = 0;
 
 before(async () => {
   redis = await start_redis();
 });
-
-/**
- * Sobe um proxy com um canal só dele e um worker que o ouve.
- * @param args argumentos a mais para o proxy
- * @param where o Redis, se não o comum
- * @returns o proxy, o worker e um cliente do Redis
- */
-async function set_scene(args: string[] = [], where: local_redis = redis) {
-  scenes += 1;
-  const channel = `jobs_${scenes}`;
-  const basics = ['-C', channel, '-i', '20', '-P', '0', '--grace', '0'];
-  const [proxy, worker] = await Promise.all([
-    start_proxy(where, [...basics, ...args]),
-    start_worker(where, channel),
-  ]);
-  return { proxy, worker, db: worker.client };
-}
-
-/**
- * Dá os nomes das chaves de uma tarefa.
- * @param uuid UUID da tarefa
- * @returns o UUID e os nomes, com os prefixos padrão
- */
-function task_named(uuid: string): task_names {
-  return { uuid, task_key: `ndjson_task_${uuid}`, task_list: `ndjson_list_${uuid}` };
-}
-
-/**
- * Espera a linha "end" de um fluxo.
- * @param proxy o proxy
- * @param task a tarefa
- * @returns os campos da linha, por nome
- */
-async function end_of(proxy: proxy, task: task_names): Promise<Record<string, string>> {
-  const [line] = await proxy.wait_for(new RegExp(` end task=${task.uuid} .*(?=\\n)`));
-  return Object.fromEntries([...line.matchAll(/(\w+)=("[^"]*"|\S+)/g)].map((m) => [m[1], m[2]]));
-}
-
-/**
- * Confere o que fica de uma tarefa que um worker ainda pode estar escrevendo: só uma lista com EOF,
- * que expira, e que ninguém mais consulta; a linha atrasada de um worker expira com ela.
- * @param db cliente do Redis
- * @param task a tarefa
- */
-async function check_tombstone(db: redis_client, task: task_names): Promise<void> {
-  const { uuid, task_key, task_list } = task;
-  await until('lista com TTL e sem tarefa', async () => {
-    return (await db.ttl(task_list)) > 0 && (await db.exists(task_key)) === 0;
-  });
-  assert.deepEqual((await db.keys(`*${uuid}`)).sort(), [task_list]);
-  await db.rPush(task_list, 'linha atrasada');
-  await delay(100); // vários INTERVAL: um laço esquecido retiraria o EOF
-  assert.deepEqual(await db.lRange(task_list, 0, -1), ['EOF', 'linha atrasada']);
-  const ttl = await db.ttl(task_list);
-  assert.ok(ttl > 0 && ttl <= default_ttl_s, `TTL ${ttl}`);
-}
-
-/**
- * Empurra, uma a uma, mais linhas do que cabem numa conexão cujo cliente não lê.
- * @param db cliente do Redis
- * @param task a tarefa
- */
-async function push_clog(db: redis_client, task: task_names): Promise<void> {
-  const line = 'x'.repeat(clog.bytes);
-  for (let n = 0; n < clog.lines; n += 1) await db.rPush(task.task_list, line);
-}
-
-/**
- * Empurra linhas que o cliente não lê, até o proxy parar de retirá-las porque o socket encheu.
- * @param db cliente do Redis
- * @param task a tarefa
- */
-async function clog_reader(db: redis_client, task: task_names): Promise<void> {
-  await push_clog(db, task);
-  let before_pause = clog.lines;
-  await until('socket cheio', async () => {
-    const left = await db.lLen(task.task_list);
-    const is_stuck = left < clog.lines && left === before_pause;
-    before_pause = left;
-    await delay(100);
-    return is_stuck;
-  });
-}
-
-/**
- * Conta os LPOP que o Redis já atendeu.
- * @param db cliente do Redis
- * @returns o total desde que ele subiu
- */
-async function pops_served(db: redis_client): Promise<number> {
-  return Number(/^cmdstat_lpop:calls=(\d+)/m.exec(await db.info('commandstats'))?.[1] ?? 0);
-}
 
 /**
  * Cria no Redis o usuário "proxy", que pode tudo menos alguns comandos.
@@ -142,7 +49,7 @@ async function restrict(db: redis_client, where: local_redis, denied: string[]) 
 /** Testes que passam quase todo o tempo à espera do relógio; correm juntos. */
 const patient_tests: Record<string, () => Promise<void>> = {
   'cada linha reinicia o relógio de MAXTIME': async () => {
-    const { proxy, worker, db } = await set_scene(['-t', '2500']);
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', '2500']);
     const stream = open_stream(proxy);
     const task = await worker.next();
     await db.set(`ndjson_claim_${task.uuid}`, 'worker-1');
@@ -158,11 +65,11 @@ const patient_tests: Record<string, () => Promise<void>> = {
     const end = await end_of(proxy, task);
     assert.deepEqual([end.ending, end.lines], ['timeout', '3']);
     assert.ok(Number(end.ms) > 5000, `${end.ms}: o relógio não recomeçou`);
-    await check_tombstone(db, task);
+    await see_tombstone(db, task);
   },
 
   'cliente que não lê nada por MAXTIME perde a conexão': async () => {
-    const { proxy, worker, db } = await set_scene(['-t', '1500']);
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', '1500']);
     const stream = open_stream(proxy);
     const task = await worker.next();
     await db.rPush(task.task_list, 'primeira');
@@ -173,11 +80,11 @@ const patient_tests: Record<string, () => Promise<void>> = {
     assert.equal((await end_of(proxy, task)).ending, 'client_gone');
     await stream.resume();
     await assert.rejects(stream.rest(), /aborted/);
-    await check_tombstone(db, task);
+    await see_tombstone(db, task);
   },
 
   'cliente lento que continua lendo não perde a conexão, por grande que seja a linha': async () => {
-    const { proxy, worker, db } = await set_scene(['-t', '1500']);
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', '1500']);
     const client = await open_socket(proxy.port);
     const bytes_per_ms = 3000;
     let received = 0;
@@ -206,7 +113,7 @@ const patient_tests: Record<string, () => Promise<void>> = {
 
   'permissões perdidas no meio do fluxo: o que já saiu da lista é entregue': async () => {
     const own = await start_redis();
-    const { db } = await set_scene([], own);
+    const { db } = await start_scene(own, brisk);
     const server = await restrict(db, own, []);
     const worker = await start_worker(own, 'jobs_acl');
     const proxy = await start_proxy({ server }, ['-C', 'jobs_acl', '-P', '500', '-i', '50']);
@@ -237,7 +144,7 @@ const patient_tests: Record<string, () => Promise<void>> = {
   },
 
   'timeout depois de uma linha não acusa o worker de silêncio': async () => {
-    const { proxy, worker, db } = await set_scene(['-t', '1500']);
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', '1500']);
     const stream = open_stream(proxy);
     const task = await worker.next();
     await db.rPush(task.task_list, 'oi');
@@ -258,7 +165,7 @@ for (const [name, args, line] of [
   ['em texto puro', ['-E', 'acabou o tempo'], 'acabou o tempo'],
 ] as const) {
   test(`timeout com a mensagem ${name}: status 200, a linha, e só o EOF no Redis`, async () => {
-    const { proxy, db } = await set_scene(['-t', '300', ...args]);
+    const { proxy, db } = await start_scene(redis, [...brisk, '-t', '300', ...args]);
     const { status, headers, body } = await fetch_all(proxy);
     assert.deepEqual([status, body], [200, `${line}\n`]);
     assert.equal(headers['content-type'], 'application/x-ndjson');
@@ -266,13 +173,13 @@ for (const [name, args, line] of [
     const end = await end_of(proxy, task);
     assert.deepEqual([end.ending, end.status, end.lines], ['timeout', '200', '0']);
     assert.ok(Number(end.ms) >= 300, end.ms);
-    await check_tombstone(db, task);
+    await see_tombstone(db, task);
   });
 }
 
 test('timeout sem linha nenhuma, embora alguém ouvisse: o log pergunta pelo banco', async () => {
   const elsewhere = { ...redis, server: redis.server.replace(/\d+$/, '3') };
-  const { proxy, worker } = await set_scene(['-t', '100'], elsewhere);
+  const { proxy, worker } = await start_scene(elsewhere, [...brisk, '-t', '100']);
   assert.deepEqual((await fetch_all(proxy)).body, '{"error": "timeout"}\n');
   const [, hint = ''] = await proxy.wait_for(/ silent_worker task=\S+ hint="(.*)"\n/);
   assert.match(hint, /^1 assinante.*banco 3\?.*n8n/);
@@ -286,21 +193,21 @@ for (const [name, args, lines] of [
   ['durante INTERVAL', ['-i', '60000'], []],
 ] as const) {
   test(`cliente que sai ${name}: tarefa apagada na hora, laço parado`, async () => {
-    const { proxy, worker, db } = await set_scene(['-t', '120000', ...args]);
-    const pops_before = await pops_served(db);
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', '120000', ...args]);
+    const pops_before = await served(db, 'lpop');
     const stream = open_stream(proxy);
     const task = await worker.next();
     for (const line of lines) {
       await db.rPush(task.task_list, line);
       assert.equal(await stream.next(), line);
     }
-    await until('primeira consulta', async () => (await pops_served(db)) > pops_before);
+    await until('primeira consulta', async () => (await served(db, 'lpop')) > pops_before);
     stream.leave();
     const end = await end_of(proxy, task);
     assert.deepEqual([end.ending, end.lines], ['client_gone', String(lines.length)]);
-    const pops_after = await pops_served(db);
-    await check_tombstone(db, task);
-    assert.equal(await pops_served(db), pops_after);
+    const pops_after = await served(db, 'lpop');
+    await see_tombstone(db, task);
+    assert.equal(await served(db, 'lpop'), pops_after);
   });
 }
 
@@ -309,7 +216,7 @@ for (const [how, leave] of [
   ['encerra só a metade de escrita', 'end'],
 ] as const) {
   test(`cliente que não lê nada e ${how}: o socket cheio não segura a limpeza`, async () => {
-    const { proxy, worker, db } = await set_scene();
+    const { proxy, worker, db } = await start_scene(redis, brisk);
     const client = await open_socket(proxy.port);
     client.socket.pause();
     client.send('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
@@ -319,12 +226,12 @@ for (const [how, leave] of [
     const end = await end_of(proxy, task);
     assert.equal(end.ending, 'client_gone');
     assert.ok(Number(end.lines) < clog.lines, `${end.lines} linhas: o socket nunca encheu`);
-    await check_tombstone(db, task);
+    await see_tombstone(db, task);
   });
 }
 
 test('cliente que encerra só a metade de escrita conta como quem saiu', async () => {
-  const { proxy, worker, db } = await set_scene();
+  const { proxy, worker, db } = await start_scene(redis, brisk);
   const client = await open_socket(proxy.port);
   client.send('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
   const task = await worker.next();
@@ -333,12 +240,12 @@ test('cliente que encerra só a metade de escrita conta como quem saiu', async (
   await client.closed();
   const status = client.text() === '' ? '0' : '200'; // 0: nem os cabeçalhos tinham saído
   assert.deepEqual([end.ending, end.status, end.lines], ['client_gone', status, '0']);
-  await check_tombstone(db, task);
+  await see_tombstone(db, task);
 });
 
 test('cliente que sai enquanto a tarefa é criada não deixa tarefa', async () => {
   const own = await start_redis();
-  const { proxy, worker, db } = await set_scene([], own);
+  const { proxy, worker, db } = await start_scene(own, brisk);
   await db.sendCommand(['CLIENT', 'PAUSE', '60000', 'WRITE']);
   const client = await open_socket(proxy.port);
   client.send('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
@@ -357,7 +264,7 @@ test('cliente que sai enquanto a tarefa é criada não deixa tarefa', async () =
 
 test('200 clientes que saem juntos: 200 tarefas apagadas, e o proxy continua são', async () => {
   const own = await start_redis();
-  const { proxy, worker, db } = await set_scene(['-t', '120000'], own);
+  const { proxy, worker, db } = await start_scene(own, [...brisk, '-t', '120000']);
   const streams = Array.from({ length: 200 }, () => open_stream(proxy));
   const heard = await until('200 tarefas', () =>
     worker.pending.length === 200 ? worker.pending : undefined,
@@ -379,7 +286,7 @@ test('200 clientes que saem juntos: 200 tarefas apagadas, e o proxy continua sã
 });
 
 test('a linha end traz os números do fluxo', async () => {
-  const { proxy, worker, db } = await set_scene();
+  const { proxy, worker, db } = await start_scene(redis, brisk);
   const stream = open_stream(proxy);
   const task = await worker.next();
   const lines = ['{"n":1}', 'ação', 'x'.repeat(1000)];
@@ -400,7 +307,7 @@ test('a linha end traz os números do fluxo', async () => {
 
 test('corpo, busca, valores de cabeçalhos e linhas nunca vão para o log', async () => {
   const own = await start_redis();
-  const { proxy, worker, db } = await set_scene(['-t', '1500'], own);
+  const { proxy, worker, db } = await start_scene(own, [...brisk, '-t', '1500']);
   const secret = 'segredo';
   const asked = {
     path: `/caminho?chave=${secret}`,
@@ -434,7 +341,7 @@ test('corpo, busca, valores de cabeçalhos e linhas nunca vão para o log', asyn
 });
 
 test('lista de tipo errado no meio do fluxo: linha de erro, e o EOF no lugar dela', async () => {
-  const { proxy, worker, db } = await set_scene(['-i', '100']);
+  const { proxy, worker, db } = await start_scene(redis, [...brisk, '-i', '100']);
   const stream = open_stream(proxy);
   const task = await worker.next();
   await db.rPush(task.task_list, '1');
@@ -445,12 +352,12 @@ test('lista de tipo errado no meio do fluxo: linha de erro, e o EOF no lugar del
   assert.deepEqual([end.ending, end.status, end.lines], ['failed', '200', '1']);
   assert.equal(end.reason, '"redis refused a command"');
   assert.match(proxy.stderr(), / stream_error task=\S+ reason="[^"]*WRONGTYPE/);
-  await check_tombstone(db, task);
+  await see_tombstone(db, task);
 });
 
 test('consulta recusada antes do primeiro byte: 503 de verdade, em JSON', async () => {
   const own = await start_redis();
-  const { db, worker } = await set_scene([], own);
+  const { db, worker } = await start_scene(own, brisk);
   const server = await restrict(db, own, ['-lpop']);
   const proxy = await start_proxy({ server }, ['-C', 'jobs_acl']);
   await worker.subscriber.subscribe('jobs_acl', (key) => worker.pending.push(key));
@@ -461,7 +368,7 @@ test('consulta recusada antes do primeiro byte: 503 de verdade, em JSON', async 
   const task = task_named((await until('anúncio', () => worker.pending.shift())).slice(-36));
   const end = await end_of(proxy, task);
   assert.deepEqual([end.ending, end.status, end.lines], ['failed', '503', '0']);
-  await check_tombstone(db, task);
+  await see_tombstone(db, task);
 });
 
 for (const [name, reason, code, refuse, undo] of [
@@ -471,7 +378,7 @@ for (const [name, reason, code, refuse, undo] of [
 ] as const) {
   test(`criação recusada (${name}): 503, nada guardado; depois tudo volta`, async () => {
     const own = await start_redis();
-    const { proxy, worker, db } = await set_scene([], own);
+    const { proxy, worker, db } = await start_scene(own, brisk);
     await db.sendCommand(refuse.split(' '));
     const reply = await fetch_all(proxy, { body: 'oi' });
     assert.equal(reply.status, 503);
@@ -491,7 +398,7 @@ for (const [name, reason, code, refuse, undo] of [
 
 test('Redis que não salva em disco responde erro ao PING: 504, nada guardado', async () => {
   const own = await start_redis();
-  const { proxy, worker, db } = await set_scene([], own);
+  const { proxy, worker, db } = await start_scene(own, brisk);
   remove(own.dir, { recursive: true });
   await db.configSet('save', '3600 1');
   await db.sendCommand(['BGSAVE']);

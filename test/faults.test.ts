@@ -7,16 +7,22 @@
 import assert from 'node:assert/strict';
 import net from 'node:net';
 import { describe, test } from 'node:test';
-import type { task_record } from '../json-proxy';
 import { on_stop } from '../scripts/local';
 import {
+  begin,
+  brisk,
+  end_of,
   fetch_all,
   open_stream,
   type proxy,
   type redis_client,
+  see_tombstone,
+  served,
   start_proxy,
   start_redis,
   start_worker,
+  task_named,
+  type task_names,
   until,
 } from './harness';
 
@@ -48,44 +54,22 @@ const asleep = [...forever, '-i', '60000', '--wakeup', 'off'];
  */
 async function set_scene(redis_args: string[], args: string[] = [], user = '') {
   const redis = await start_redis(redis_args);
-  const basics = ['-i', '20', '-P', '0', '--grace', '0'];
   const [proxy, worker] = await Promise.all([
-    start_proxy({ server: user + redis.server }, [...basics, ...args]),
+    start_proxy({ server: user + redis.server }, [...brisk, ...args]),
     start_worker(redis),
   ]);
   return { redis, proxy, worker, db: worker.client };
 }
 
 /**
- * Abre um fluxo e espera por ele no worker.
- * @param proxy o proxy
- * @param worker o worker
- * @param lines linhas a empurrar e a ver chegar
- * @returns o fluxo e a tarefa
- */
-async function begin(
-  proxy: proxy,
-  worker: Awaited<ReturnType<typeof start_worker>>,
-  lines: string[] = [],
-) {
-  const stream = open_stream(proxy);
-  const task = await worker.next();
-  for (const line of lines) {
-    await worker.client.rPush(task.task_list, line);
-    assert.equal(await stream.next(), line);
-  }
-  return { stream, task };
-}
-
-/**
- * Espera a linha "end" de um fluxo.
+ * Espera o fim de um fluxo.
  * @param proxy o proxy
  * @param task a tarefa
  * @returns o fim, o status e o número de linhas, como estão no log
  */
-async function end_of(proxy: proxy, task: task_record): Promise<string[]> {
-  const fields = 'ending=(\\w+) status=(\\d+) lines=(\\d+)';
-  return (await proxy.wait_for(new RegExp(` end task=${task.uuid} ${fields} `))).slice(1);
+async function outcome_of(proxy: proxy, task: task_names) {
+  const { ending, status, lines } = await end_of(proxy, task);
+  return [ending, status, lines];
 }
 
 /**
@@ -106,31 +90,6 @@ async function link_back(proxy: proxy, count = 1): Promise<void> {
  */
 async function cut_links(db: redis_client): Promise<void> {
   assert.ok(Number(await db.sendCommand(['CLIENT', 'KILL', 'TYPE', 'normal'])) > 0);
-}
-
-/**
- * Conta os comandos de um tipo que o Redis já atendeu.
- * @param db cliente do Redis
- * @param command nome do comando
- * @returns o total desde que o Redis subiu
- */
-async function served(db: redis_client, command: string): Promise<number> {
-  const info = await db.info('commandstats');
-  return Number(new RegExp(`^cmdstat_${command}:calls=(\\d+)`, 'm').exec(info)?.[1] ?? 0);
-}
-
-/**
- * Confere que de uma tarefa só fica a lista com EOF, que expira.
- * @param db cliente do Redis
- * @param task a tarefa
- */
-async function check_tombstone(db: redis_client, task: task_record): Promise<void> {
-  const { uuid, task_key, task_list } = task;
-  await until('lista com TTL e sem tarefa', async () => {
-    return (await db.exists(task_key)) === 0 && (await db.ttl(task_list)) > 0;
-  });
-  assert.deepEqual(await db.keys(`*${uuid}`), [task_list]);
-  assert.deepEqual(await db.lRange(task_list, 0, -1), ['EOF']);
 }
 
 /**
@@ -188,7 +147,7 @@ const tests: Record<string, () => Promise<void>> = {
       await db.rPush(task.task_list, [`depois ${n}`, 'última']);
       await db.del(task.task_key);
       assert.deepEqual(await stream.rest(), [`depois ${n}`, 'última']);
-      assert.deepEqual(await end_of(proxy, task), ['done', '200', '3']);
+      assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '3']);
     });
     await Promise.all(endings);
     assert.deepEqual(await db.keys('*'), []);
@@ -210,7 +169,7 @@ const tests: Record<string, () => Promise<void>> = {
     await proxy.wait_for(/ redis_down /);
     await start_redis(durable, redis);
     assert.deepEqual(await stream.rest(), ['2', '3']);
-    assert.deepEqual(await end_of(proxy, task), ['done', '200', '3']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '3']);
     assert.deepEqual(await db.keys('*'), []);
     await check_sound(proxy);
   },
@@ -224,11 +183,11 @@ const tests: Record<string, () => Promise<void>> = {
     await start_redis([], redis);
     assert.deepEqual(await mute.stream.rest(), [lost_line]);
     assert.deepEqual(await talking.stream.rest(), [lost_line]);
-    const [how, , lines] = await end_of(proxy, mute.task);
-    assert.deepEqual([how, lines], ['redis_lost', '0']);
-    assert.deepEqual(await end_of(proxy, talking.task), ['redis_lost', '200', '2']);
-    await check_tombstone(db, mute.task);
-    await check_tombstone(db, talking.task);
+    const { ending, lines } = await end_of(proxy, mute.task);
+    assert.deepEqual([ending, lines], ['redis_lost', '0']);
+    assert.deepEqual(await outcome_of(proxy, talking.task), ['redis_lost', '200', '2']);
+    await see_tombstone(db, mute.task);
+    await see_tombstone(db, talking.task);
     await check_sound(proxy);
   },
 
@@ -240,7 +199,7 @@ const tests: Record<string, () => Promise<void>> = {
     await proxy.wait_for(/ redis_down /);
     await start_redis([], redis);
     assert.deepEqual(await stream.rest(), [lost_line]);
-    assert.equal((await end_of(proxy, task))[0], 'redis_lost');
+    assert.equal((await end_of(proxy, task)).ending, 'redis_lost');
     await check_sound(proxy);
   },
 
@@ -249,10 +208,10 @@ const tests: Record<string, () => Promise<void>> = {
     const { stream, task } = await begin(proxy, worker, ['1']);
     await redis.stop();
     assert.deepEqual(await stream.rest(), [lost_line]);
-    assert.deepEqual(await end_of(proxy, task), ['redis_lost', '200', '1']);
+    assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);
     await start_redis(durable, redis);
     await link_back(proxy);
-    await check_tombstone(db, task);
+    await see_tombstone(db, task);
     await check_sound(proxy);
   },
 
@@ -262,10 +221,10 @@ const tests: Record<string, () => Promise<void>> = {
     await redis.stop();
     await proxy.wait_for(/ redis_down /);
     for (const { stream } of begun) stream.leave();
-    for (const { task } of begun) assert.equal((await end_of(proxy, task))[0], 'client_gone');
+    for (const { task } of begun) assert.equal((await end_of(proxy, task)).ending, 'client_gone');
     await start_redis(durable, redis);
     await link_back(proxy);
-    for (const { task } of begun) await check_tombstone(db, task);
+    for (const { task } of begun) await see_tombstone(db, task);
     await check_sound(proxy);
   },
 
@@ -282,7 +241,7 @@ const tests: Record<string, () => Promise<void>> = {
     gone.stream.leave();
     await end_of(proxy, gone.task);
     await start_redis(slow_load, redis);
-    await check_tombstone(db, gone.task);
+    await see_tombstone(db, gone.task);
     assert.deepEqual(await kept.stream.rest(), ['1']);
     await check_sound(proxy);
   },
@@ -321,7 +280,7 @@ const tests: Record<string, () => Promise<void>> = {
     await db.sendCommand(['SCRIPT', 'KILL']);
     await looping;
     script.destroy();
-    await check_tombstone(db, task);
+    await see_tombstone(db, task);
     await check_sound(proxy);
   },
 
@@ -340,7 +299,7 @@ const tests: Record<string, () => Promise<void>> = {
     assert.deepEqual([await stream.next(), await stream.next()], ['2', '3']);
     await db.rPush(task.task_list, ['4', 'EOF']);
     assert.deepEqual(await stream.rest(), ['4']);
-    assert.deepEqual(await end_of(proxy, task), ['done', '200', '4']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '4']);
     assert.deepEqual(await db.keys('*'), []);
     assert.deepEqual(worker.pending, []);
     assert.doesNotMatch(proxy.stderr(), / redis_down /);
@@ -353,11 +312,11 @@ const tests: Record<string, () => Promise<void>> = {
     redis.process.kill('SIGSTOP');
     try {
       assert.deepEqual(await stream.rest(), [lost_line]);
-      assert.deepEqual(await end_of(proxy, task), ['redis_lost', '200', '1']);
+      assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);
     } finally {
       redis.process.kill('SIGCONT');
     }
-    await check_tombstone(db, task);
+    await see_tombstone(db, task);
     await check_sound(proxy);
   },
 
@@ -372,7 +331,7 @@ const tests: Record<string, () => Promise<void>> = {
     }
     await db.del(task.task_key);
     assert.deepEqual(await stream.rest(), []);
-    assert.deepEqual(await end_of(proxy, task), ['done', '200', '11']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '11']);
     assert.deepEqual(await db.keys('*'), []);
     await check_sound(proxy);
   },
@@ -384,7 +343,7 @@ const tests: Record<string, () => Promise<void>> = {
     await db.del(task.task_key);
     await cut_links(db);
     assert.deepEqual(await stream.rest(), []);
-    assert.deepEqual(await end_of(proxy, task), ['done', '200', '0']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '0']);
     await link_back(proxy);
     await check_sound(proxy);
   },
@@ -398,7 +357,7 @@ const tests: Record<string, () => Promise<void>> = {
     assert.equal(await stream.next(), '2');
     await db.del(task.task_key);
     assert.deepEqual(await stream.rest(), []);
-    assert.deepEqual(await end_of(proxy, task), ['done', '200', '2']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '2']);
     assert.deepEqual(await db.keys('*'), []);
     await check_sound(proxy);
   },
@@ -410,8 +369,8 @@ const tests: Record<string, () => Promise<void>> = {
     await db.del(task.task_key);
     await cut_links(db);
     assert.deepEqual(await stream.rest(), [lost_line]);
-    assert.equal((await end_of(proxy, task))[0], 'redis_lost');
-    await check_tombstone(db, task);
+    assert.equal((await end_of(proxy, task)).ending, 'redis_lost');
+    await see_tombstone(db, task);
     await check_sound(proxy);
   },
 
@@ -440,9 +399,9 @@ const tests: Record<string, () => Promise<void>> = {
     await proxy.wait_for(/ create_failed task=\S+ reason="sem resposta em 2000 ms"\n/);
     await db.sendCommand(['CLIENT', 'UNPAUSE']);
     const task_key = await until('anúncio', () => worker.pending.shift());
-    const uuid = task_key.slice(-36);
-    const task = { uuid, task_key, task_list: `ndjson_list_${uuid}` };
-    await check_tombstone(db, task as task_record);
+    const task = task_named(task_key.slice(-36));
+    assert.equal(task_key, task.task_key);
+    await see_tombstone(db, task);
     assert.equal((await db.keys('*')).length, 1);
     await check_sound(proxy);
   },
@@ -458,8 +417,7 @@ const tests: Record<string, () => Promise<void>> = {
     await link_back(proxy);
     await db.sendCommand(['CLIENT', 'UNPAUSE']);
     const [uuid] = (await proxy.wait_for(/(?<= create_failed task=)\S+/)) as [string];
-    const names = { task_key: `ndjson_task_${uuid}`, task_list: `ndjson_list_${uuid}` };
-    await check_tombstone(db, { uuid, ...names } as task_record);
+    await see_tombstone(db, task_named(uuid));
     assert.equal((await db.keys('*')).length, 1);
     assert.deepEqual(worker.pending, []);
     await check_sound(proxy);

@@ -4,6 +4,7 @@
  * Quem importa este arquivo tem tudo o que subiu desfeito no fim (after).
  */
 
+import assert from 'node:assert/strict';
 import http from 'node:http';
 import net from 'node:net';
 import path from 'node:path';
@@ -12,6 +13,7 @@ import { createClient as create_client } from 'redis';
 import type { task_record } from '../json-proxy';
 import { build_program } from '../scripts/build';
 import {
+  delay,
   type local_program,
   type local_redis,
   on_stop,
@@ -29,11 +31,26 @@ after(stop_all);
 /** Prazo de uma espera comum nos testes, folgado para máquinas carregadas. */
 export const patience_ms = 10_000;
 
+/** O REDIS_TTL de um proxy que não recebe outro, em segundos. */
+export const default_ttl_s = 600;
+
+/** Consultas frequentes, linhas sem pausa, parada que não espera por ninguém. */
+export const brisk = ['-i', '20', '-P', '0', '--grace', '0'];
+
+/** Mais do que os buffers de uma conexão local guardam: com isto pendente, o socket está cheio. */
+export const clog = { lines: 40, bytes: 1_000_000 };
+
 /** O proxy no ar. */
 export type proxy = local_program & { port: number; url: string };
 
 /** Um cliente do Redis nos testes. */
 export type redis_client = Awaited<ReturnType<typeof connect_redis>>;
+
+/** Um worker que ouve o canal. */
+export type worker = Awaited<ReturnType<typeof start_worker>>;
+
+/** O bastante de uma tarefa para achá-la no Redis e no log. */
+export type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
 
 /** Uma resposta inteira. */
 export type http_reply = { status: number; headers: http.IncomingHttpHeaders; body: string };
@@ -48,6 +65,7 @@ export type http_options = {
 };
 
 let built: Promise<string> | undefined;
+let scenes = 0;
 
 /**
  * Monta o programa, uma vez por arquivo de teste, numa pasta sem mais nada.
@@ -137,6 +155,25 @@ export async function start_worker(
     return JSON.parse(text);
   };
   return { next, client, subscriber, pending: keys };
+}
+
+/**
+ * Sobe um proxy com um canal só dele e um worker que o ouve.
+ * @param where o Redis
+ * @param args argumentos a mais para o proxy
+ * @returns o proxy, o worker, um cliente do Redis e o canal
+ */
+export async function start_scene(
+  where: Pick<local_redis, 'server' | 'port'>,
+  args: string[] = [],
+) {
+  scenes += 1;
+  const channel = `jobs_${scenes}`;
+  const [proxy, worker] = await Promise.all([
+    start_proxy(where, ['-C', channel, ...args]),
+    start_worker(where, channel),
+  ]);
+  return { proxy, worker, db: worker.client, channel };
 }
 
 /**
@@ -265,4 +302,140 @@ export async function open_socket(port: number) {
     closed: (ms = patience_ms) => until('fechamento da conexão', () => is_closed, ms),
     destroy: () => socket.destroy(),
   };
+}
+
+/**
+ * Abre um fluxo e espera por ele no worker.
+ * @param proxy o proxy
+ * @param worker o worker
+ * @param lines linhas a empurrar e a ver chegar, uma a uma
+ * @returns o fluxo e a tarefa
+ */
+export async function begin(proxy: proxy, worker: worker, lines: string[] = []) {
+  const stream = open_stream(proxy);
+  const task = await worker.next();
+  for (const line of lines) {
+    await worker.client.rPush(task.task_list, line);
+    assert.equal(await stream.next(), line);
+  }
+  return { stream, task };
+}
+
+/**
+ * Dá os nomes das chaves de uma tarefa.
+ * @param uuid UUID da tarefa
+ * @returns o UUID e os nomes, com os prefixos padrão
+ */
+export function task_named(uuid: string): task_names {
+  return { uuid, task_key: `ndjson_task_${uuid}`, task_list: `ndjson_list_${uuid}` };
+}
+
+/**
+ * Espera a linha "end" de um fluxo, que tem todos os campos, na ordem do manual.
+ * @param proxy o proxy
+ * @param task a tarefa
+ * @returns os campos da linha, por nome, como estão no log
+ */
+export async function end_of(
+  proxy: Pick<proxy, 'wait_for'>,
+  task: Pick<task_names, 'uuid'>,
+): Promise<Record<string, string>> {
+  const fields = 'ending=\\w+ status=\\d+ lines=\\d+ bytes=\\d+ ms=\\d+(?: reason=\\S.*)?';
+  const [line] = await proxy.wait_for(new RegExp(` end task=${task.uuid} ${fields}(?=\\n)`));
+  return Object.fromEntries([...line.matchAll(/(\w+)=("[^"]*"|\S+)/g)].map((m) => [m[1], m[2]]));
+}
+
+/**
+ * Espera que um programa saia sozinho.
+ * @param program o programa
+ * @param ms prazo
+ * @returns o código de saída
+ */
+export async function exit_of(
+  program: Pick<local_program, 'exited'>,
+  ms = patience_ms,
+): Promise<number> {
+  let exit: { code: number } | undefined;
+  void program.exited.then((code) => {
+    exit = { code };
+  });
+  return (await until('saída do programa', () => exit, ms)).code;
+}
+
+/**
+ * Confere, sem esperar, que de uma tarefa interrompida só fica a lista com EOF, que expira.
+ * @param db cliente do Redis
+ * @param task a tarefa
+ * @param elements o que a lista deve ter
+ */
+export async function check_tombstone(
+  db: redis_client,
+  task: Pick<task_names, 'uuid' | 'task_list'>,
+  elements = ['EOF'],
+): Promise<void> {
+  assert.deepEqual(await db.keys(`*${task.uuid}`), [task.task_list]);
+  assert.deepEqual(await db.lRange(task.task_list, 0, -1), elements);
+  const ttl = await db.ttl(task.task_list);
+  assert.ok(ttl > 0 && ttl <= default_ttl_s, `TTL ${ttl}`);
+}
+
+/**
+ * Espera a limpeza de uma tarefa que um worker ainda pode estar escrevendo e confere o que fica: só
+ * uma lista com EOF, que expira, e que ninguém mais consulta; a linha atrasada expira com ela.
+ * @param db cliente do Redis
+ * @param task a tarefa
+ */
+export async function see_tombstone(db: redis_client, task: task_names): Promise<void> {
+  const { task_key, task_list } = task;
+  await until('lista com TTL e sem tarefa', async () => {
+    return (await db.ttl(task_list)) > 0 && (await db.exists(task_key)) === 0;
+  });
+  await check_tombstone(db, task);
+  await db.rPush(task_list, 'linha atrasada');
+  await delay(100); // vários INTERVAL: um laço esquecido retiraria o EOF
+  await check_tombstone(db, task, ['EOF', 'linha atrasada']);
+}
+
+/**
+ * Empurra, uma a uma, mais linhas do que cabem numa conexão cujo cliente não lê.
+ * @param db cliente do Redis
+ * @param task a tarefa
+ */
+export async function push_clog(
+  db: redis_client,
+  task: Pick<task_names, 'task_list'>,
+): Promise<void> {
+  const line = 'x'.repeat(clog.bytes);
+  for (let n = 0; n < clog.lines; n += 1) await db.rPush(task.task_list, line);
+}
+
+/**
+ * Empurra linhas que o cliente não lê, até o proxy parar de retirá-las porque o socket encheu.
+ * @param db cliente do Redis
+ * @param task a tarefa
+ */
+export async function clog_reader(
+  db: redis_client,
+  task: Pick<task_names, 'task_list'>,
+): Promise<void> {
+  await push_clog(db, task);
+  let before_pause = clog.lines;
+  await until('socket cheio', async () => {
+    const left = await db.lLen(task.task_list);
+    const is_stuck = left < clog.lines && left === before_pause;
+    before_pause = left;
+    await delay(100);
+    return is_stuck;
+  });
+}
+
+/**
+ * Conta os comandos de um tipo que o Redis já atendeu.
+ * @param db cliente do Redis
+ * @param command nome do comando, em minúsculas
+ * @returns o total desde que o Redis subiu
+ */
+export async function served(db: redis_client, command: string): Promise<number> {
+  const info = await db.info('commandstats');
+  return Number(new RegExp(`^cmdstat_${command}:calls=(\\d+)`, 'm').exec(info)?.[1] ?? 0);
 }

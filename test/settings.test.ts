@@ -16,7 +16,7 @@ import {
   version,
 } from '../json-proxy';
 import { version as package_version } from '../package.json';
-import { type local_program, program_file, run_proxy, start_program, until } from './harness';
+import { exit_of, type local_program, program_file, run_proxy, start_program } from './harness';
 
 /** A senha que não pode aparecer em lugar nenhum. */
 const secret = 'hunter2';
@@ -94,11 +94,7 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
  * @returns código de saída e tudo o que ele escreveu
  */
 async function finished(program: local_program) {
-  let exit: { code: number } | undefined;
-  void program.exited.then((code) => {
-    exit = { code };
-  });
-  const { code } = await until('saída do programa', () => exit);
+  const code = await exit_of(program);
   return { code, stdout: program.stdout(), stderr: program.stderr() };
 }
 

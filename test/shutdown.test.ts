@@ -6,52 +6,35 @@
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import { before, test } from 'node:test';
-import type { task_record } from '../json-proxy';
 import {
-  delay,
+  begin,
+  brisk,
+  check_tombstone,
+  clog,
+  clog_reader,
+  default_ttl_s,
+  exit_of,
   fetch_all,
   type local_redis,
   open_socket,
   open_stream,
-  patience_ms,
   type proxy,
-  type redis_client,
   run_proxy,
   start_proxy,
   start_redis,
-  start_worker,
+  start_scene,
+  task_named,
   until,
 } from './harness';
 
 const long_grace = ['--grace', '60000'];
 const goodbye = '{"error": "server shutting down"}';
-const default_ttl_s = 600;
-
-/** Mais do que os buffers de uma conexão local guardam: com isto pendente, o socket está cheio. */
-const clog = { lines: 40, bytes: 1_000_000 };
 
 let redis: local_redis;
-let scenes = 0;
 
 before(async () => {
   redis = await start_redis();
 });
-
-/**
- * Sobe um proxy com um canal só dele e um worker que o ouve.
- * @param args argumentos a mais para o proxy
- * @param where o Redis, se não o comum
- * @returns o proxy, o worker, um cliente do Redis e o canal
- */
-async function set_scene(args: string[] = [], where: local_redis = redis) {
-  scenes += 1;
-  const channel = `jobs_${scenes}`;
-  const [proxy, worker] = await Promise.all([
-    start_proxy(where, ['-C', channel, '-i', '20', '-P', '0', ...args]),
-    start_worker(where, channel),
-  ]);
-  return { proxy, worker, db: worker.client, channel };
-}
 
 /**
  * Pede que o proxy pare e espera que ele diga que começou a parar.
@@ -63,71 +46,9 @@ async function ask_to_stop(proxy: proxy, signal: NodeJS.Signals = 'SIGTERM'): Pr
   await proxy.wait_for(new RegExp(` stop signal=${signal} streams=\\d+ grace=\\d+\\n`));
 }
 
-/**
- * Espera que o proxy saia sozinho.
- * @param proxy o proxy
- * @param ms prazo
- * @returns o código de saída
- */
-async function exit_of(proxy: Pick<proxy, 'exited'>, ms = patience_ms): Promise<number> {
-  const state: { code?: number } = {};
-  void proxy.exited.then((code) => {
-    state.code = code;
-  });
-  await until('saída do proxy', () => state.code !== undefined, ms);
-  return state.code ?? -1;
-}
-
-/**
- * Confere que de uma tarefa interrompida só fica a lista com EOF, que expira.
- * @param db cliente do Redis
- * @param task a tarefa
- */
-async function check_tombstone(
-  db: redis_client,
-  task: Pick<task_record, 'uuid' | 'task_list'>,
-): Promise<void> {
-  assert.deepEqual(await db.keys(`*${task.uuid}`), [task.task_list]);
-  assert.deepEqual(await db.lRange(task.task_list, 0, -1), ['EOF']);
-  const ttl = await db.ttl(task.task_list);
-  assert.ok(ttl > 0 && ttl <= default_ttl_s, `TTL ${ttl}`);
-}
-
-/**
- * Abre um fluxo, espera por ele no worker e vê chegar a primeira linha.
- * @param proxy o proxy
- * @param worker o worker
- * @returns o fluxo e a tarefa
- */
-async function begin(proxy: proxy, worker: Awaited<ReturnType<typeof start_worker>>) {
-  const stream = open_stream(proxy);
-  const task = await worker.next();
-  await worker.client.rPush(task.task_list, 'primeira');
-  assert.equal(await stream.next(), 'primeira');
-  return { stream, task };
-}
-
-/**
- * Empurra linhas que o cliente não lê, até o proxy parar de retirá-las porque o socket encheu.
- * @param db cliente do Redis
- * @param task a tarefa
- */
-async function clog_reader(db: redis_client, task: task_record): Promise<void> {
-  const line = 'x'.repeat(clog.bytes);
-  await db.rPush(task.task_list, Array(clog.lines).fill(line));
-  let before_pause = clog.lines;
-  await until('socket cheio', async () => {
-    const left = await db.lLen(task.task_list);
-    const is_stuck = left < clog.lines && left === before_pause;
-    before_pause = left;
-    await delay(100);
-    return is_stuck;
-  });
-}
-
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
   test(`${signal} sem fluxos: sai com 0 na hora, apesar das conexões ociosas`, async () => {
-    const { proxy } = await set_scene(long_grace);
+    const { proxy } = await start_scene(redis, [...brisk, ...long_grace]);
     const agent = new http.Agent({ keepAlive: true });
     assert.equal((await fetch_all(proxy, { path: '/ping', agent })).body, 'pong');
     const used = await open_socket(proxy.port);
@@ -144,8 +65,8 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const) {
 }
 
 test('a porta fica livre na hora; o fluxo antigo e o programa novo convivem', async () => {
-  const { proxy, worker, db, channel } = await set_scene(long_grace);
-  const old = await begin(proxy, worker);
+  const { proxy, worker, db, channel } = await start_scene(redis, [...brisk, ...long_grace]);
+  const old = await begin(proxy, worker, ['primeira']);
   await ask_to_stop(proxy);
   const successor = await start_proxy(redis, ['-C', channel, '-p', String(proxy.port)]);
   const fresh = open_stream(successor);
@@ -163,7 +84,7 @@ test('a porta fica livre na hora; o fluxo antigo e o programa novo convivem', as
 });
 
 test('fluxo que não termina a tempo: a última linha diz por quê, e o corpo fecha bem', async () => {
-  const { proxy, worker, db } = await set_scene(['--grace', '100']);
+  const { proxy, worker, db } = await start_scene(redis, [...brisk, '--grace', '100']);
   const client = await open_socket(proxy.port);
   client.send('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
   const task = await worker.next();
@@ -181,7 +102,7 @@ test('fluxo que não termina a tempo: a última linha diz por quê, e o corpo fe
 
 test('fluxo sem nenhum byte enviado: 503 de verdade, em JSON', async () => {
   const own = await start_redis();
-  const { proxy, worker, db } = await set_scene(['--grace', '0'], own);
+  const { proxy, worker, db } = await start_scene(own, [...brisk, '--grace', '0']);
   await db.sendCommand(['CLIENT', 'PAUSE', '60000', 'WRITE']);
   const asked = fetch_all(proxy);
   const blocked = /^blocked_clients:1\b/m;
@@ -194,11 +115,11 @@ test('fluxo sem nenhum byte enviado: 503 de verdade, em JSON', async () => {
   assert.equal(await exit_of(proxy), 0);
   assert.match(proxy.stdout(), / ending=shutdown status=503 lines=0 /);
   const uuid = (await until('anúncio', () => worker.pending.shift())).slice(-36);
-  await check_tombstone(db, { uuid, task_list: `ndjson_list_${uuid}` });
+  await check_tombstone(db, task_named(uuid));
 });
 
 test('corpo que não acaba de chegar: 503 depois de GRACE, sem tarefa', async () => {
-  const { proxy, worker } = await set_scene(['--grace', '100']);
+  const { proxy, worker } = await start_scene(redis, [...brisk, '--grace', '100']);
   const client = await open_socket(proxy.port);
   client.send('POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n');
   await client.wait_for(/100 Continue/);
@@ -211,7 +132,7 @@ test('corpo que não acaba de chegar: 503 depois de GRACE, sem tarefa', async ()
 });
 
 test('pedidos que chegam durante a parada: 503 e conexão fechada', async () => {
-  const { proxy, worker, db } = await set_scene(long_grace);
+  const { proxy, worker, db } = await start_scene(redis, [...brisk, ...long_grace]);
   const late = await open_socket(proxy.port);
   late.send('GET /tarde HTTP/1.1\r\n'); // a conexão existe; o pedido só se completa depois
   const line = await open_socket(proxy.port);
@@ -235,9 +156,9 @@ test('pedidos que chegam durante a parada: 503 e conexão fechada', async () => 
 
 test('50 fluxos: cada um recebe a última linha, e só ficam listas que expiram', async () => {
   const own = await start_redis();
-  const { proxy, worker, db } = await set_scene(['--grace', '0'], own);
+  const { proxy, worker, db } = await start_scene(own, [...brisk, '--grace', '0']);
   const begun = [];
-  for (let n = 0; n < 50; n += 1) begun.push(await begin(proxy, worker));
+  for (let n = 0; n < 50; n += 1) begun.push(await begin(proxy, worker, ['primeira']));
   await ask_to_stop(proxy);
   const ends = await Promise.all(begun.map(({ stream }) => stream.rest()));
   for (const lines of ends) assert.deepEqual(lines, [goodbye]);
@@ -250,9 +171,9 @@ test('50 fluxos: cada um recebe a última linha, e só ficam listas que expiram'
 });
 
 test('cliente lento com muito por ler recebe tudo, mesmo que outros já tenham saído', async () => {
-  const { proxy, worker, db } = await set_scene(['--grace', '0']);
-  const slow = await begin(proxy, worker);
-  const quick = await begin(proxy, worker);
+  const { proxy, worker, db } = await start_scene(redis, [...brisk, '--grace', '0']);
+  const slow = await begin(proxy, worker, ['primeira']);
+  const quick = await begin(proxy, worker, ['primeira']);
   await slow.stream.pause();
   await clog_reader(db, slow.task);
   await ask_to_stop(proxy);
@@ -273,8 +194,8 @@ for (const [first, second, code] of [
   ['SIGTERM', 'SIGTERM', 143],
 ] as const) {
   test(`${first} e depois ${second}: sai na hora com ${code}`, async () => {
-    const { proxy, worker, db } = await set_scene(long_grace);
-    const { stream, task } = await begin(proxy, worker);
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, ...long_grace]);
+    const { stream, task } = await begin(proxy, worker, ['primeira']);
     await ask_to_stop(proxy, first);
     proxy.process.kill(second);
     assert.equal(await exit_of(proxy), code);
@@ -289,8 +210,8 @@ for (const [first, second, code] of [
 
 test('Redis fora do ar: o fluxo recebe a última linha e o programa sai com 0', async () => {
   const own = await start_redis();
-  const { proxy, worker } = await set_scene(['--grace', '0'], own);
-  const { stream } = await begin(proxy, worker);
+  const { proxy, worker } = await start_scene(own, [...brisk, '--grace', '0']);
+  const { stream } = await begin(proxy, worker, ['primeira']);
   await own.stop('SIGKILL');
   await proxy.wait_for(/ redis_down /);
   await ask_to_stop(proxy);
@@ -301,8 +222,8 @@ test('Redis fora do ar: o fluxo recebe a última linha e o programa sai com 0', 
 
 test('Redis travado: fluxo, pedido a meio e parada terminam assim mesmo', async () => {
   const own = await start_redis();
-  const { proxy, worker, db } = await set_scene(['--grace', '0'], own);
-  const { stream, task } = await begin(proxy, worker);
+  const { proxy, worker, db } = await start_scene(own, [...brisk, '--grace', '0']);
+  const { stream, task } = await begin(proxy, worker, ['primeira']);
   own.process.kill('SIGSTOP');
   try {
     const asked = await open_socket(proxy.port);

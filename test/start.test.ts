@@ -13,6 +13,7 @@ import { version } from '../json-proxy';
 import { on_stop } from '../scripts/local';
 import {
   connect_redis,
+  exit_of,
   fetch_all,
   free_port,
   type local_program,
@@ -27,7 +28,6 @@ import {
   start_redis,
   start_worker,
   temp_dir,
-  until,
 } from './harness';
 
 /**
@@ -301,11 +301,7 @@ async function failed_start(args: string[], env: NodeJS.ProcessEnv = {}): Promis
   const basics = ['-p', '0', '--host', '127.0.0.1'];
   const environment = { ...plain_log, REDIS_PASSWORD: undefined, ...env };
   const program = await run_proxy([...basics, ...args], environment);
-  let exit: { code: number } | undefined;
-  void program.exited.then((code) => {
-    exit = { code };
-  });
-  const { code } = await until(`saída de ${args.join(' ')}`, () => exit, 2 * patience_ms);
+  const code = await exit_of(program, 2 * patience_ms);
   const started = /^(\S+Z) start [^\n]+\n(?:\S+Z wakeup mode=tracking\n)?$/;
   const [, started_at = ''] = started.exec(program.stdout()) ?? [];
   const [, died_at = '', line = ''] = /^(\S+Z) (fatal [^\n]+)\n$/.exec(program.stderr()) ?? [];

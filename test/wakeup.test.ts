@@ -7,41 +7,29 @@
 import assert from 'node:assert/strict';
 import { before, describe, test } from 'node:test';
 import {
+  begin,
   connect_redis,
   fetch_all,
   type local_redis,
   open_stream,
   type proxy,
-  type redis_client,
+  served,
   start_proxy,
   start_redis,
+  start_scene,
   start_worker,
   until,
+  type worker,
 } from './harness';
 
 /** Consultas tão raras que nenhuma acontece dentro do teste. */
 const rare_polls = ['-i', '60000', '--wakeup', 'on'];
 
 let redis: local_redis;
-let channel_count = 0;
 
 before(async () => {
   redis = await start_redis();
 });
-
-/**
- * Sobe um proxy e um worker num canal só deles.
- * @param args argumentos a mais do proxy
- * @param where o Redis
- * @returns o proxy, o worker e o cliente deste
- */
-async function set_scene(args: string[], where = redis) {
-  channel_count += 1;
-  const channel = `avisos_${channel_count}`;
-  const proxy = await start_proxy(where, ['-C', channel, ...args]);
-  const worker = await start_worker(where, channel);
-  return { proxy, worker, db: worker.client };
-}
 
 /**
  * Abre um fluxo e espera que ele esteja dormindo: a primeira linha chegou e a pausa dela passou.
@@ -49,27 +37,13 @@ async function set_scene(args: string[], where = redis) {
  * @param worker o worker
  * @returns o fluxo e a tarefa
  */
-async function open_idle(proxy: proxy, worker: Awaited<ReturnType<typeof start_worker>>) {
-  const stream = open_stream(proxy);
-  const task = await worker.next();
-  await worker.client.rPush(task.task_list, 'primeira');
-  assert.equal(await stream.next(), 'primeira');
-  return { stream, task };
-}
-
-/**
- * Conta as retiradas que um Redis já atendeu.
- * @param db um cliente
- * @returns chamadas de LPOP
- */
-async function count_pops(db: redis_client): Promise<number> {
-  const stats = await db.info('commandstats');
-  return Number(/cmdstat_lpop:calls=(\d+)/.exec(stats)?.[1] ?? 0);
+function open_idle(proxy: proxy, worker: worker) {
+  return begin(proxy, worker, ['primeira']);
 }
 
 describe('avisos', { concurrency: true }, () => {
   test('uma linha, o DEL e o EOF acordam o fluxo sem esperar INTERVAL', async () => {
-    const { proxy, worker, db } = await set_scene(rare_polls);
+    const { proxy, worker, db } = await start_scene(redis, rare_polls);
     assert.match(proxy.stdout(), / wakeup mode=tracking\n/);
     const { stream, task } = await open_idle(proxy, worker);
     for (const line of ['a', 'b', 'c']) {
@@ -84,7 +58,7 @@ describe('avisos', { concurrency: true }, () => {
   });
 
   test('mil linhas, cada uma empurrada quando a anterior chega: nenhuma fica presa', async () => {
-    const { proxy, worker, db } = await set_scene([...rare_polls, '-P', '0']);
+    const { proxy, worker, db } = await start_scene(redis, [...rare_polls, '-P', '0']);
     const { stream, task } = await open_idle(proxy, worker);
     for (let n = 0; n < 1000; n += 1) {
       await db.rPush(task.task_list, String(n));
@@ -95,7 +69,7 @@ describe('avisos', { concurrency: true }, () => {
   });
 
   test('muitos fluxos ao mesmo tempo, cada um com as suas linhas', async () => {
-    const { proxy, worker, db } = await set_scene([...rare_polls, '-P', '1']);
+    const { proxy, worker, db } = await start_scene(redis, [...rare_polls, '-P', '1']);
     const run_one = async (path: string) => {
       const stream = open_stream(proxy, { path });
       const { task_list, task_key, url } = await worker.next();
@@ -110,7 +84,7 @@ describe('avisos', { concurrency: true }, () => {
   });
 
   test('a renovação do TTL não desarma o aviso', async () => {
-    const { proxy, worker, db } = await set_scene([...rare_polls, '--ttl', '1']);
+    const { proxy, worker, db } = await start_scene(redis, [...rare_polls, '--ttl', '1']);
     const { stream, task } = await open_idle(proxy, worker);
     for (let round = 0; round < 2; round += 1) {
       const before_ms = await db.pTTL(task.task_key);
@@ -124,7 +98,7 @@ describe('avisos', { concurrency: true }, () => {
 
   test('depois de uma reconexão o aviso vale de novo', async () => {
     const own = await start_redis();
-    const { proxy, worker, db } = await set_scene(rare_polls, own);
+    const { proxy, worker, db } = await start_scene(own, rare_polls);
     const { stream, task } = await open_idle(proxy, worker);
     const killer = await connect_redis(own);
     for (let round = 0; round < 3; round += 1) {
@@ -142,7 +116,7 @@ describe('avisos', { concurrency: true }, () => {
 
   test('FLUSHALL não passa por sucesso', async () => {
     const own = await start_redis();
-    const { proxy, worker, db } = await set_scene(rare_polls, own);
+    const { proxy, worker, db } = await start_scene(own, rare_polls);
     const { stream } = await open_idle(proxy, worker);
     await db.flushAll();
     assert.deepEqual(await stream.rest(), ['{"error": "redis lost"}']);
@@ -151,7 +125,7 @@ describe('avisos', { concurrency: true }, () => {
 
   test('FLUSHALL no meio de fluxos que correm também não', async () => {
     const own = await start_redis();
-    const { proxy, worker, db } = await set_scene([...rare_polls, '-P', '0'], own);
+    const { proxy, worker, db } = await start_scene(own, [...rare_polls, '-P', '0']);
     const lines = Array.from({ length: 20_000 }, (_, n) => String(n));
     const streams = Array.from({ length: 40 }, () => open_stream(proxy));
     const tasks = [];
@@ -174,9 +148,9 @@ describe('avisos', { concurrency: true }, () => {
     for (const mode of ['on', 'off']) {
       const own = await start_redis();
       const args = ['-i', '10', '-t', '1500', '--wakeup', mode];
-      const { proxy, db } = await set_scene(args, own);
+      const { proxy, db } = await start_scene(own, args);
       assert.equal((await fetch_all(proxy)).body, '{"error": "timeout"}\n');
-      pops.push(await count_pops(db));
+      pops.push(await served(db, 'lpop'));
     }
     const [with_wakeup = 0, without = 0] = pops;
     assert.ok(with_wakeup <= 4, `${with_wakeup} consultas com avisos`);
@@ -204,6 +178,14 @@ describe('onde o servidor recusa', { concurrency: true }, () => {
       assert.equal(proxy.stderr(), '');
     });
   }
+
+  test('um Redis que não conhece HELLO ecoa a senha no erro; o log não', async () => {
+    const options = ['--rename-command', 'HELLO', '', '--requirepass', 'hunter2'];
+    const proxy = await start_proxy(await start_redis(options), ['-S', 'hunter2']);
+    assert.match(proxy.stdout(), / wakeup mode=polling reason="ERR unknown command 'HELLO'"\n/);
+    assert.doesNotMatch(`${proxy.stdout()}${proxy.stderr()}`, /hunter2/);
+    assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+  });
 
   test('WAKEUP off não pede avisos', async () => {
     const own = await start_redis();
