@@ -6,8 +6,11 @@
 import assert from 'node:assert/strict';
 import { execFileSync as run } from 'node:child_process';
 import {
+  appendFileSync as append_file,
   copyFileSync as copy_file,
+  cpSync as copy_tree,
   readdirSync as list_dir,
+  symlinkSync as make_link,
   readFileSync as read_file,
 } from 'node:fs';
 import path from 'node:path';
@@ -69,6 +72,20 @@ describe('comandos', { concurrency: true }, () => {
     assert.equal(await dev.stop('SIGINT'), 0);
     assert.throws(() => run('redis-cli', ['-p', redis_port, 'ping'], { stdio: 'pipe' }));
     await assert.rejects(fetch_all({ port }, { path: '/ping' }), { code: 'ECONNREFUSED' });
+  });
+
+  test('dev recarrega o proxy quando o fonte muda', async () => {
+    const copy = temp_dir();
+    for (const name of ['json-proxy.ts', 'package.json', 'tsconfig.json', 'scripts']) {
+      copy_tree(path.join(root, name), path.join(copy, name), { recursive: true });
+    }
+    make_link(path.join(root, 'node_modules'), path.join(copy, 'node_modules'));
+    const args = [...tsx, 'scripts/dev.ts', '-p', String(await free_port())];
+    const dev = start_program(process.execPath, args, { REDIS_SERVER: redis.server }, copy);
+    await dev.wait_for(/Ctrl-C desce tudo/);
+    append_file(path.join(copy, 'json-proxy.ts'), '// mudou\n');
+    await dev.wait_for(/( listen url=[\s\S]*){2}/);
+    assert.equal(await dev.stop('SIGINT'), 0);
   });
 
   test('dev usa o Redis dado e não sobe outro', async () => {
