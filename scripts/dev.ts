@@ -56,9 +56,9 @@ async function main(): Promise<void> {
     env,
   );
   const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n/);
-  const secret = gathered.get('REDIS_PASSWORD')?.text ?? '';
-  const channel = gathered.get('REDIS_CHANNEL')?.text ?? '';
-  const worker_env = { ...env, REDIS_PASSWORD: secret, REDIS_CHANNEL: channel };
+  const names = ['REDIS_PASSWORD', 'REDIS_CHANNEL', 'REDIS_PREFIX', 'REDIS_LIST_PREFIX'];
+  const shared = names.map((name) => [name, gathered.get(name)?.text]);
+  const worker_env = { ...env, ...Object.fromEntries(shared) };
   const worker = start_part('worker', ['scripts/worker-example.ts', '--loop'], worker_env);
   await worker.wait_for(/ouvindo/);
   const address = url.replace('//0.0.0.0', '//127.0.0.1');

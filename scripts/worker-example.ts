@@ -5,7 +5,7 @@
  *   tsx scripts/worker-example.ts --loop     atende para sempre
  *
  * As opções e variáveis do Redis são as do proxy: -R REDIS_SERVER, -S REDIS_PASSWORD,
- * -C REDIS_CHANNEL. O gêmeo em Python é worker_example.py.
+ * -C REDIS_CHANNEL, -X REDIS_PREFIX, -L REDIS_LIST_PREFIX. O gêmeo em Python é worker_example.py.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -19,6 +19,8 @@ const { values } = parse_args({
     redis: { type: 'string', short: 'R', default: env.REDIS_SERVER || '127.0.0.1:6379/1' },
     secret: { type: 'string', short: 'S', default: env.REDIS_PASSWORD || '' },
     channel: { type: 'string', short: 'C', default: env.REDIS_CHANNEL || 'ndjson_jobs' },
+    prefix: { type: 'string', short: 'X', default: env.REDIS_PREFIX || 'ndjson_task_' },
+    'list-prefix': { type: 'string', short: 'L', default: env.REDIS_LIST_PREFIX || 'ndjson_list_' },
     pause: { type: 'string', default: '400' },
     loop: { type: 'boolean', default: false },
   },
@@ -43,13 +45,15 @@ const client = create_client({
  * @param task_key a chave anunciada no canal
  */
 async function serve(task_key: string): Promise<void> {
+  if (!task_key.startsWith(values.prefix)) return; // de outra instalação no mesmo canal
+  const task_list = values['list-prefix'] + task_key.slice(values.prefix.length);
   const text = await client.get(task_key);
   if (text === null) return; // o cliente já desistiu
   const task: task_record = JSON.parse(text);
   for (let n = 1; n <= line_count; n += 1) {
     if (!(await client.exists(task_key))) return; // cancelada: o cliente foi embora
     const line = { n, of: line_count, url: task.url, body: task.body };
-    await client.rPush(task.task_list, JSON.stringify(line));
+    await client.rPush(task_list, JSON.stringify(line)); // a tarefa também a diz: task.task_list
     await sleep(Number(values.pause));
   }
   await client.del(task_key); // terminou: o proxy esvazia a lista e fecha a resposta

@@ -6,7 +6,8 @@ Um worker de exemplo: ouve o canal, lê a tarefa, responde cinco linhas com paus
     python3 scripts/worker_example.py --loop     atende para sempre
 
 Só precisa de redis-py. As opções e variáveis do Redis são as do proxy: -R REDIS_SERVER,
--S REDIS_PASSWORD, -C REDIS_CHANNEL. O gêmeo em TypeScript é worker-example.ts.
+-S REDIS_PASSWORD, -C REDIS_CHANNEL, -X REDIS_PREFIX, -L REDIS_LIST_PREFIX. O gêmeo em TypeScript
+é worker-example.ts.
 """
 
 import argparse
@@ -40,14 +41,17 @@ def connect(server, password):
     return client
 
 
-def serve(client, task_key, pause):
+def serve(client, task_key, args):
     """
     Atende uma tarefa: uma linha por vez, e o DEL da tarefa no fim.
 
     client: cliente do Redis
     task_key: a chave anunciada no canal
-    pause: segundos entre linhas
+    args: as opções; pause em ms
     """
+    if not task_key.startswith(args.prefix):
+        return  # de outra instalação no mesmo canal
+    task_list = args.list_prefix + task_key[len(args.prefix) :]
     text = client.get(task_key)
     if text is None:
         return  # o cliente já desistiu
@@ -56,8 +60,8 @@ def serve(client, task_key, pause):
         if not client.exists(task_key):
             return  # cancelada: o cliente foi embora
         line = {"n": n, "of": LINE_COUNT, "url": task["url"], "body": task["body"]}
-        client.rpush(task["task_list"], json.dumps(line))
-        time.sleep(pause)
+        client.rpush(task_list, json.dumps(line))  # a tarefa também a diz: task["task_list"]
+        time.sleep(args.pause / 1000)
     client.delete(task_key)  # terminou: o proxy esvazia a lista e fecha a resposta
 
 
@@ -68,6 +72,8 @@ def main():
     parser.add_argument("-R", "--redis", default=env("REDIS_SERVER") or "127.0.0.1:6379/1")
     parser.add_argument("-S", "--secret", default=env("REDIS_PASSWORD") or "")
     parser.add_argument("-C", "--channel", default=env("REDIS_CHANNEL") or "ndjson_jobs")
+    parser.add_argument("-X", "--prefix", default=env("REDIS_PREFIX") or "ndjson_task_")
+    parser.add_argument("-L", "--list-prefix", default=env("REDIS_LIST_PREFIX") or "ndjson_list_")
     parser.add_argument("--pause", type=int, default=400, help="ms entre linhas")
     parser.add_argument("--loop", action="store_true", help="atende para sempre")
     args = parser.parse_args()
@@ -78,7 +84,7 @@ def main():
     for message in pubsub.listen():
         print(f"worker: {message['data']}", flush=True)
         try:
-            serve(client, message["data"], args.pause / 1000)
+            serve(client, message["data"], args)
         except redis.RedisError as error:
             print(f"worker: {error}", flush=True)
         if not args.loop:

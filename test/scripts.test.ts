@@ -61,7 +61,8 @@ describe('comandos', { concurrency: true }, () => {
 
   test('dev sobe tudo, mostra o curl que funciona, e Ctrl-C desce tudo', async () => {
     const port = await free_port();
-    const args = [...tsx, 'scripts/dev.ts', '-p', String(port)];
+    const names = ['-X', 'pedido:', '-L', 'linhas:']; // o worker também precisa sabê-los
+    const args = [...tsx, 'scripts/dev.ts', '-p', String(port), ...names];
     const dev = start_program(process.execPath, args, { REDIS_SERVER: '' }, root);
     const [, url = ''] = await dev.wait_for(/experimente: {2}curl -N (\S+) -d/);
     const [, redis_port = ''] = await dev.wait_for(/redis-cli -p (\d+)/);
@@ -117,8 +118,9 @@ describe('comandos', { concurrency: true }, () => {
   });
 
   test('o worker de exemplo atende uma tarefa e sai, ou para se o cliente desiste', async () => {
-    const own = await start_proxy(redis, ['-C', 'canal_exemplo']);
-    const args = [...tsx, 'scripts/worker-example.ts', '-R', redis.server, '-C', 'canal_exemplo'];
+    const names = ['-C', 'canal_exemplo', '-X', 'pedido:', '-L', 'linhas:'];
+    const own = await start_proxy(redis, names);
+    const args = [...tsx, 'scripts/worker-example.ts', '-R', redis.server, ...names];
     const worker = start_program(process.execPath, [...args, '--pause', '5'], {}, root);
     await worker.wait_for(/ouvindo canal_exemplo/);
     const reply = await fetch_all(own, { path: '/x?y=1', body: 'á' });

@@ -39,9 +39,10 @@ test('aceita as formas de REDIS_SERVER, e REDIS_PASSWORD vence a senha da URL', 
     `unix:${socket}?db=1`,
     `unix://${socket}?db=1`,
   ];
-  const proxy = await start_proxy(redis, ['-S', 'certa']);
+  const names = ['-C', 'canal', '-X', 'pedido:', '-L', 'linhas:'];
+  const proxy = await start_proxy(redis, ['-S', 'certa', ...names]);
   for (const server of servers) {
-    const worker = start_program(python, [worker_file, '-R', server, '--pause', '1'], {
+    const worker = start_program(python, [worker_file, '-R', server, '--pause', '1', ...names], {
       REDIS_PASSWORD: 'certa',
     });
     await worker.wait_for(/ouvindo/);
