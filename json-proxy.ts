@@ -1044,9 +1044,12 @@ async function redis_poll(
     elements: popped.value === null ? [] : [popped.value].flat(),
     list_exists: list_exists.status === 'rejected' || list_exists.value > 0,
   };
-  // O que já saiu da lista é entregue antes de qualquer erro dos vizinhos.
-  const refused = [task_exists, list_exists].find((reply) => reply.status === 'rejected');
-  return refused ? { ...result, refusal: refused.reason } : result;
+  // O que já saiu da lista é entregue antes de qualquer recusa dos vizinhos. Uma queda entre as
+  // respostas não é recusa: a próxima consulta a encontra e espera a conexão voltar.
+  const refused = [task_exists, list_exists].find(
+    (reply) => reply.status === 'rejected' && is_refusal(reply.reason),
+  );
+  return refused?.status === 'rejected' ? { ...result, refusal: refused.reason } : result;
 }
 
 /**
@@ -1570,11 +1573,11 @@ async function send_refusal(
   const body = `${error_line(why.message)}\n`;
   const closing = !request.complete && { Connection: 'close' };
   response.writeHead(why.status, { ...error_headers(body), ...why.headers, ...closing });
-  response.write(body);
   if (request.complete) {
-    response.end();
+    response.end(body);
     return;
   }
+  response.write(body);
   request.removeAllListeners('data').resume();
   const input_over = new Promise<void>((resolve) => {
     request.once('end', resolve);
@@ -1708,7 +1711,7 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
 
 // ── Fluxo ───────────────────────────────────────────────────────────────────────────────────────
 // A vida de uma resposta: consultar, enviar, pausar, dormir, até um dos seis fins. O estado é de
-// cada pedido; comum a todos só há a conexão com o Redis e a tabela dos que dormem. Dois proxies
+// cada pedido; comum a todos só há a conexão com o Redis e a tabela live_streams. Dois proxies
 // podem usar o mesmo Redis: cada tarefa tem um dono só, o processo que a criou.
 
 /** Os modos como um fluxo termina. */

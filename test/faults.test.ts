@@ -96,14 +96,30 @@ async function cut_links(db: redis_client): Promise<void> {
  * Põe um intermediário TCP na frente do Redis.
  * @param port porta do Redis
  * @returns `server`: o endereço dele; `swallow`: as conexões de agora se calam sem fechar, as novas
- *   não
+ *   não; `cut_after`: a conexão que trouxer o texto é cortada, uma vez, logo depois da resposta
+ *   dele
  */
 async function start_relay(port: number) {
   const pairs: [net.Socket, net.Socket][] = [];
+  const cut = { text: '' };
+  const cut_after = (text: string) => {
+    cut.text = text;
+  };
   const relay = net.createServer((near) => {
     const far = net.connect(port, '127.0.0.1');
     for (const socket of [near, far]) socket.on('error', () => {});
-    near.pipe(far).pipe(near);
+    near.pipe(far);
+    far.on('end', () => near.end());
+    far.on('data', (chunk: Buffer) => {
+      const at = cut.text ? chunk.indexOf(cut.text) : -1;
+      if (at < 0) {
+        near.write(chunk);
+        return;
+      }
+      near.end(chunk.subarray(0, at + cut.text.length + '\r\n'.length));
+      far.destroy();
+      cut.text = '';
+    });
     pairs.push([near, far]);
   });
   await new Promise<void>((resolve) => relay.listen(0, '127.0.0.1', resolve));
@@ -114,12 +130,12 @@ async function start_relay(port: number) {
   const swallow = () => {
     for (const [near, far] of pairs.splice(0)) {
       near.unpipe(far);
-      far.unpipe(near);
+      far.removeAllListeners('data');
       near.resume();
       far.resume();
     }
   };
-  return { server: `127.0.0.1:${(relay.address() as net.AddressInfo).port}/1`, swallow };
+  return { server: `127.0.0.1:${(relay.address() as net.AddressInfo).port}/1`, swallow, cut_after };
 }
 
 /**
@@ -259,6 +275,23 @@ const tests: Record<string, () => Promise<void>> = {
     const { stream, task } = await begin(proxy, worker, ['depois']);
     await worker.client.del(task.task_key);
     assert.deepEqual(await stream.rest(), []);
+    await check_sound(proxy);
+  },
+
+  'conexão cortada logo após a resposta do LPOP: a linha chega, o fluxo segue': async () => {
+    const redis = await start_redis();
+    const relay = await start_relay(redis.port);
+    const args = [...forever, '-P', '0', '--grace', '0'];
+    const proxy = await start_proxy({ server: relay.server }, args);
+    const worker = await start_worker(redis);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    relay.cut_after('alvo');
+    await worker.client.rPush(task.task_list, 'alvo');
+    assert.equal(await stream.next(), 'alvo');
+    await link_back(proxy);
+    await worker.client.rPush(task.task_list, ['2', 'EOF']);
+    assert.deepEqual(await stream.rest(), ['2']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '3']);
     await check_sound(proxy);
   },
 
