@@ -282,6 +282,7 @@ describe('os workers de dez linhas', () => {
     assert.deepEqual(await client.keys('*'), []);
     assert.equal(worker.stderr(), '');
     const rows = table_of(english, 'Tag').rows;
+    await proxy.wait_for(/(?: end task=.*\n[\s\S]*){2}/); // o cliente pode ver o fim antes do log
     const lines = proxy.stdout().trimEnd().split('\n');
     assert.equal(lines.length, 7);
     for (const line of lines) {
