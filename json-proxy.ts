@@ -653,6 +653,22 @@ function goes_to_journal(fd: number): boolean {
   return process.env.JOURNAL_STREAM === `${dev}:${ino}`;
 }
 
+/** As linhas de uma volta do laço de eventos saem numa escrita só; aqui esperam por ela. */
+const log_queue = {
+  target: process.stdout as NodeJS.WriteStream,
+  text: '',
+  journal_fds: new Map<number, boolean>(),
+};
+
+/**
+ * Escreve as linhas de log que esperam.
+ */
+function flush_log(): void {
+  const { target, text } = log_queue;
+  log_queue.text = '';
+  if (text !== '') target.write(text);
+}
+
 /**
  * Escreve uma linha de log: `info` em stdout, o resto em stderr.
  * @param level gravidade
@@ -660,11 +676,16 @@ function goes_to_journal(fd: number): boolean {
  * @param fields campos, na ordem em que aparecem
  */
 function log(level: log_level, tag: string, fields: Record<string, string | number>): void {
-  const words = Object.entries(fields).map(([name, value]) => `${name}=${format_log_value(value)}`);
   const target = level === 'info' ? process.stdout : process.stderr;
-  const is_journal = goes_to_journal(target.fd);
-  const prefix = is_journal ? `<${log_priority[level]}>` : `${new Date().toISOString()} `;
-  target.write(`${prefix}${[tag, ...words].join(' ')}\n`);
+  const { journal_fds } = log_queue;
+  if (!journal_fds.has(target.fd)) journal_fds.set(target.fd, goes_to_journal(target.fd));
+  const is_journal = journal_fds.get(target.fd);
+  let line = (is_journal ? `<${log_priority[level]}>` : `${new Date().toISOString()} `) + tag;
+  for (const name in fields) line += ` ${name}=${format_log_value(fields[name] ?? '')}`;
+  if (target !== log_queue.target) flush_log(); // a ordem entre as duas saídas se mantém
+  if (log_queue.text === '') setImmediate(flush_log);
+  log_queue.target = target;
+  log_queue.text += `${line}\n`;
 }
 
 /**
@@ -685,16 +706,12 @@ class deadline_error extends Error {}
  * @returns o valor da promessa
  * @throws deadline_error se o prazo se esgotar; ou o que a promessa lançar
  */
-async function within<result>(promise: Promise<result>, ms: number): Promise<result> {
-  let timer: NodeJS.Timeout | undefined;
-  const deadline = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new deadline_error(`sem resposta em ${ms} ms`)), ms);
+function within<result>(promise: Promise<result>, ms: number): Promise<result> {
+  return new Promise((resolve, reject) => {
+    const give_up = () => reject(new deadline_error(`sem resposta em ${ms} ms`));
+    const timer = setTimeout(give_up, ms);
+    promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
-  try {
-    return await Promise.race([promise, deadline]);
-  } finally {
-    clearTimeout(timer);
-  }
 }
 
 // ── Redis ───────────────────────────────────────────────────────────────────────────────────────
@@ -708,6 +725,13 @@ const connect_limit_ms = 3500;
 
 /** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
 const ping_limit_ms = 1500;
+
+/**
+ * Quem respondeu há menos que isto não precisa de outro PING antes de uma tarefa: sob carga ela
+ * custa uma ida e volta só. Curto, para que um Redis que congela quase nunca a receba antes da
+ * recusa.
+ */
+const fresh_answer_ms = 5;
 
 /** Prazo da criação de uma tarefa e do resultado de uma consulta. */
 const answer_limit_ms = 2000;
@@ -766,13 +790,11 @@ type redis_hooks = { on_upheaval: () => void; on_change: (key: string) => void }
 /** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
 type cleanup = { task_uuid: string; worker_may_write: boolean };
 
-/** O que uma consulta trouxe. `refusal` é um erro do Redis que não impediu a retirada. */
-type poll_result = {
-  task_exists: boolean;
-  elements: Buffer[];
-  list_exists: boolean;
-  refusal?: unknown;
-};
+/** Quais chaves de uma tarefa existem, num mesmo instante. */
+type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists: boolean };
+
+/** O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada. */
+type poll_result = task_presence & { elements: Buffer[]; refusal?: Error | undefined };
 
 /**
  * Cria o cliente, ainda sem conectar.
@@ -809,14 +831,16 @@ function redis_make_client(keep_trying: () => boolean, tracking: boolean) {
 }
 
 /**
- * O estado da conexão, único no processo. `identity` diz de que servidor e dados se trata (o
- * run_id, com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas
- * conexões já houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a
- * primeira conexão já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último
- * motivo registrado; `alive_at`, o último sinal de vida; `tracking`, se o servidor avisa das
- * mudanças; `pending_cleanups`, o que espera a volta dele.
+ * O estado da conexão, único no processo. `uuid_head` é o começo do UUID de toda tarefa deste
+ * processo, por que se pedem os avisos; `identity` diz de que servidor e dados se trata (o run_id,
+ * com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões já
+ * houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
+ * já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último motivo registrado;
+ * `alive_at`, o último sinal de vida; `tracking`, se o servidor avisa das mudanças;
+ * `pending_cleanups`, o que espera a volta dele.
  */
 const redis_link = {
+  uuid_head: random_uuid().slice(0, 8),
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
   buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined,
   identity: '',
@@ -919,11 +943,15 @@ function explain_redis_error(error: unknown): string {
 /**
  * Testa a conexão com o comando PING, com prazo próprio. A falta de conexão já foi registrada
  * quando ela caiu; aqui só o que falha com a conexão de pé.
+ * @param fresh_ms dispensa o comando se o Redis respondeu a outro há menos que isto
  * @returns true se o Redis respondeu a tempo
  */
-async function redis_ping(): Promise<boolean> {
+async function redis_ping(fresh_ms = 0): Promise<boolean> {
   try {
-    await within(redis_ready().client.ping(), ping_limit_ms);
+    const { client } = redis_ready();
+    if (now() - redis_link.alive_at < fresh_ms) return true;
+    await within(client.ping(), ping_limit_ms);
+    redis_link.alive_at = now();
     return true;
   } catch (error) {
     const is_connected = redis_link.client?.isReady === true;
@@ -995,6 +1023,20 @@ async function redis_clean(work: cleanup): Promise<void> {
 }
 
 /**
+ * Pergunta o que existe de uma tarefa, as três chaves no mesmo instante.
+ * @param task os nomes da tarefa
+ * @returns se cada chave existe
+ * @throws ErrorReply ou erro de conexão
+ */
+async function redis_presence(task: task_names): Promise<task_presence> {
+  const { task_key: key, task_list: list, uuid } = task;
+  const claim = claim_prefix + uuid;
+  // Uma chave repetida conta de novo: a soma diz quais existem.
+  const sum = await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]);
+  return { list_exists: (sum & 1) > 0, task_exists: (sum & 2) > 0, claim_exists: (sum & 4) > 0 };
+}
+
+/**
  * Guarda a tarefa e anuncia a chave dela, tudo ou nada (MULTI): ninguém ouve falar de tarefa que
  * não foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
  * worker atenda um cliente que foi recusado.
@@ -1010,6 +1052,7 @@ async function redis_create_task(task: task_record): Promise<number> {
     .exec();
   try {
     const [, receivers] = await within(created, answer_limit_ms);
+    redis_link.alive_at = now();
     return Number(receivers);
   } catch (error) {
     if (!is_refusal(error)) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
@@ -1018,38 +1061,30 @@ async function redis_create_task(task: task_record): Promise<number> {
 }
 
 /**
- * Consulta a tarefa e retira linhas, numa ida e volta. A ORDEM É A GARANTIA: o EXISTS da tarefa vem
- * antes do LPOP. Se ele diz que a tarefa acabou, tudo o que o worker empurrou antes do seu DEL já
- * está na lista, e os LPOPs seguintes a esvaziam. Ao contrário, as últimas linhas se perderiam.
- * @param task_key chave da tarefa
- * @param task_list chave da lista
+ * Retira linhas e pergunta o que resta, numa ida e volta. UM SÓ EXISTS É A GARANTIA: ele vê a lista
+ * e a tarefa no mesmo instante, depois do LPOP. Se nenhuma existe, tudo o que o worker empurrou
+ * antes do seu DEL já saiu. Perguntadas em separado, primeiro a lista, o worker poderia empurrar a
+ * última linha e apagar a tarefa entre as duas, e a linha se perderia.
+ * @param task os nomes da tarefa
  * @param count quantas linhas retirar no máximo; acima de 1 só se o servidor souber
- * @returns o que existe e o que foi retirado
+ * @returns o que foi retirado e o que existe depois
  * @throws ErrorReply se o LPOP foi recusado, ou erro de conexão
  */
-async function redis_poll(
-  task_key: string,
-  task_list: string,
-  count: number,
-): Promise<poll_result> {
-  const { client, buffers } = redis_ready();
-  const [task_exists, popped, list_exists] = await Promise.allSettled([
-    client.exists(task_key),
-    count > 1 ? buffers.lPopCount(task_list, count) : buffers.lPop(task_list),
-    client.exists(task_list),
+async function redis_poll(task: task_names, count: number): Promise<poll_result> {
+  const { buffers } = redis_ready();
+  const [popped, presence] = await Promise.allSettled([
+    count > 1 ? buffers.lPopCount(task.task_list, count) : buffers.lPop(task.task_list),
+    redis_presence(task),
   ]);
   if (popped.status === 'rejected') throw popped.reason;
-  const result: poll_result = {
-    task_exists: task_exists.status === 'rejected' || task_exists.value > 0,
-    elements: popped.value === null ? [] : [popped.value].flat(),
-    list_exists: list_exists.status === 'rejected' || list_exists.value > 0,
-  };
-  // O que já saiu da lista é entregue antes de qualquer recusa dos vizinhos. Uma queda entre as
-  // respostas não é recusa: a próxima consulta a encontra e espera a conexão voltar.
-  const refused = [task_exists, list_exists].find(
-    (reply) => reply.status === 'rejected' && is_refusal(reply.reason),
-  );
-  return refused?.status === 'rejected' ? { ...result, refusal: refused.reason } : result;
+  redis_link.alive_at = now();
+  const found = popped.value ?? [];
+  const elements = Array.isArray(found) ? found : [found];
+  if (presence.status === 'fulfilled') return { elements, ...presence.value };
+  // O que já saiu da lista é entregue antes da recusa. Uma queda entre as respostas não é recusa: a
+  // próxima consulta a encontra e espera a conexão voltar.
+  const refusal = is_refusal(presence.reason) ? presence.reason : undefined;
+  return { elements, list_exists: true, task_exists: true, claim_exists: true, refusal };
 }
 
 /**
@@ -1156,22 +1191,58 @@ async function redis_settled(): Promise<boolean> {
 }
 
 /**
- * Atende a conexão que ficou pronta: pede avisos, identifica o servidor e, se ela foi refeita,
- * espera que ele atenda, faz as limpezas guardadas e acorda os fluxos. Os dois primeiros pedidos
- * são respondidos antes de qualquer consulta.
+ * Pede ao servidor que avise das mudanças nas chaves deste processo (NOLOOP: não as nossas). O modo
+ * é o BCAST, por prefixo: o outro, por chave lida, guarda no Redis cada chave consultada até que
+ * ela mude, e a lista e a tarefa que se foram não mudam mais; cada tarefa deixaria lá 300 bytes.
+ * Como o prefixo leva uuid_head, cada processo só ouve das suas.
+ * @throws ErrorReply se o servidor recusa, ou erro de conexão
+ */
+async function redis_track(): Promise<void> {
+  const { client } = redis_ready();
+  const { uuid_head } = redis_link;
+  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX].flatMap((name) => [
+    'PREFIX',
+    name + uuid_head,
+  ]);
+  await Promise.all([
+    client.sendCommand(['CLIENT', 'TRACKING', 'OFF']), // o que a biblioteca pediu
+    client.sendCommand(['CLIENT', 'TRACKING', 'ON', 'BCAST', ...prefixes, 'NOLOOP']),
+  ]);
+  redis_link.tracking = true;
+}
+
+/**
+ * Registra se os avisos estão em vigor.
+ * @param reason por que não estão
+ */
+function redis_log_wakeup(reason = ''): void {
+  log('info', 'wakeup', redis_link.tracking ? { mode: 'tracking' } : { mode: 'polling', reason });
+}
+
+/**
+ * Atende a conexão que ficou pronta: identifica o servidor e, se ela foi refeita, espera que ele
+ * atenda, pede os avisos de novo, faz as limpezas guardadas e acorda os fluxos. Até lá, quem
+ * consulta dorme só INTERVAL.
+ * @param asks_news se é um cliente que pede avisos
  * @param hooks o que fazer a cada reconexão
  */
-async function redis_note_ready(hooks: redis_hooks): Promise<void> {
-  if (redis_link.tracking) {
-    // NOLOOP: as nossas próprias escritas não nos acordam
-    redis_link.client?.sendCommand(['CLIENT', 'TRACKING', 'ON', 'NOLOOP']).catch(() => {});
-  }
+async function redis_note_ready(asks_news: boolean, hooks: redis_hooks): Promise<void> {
+  redis_link.tracking = false;
   void redis_identify();
-  if (!redis_link.was_ready || !(await redis_settled()) || redis_link.lost_at === 0) return;
+  if (!redis_link.was_ready || !(await redis_settled())) return;
+  let refused = '';
+  try {
+    if (asks_news) await redis_track();
+  } catch (error) {
+    if (!(error instanceof error_reply)) return; // caiu de novo
+    refused = error.message;
+  }
+  if (redis_link.lost_at === 0) return;
   const down_ms = Math.round(now() - redis_link.lost_at);
   redis_link.lost_at = 0;
   redis_link.lost_reason = '';
   log('info', 'redis_up', { redis: format_redis_address(REDIS_SERVER), down_ms });
+  if (asks_news) redis_log_wakeup(refused);
   redis_clean_pending();
   hooks.on_upheaval();
 }
@@ -1201,10 +1272,12 @@ function redis_note_change(key: unknown, hooks: redis_hooks): void {
 async function redis_try_connect(tracking: boolean, ms: number, hooks: redis_hooks): Promise<void> {
   const { client, buffers } = redis_make_client(() => redis_link.was_ready, tracking);
   client.on('error', redis_note_loss);
-  client.on('ready', () => redis_note_ready(hooks));
+  client.on('ready', () => redis_note_ready(tracking, hooks));
   client.on('invalidate', (key) => redis_note_change(key, hooks));
-  Object.assign(redis_link, { client, buffers, tracking });
-  const confirmed = client.connect().then(() => client.ping());
+  Object.assign(redis_link, { client, buffers });
+  const confirmed = client
+    .connect()
+    .then(() => Promise.all([client.ping(), tracking && redis_track()]));
   try {
     await within(confirmed, ms);
   } catch (error) {
@@ -1232,8 +1305,7 @@ async function redis_connect(hooks: redis_hooks): Promise<void> {
   }
   if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now(), hooks);
   redis_link.was_ready = true;
-  const mode = redis_link.tracking ? { mode: 'tracking' } : { mode: 'polling', reason };
-  log('info', 'wakeup', mode);
+  redis_log_wakeup(reason);
 }
 
 /**
@@ -1311,10 +1383,14 @@ class refusal extends Error {
 /** Por que um pedido é interrompido de fora. */
 type interruption = 'client_gone' | 'shutdown';
 
-/** A vez de um pedido: o sinal que o interrompe e a espera pelo anterior na mesma conexão. */
+/**
+ * A vez de um pedido: por que foi interrompido, quem avisar quando for (um pedido espera por uma
+ * coisa de cada vez), e a espera pelo anterior na mesma conexão. Um AbortSignal diria o mesmo, por
+ * um décimo do tempo de uma tarefa curta e mais de um kB por fluxo parado.
+ */
 type request_turn = {
-  controller: AbortController;
-  signal: AbortSignal;
+  interrupted: interruption | undefined;
+  on_interrupt: () => void;
   previous: Promise<void>;
   leave: () => void;
 };
@@ -1328,7 +1404,7 @@ type request_turn = {
 type connection_state = {
   socket: net_socket;
   bytes_at_rest: number;
-  turns: Set<AbortController>;
+  turns: request_turn[];
   last_turn: Promise<void>;
   last_response: http.ServerResponse | undefined;
   broken: refusal | undefined;
@@ -1338,7 +1414,7 @@ type connection_state = {
 const connections = new Map<duplex_stream, connection_state>();
 
 /** Pedidos em andamento em todo o processo, para a parada graciosa. */
-const live_requests = new Set<AbortController>();
+const live_requests = new Set<request_turn>();
 
 /** A vida do processo: o servidor, se a parada já começou, e quem espera o último pedido. */
 const lifetime = {
@@ -1414,6 +1490,17 @@ export function choose_media_type(accept = ''): string {
 }
 
 /**
+ * Interrompe um pedido e acorda quem espera por ele. Só a primeira razão vale.
+ * @param turn a vez do pedido
+ * @param why a razão
+ */
+function interrupt(turn: request_turn, why: interruption): void {
+  if (turn.interrupted) return;
+  turn.interrupted = why;
+  turn.on_interrupt();
+}
+
+/**
  * Acompanha uma conexão nova: quando ela fecha, ou o cliente encerra o lado dele, todos os pedidos
  * em andamento nela são interrompidos.
  * @param socket a conexão
@@ -1422,14 +1509,14 @@ function watch_connection(socket: net_socket): void {
   const state: connection_state = {
     socket,
     bytes_at_rest: 0,
-    turns: new Set(),
+    turns: [],
     last_turn: Promise.resolve(),
     last_response: undefined,
     broken: undefined,
     on_broken: () => {},
   };
   const client_left = () => {
-    for (const controller of state.turns) controller.abort('client_gone' satisfies interruption);
+    for (const turn of state.turns) interrupt(turn, 'client_gone');
   };
   connections.set(socket, state);
   socket.on('error', () => {}); // depois de um CONNECT o Node deixa de ouvi-los; o close basta
@@ -1446,7 +1533,7 @@ function watch_connection(socket: net_socket): void {
  * @param state a conexão
  */
 function close_if_idle(state: connection_state | undefined): void {
-  const is_idle = state?.turns.size === 0 && state.socket.bytesRead === state.bytes_at_rest;
+  const is_idle = state?.turns.length === 0 && state.socket.bytesRead === state.bytes_at_rest;
   if (is_idle) state.socket.destroySoon();
 }
 
@@ -1460,27 +1547,29 @@ function close_if_idle(state: connection_state | undefined): void {
 function take_turn(request: http.IncomingMessage, response: http.ServerResponse): request_turn {
   const { socket } = request;
   const state = connections.get(socket);
-  const controller = new AbortController();
-  const previous = state?.last_turn ?? Promise.resolve();
   let release = () => {};
   const finished = new Promise<void>((resolve) => {
     release = resolve;
   });
-  if (state) {
-    state.last_turn = previous.then(() => finished);
-    state.last_response = response;
-    state.turns.add(controller);
-  }
-  live_requests.add(controller);
-  if (socket.destroyed) controller.abort('client_gone' satisfies interruption);
-  const leave = () => {
-    state?.turns.delete(controller);
-    if (state) state.bytes_at_rest = state.socket.bytesRead;
-    live_requests.delete(controller);
-    release();
-    if (live_requests.size === 0) lifetime.when_idle();
+  const turn: request_turn = {
+    interrupted: socket.destroyed ? 'client_gone' : undefined,
+    on_interrupt: () => {},
+    previous: state?.last_turn ?? Promise.resolve(),
+    leave: () => {
+      state?.turns.splice(state.turns.indexOf(turn), 1);
+      if (state) state.bytes_at_rest = state.socket.bytesRead;
+      live_requests.delete(turn);
+      release();
+      if (live_requests.size === 0) lifetime.when_idle();
+    },
   };
-  return { controller, signal: controller.signal, previous, leave };
+  if (state) {
+    state.last_turn = finished;
+    state.last_response = response;
+    state.turns.push(turn);
+  }
+  live_requests.add(turn);
+  return turn;
 }
 
 /**
@@ -1518,17 +1607,17 @@ function expects_continue(request: http.IncomingMessage): boolean {
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
  * @param request o pedido
  * @param response a resposta, para o 100 Continue
- * @param signal interrompe a leitura
+ * @param turn a vez do pedido; interrompida, a leitura para
  * @returns os bytes do corpo, vazio se não há
  * @throws refusal 413 se passar de MAXBODY, ou a do analisador; Error se o cliente sair no meio
  */
 function read_body(
   request: http.IncomingMessage,
   response: http.ServerResponse,
-  signal: AbortSignal,
+  turn: request_turn,
 ): Promise<Buffer> {
-  const too_large = new refusal(413, `request body larger than ${MAXBODY} bytes`);
-  if (Number(request.headers['content-length'] ?? 0) > MAXBODY) return Promise.reject(too_large);
+  const too_large = () => new refusal(413, `request body larger than ${MAXBODY} bytes`);
+  if (Number(request.headers['content-length'] ?? 0) > MAXBODY) return Promise.reject(too_large());
   if (expects_continue(request)) response.writeContinue();
   const state = connections.get(request.socket);
   return new Promise((resolve, reject) => {
@@ -1542,13 +1631,12 @@ function read_body(
     request.on('data', (chunk: Buffer) => {
       size += chunk.length;
       if (size <= MAXBODY) chunks.push(chunk);
-      else reject(too_large);
+      else reject(too_large());
     });
     request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
     request.once('error', reject);
-    const interrupt = () => reject(new Error('interrompido'));
-    if (signal.aborted) interrupt();
-    signal.addEventListener('abort', interrupt, { once: true });
+    turn.on_interrupt = () => reject(new Error('interrompido'));
+    if (turn.interrupted) turn.on_interrupt();
   });
 }
 
@@ -1659,13 +1747,23 @@ async function refuse_connect(
 // Um pedido HTTP vira um registro JSON que qualquer linguagem lê. Nada do corpo se perde: o que não
 // é UTF-8 válido vai em base64, e o campo body_encoding diz isso.
 
+/** Nomes de cabeçalho já escritos como o original os entrega: os clientes repetem os mesmos. */
+const header_names = new Map<string, string>();
+
+/** Um cliente que inventa nomes não enche a memória: os de sempre chegam antes. */
+const max_header_names = 500;
+
 /**
  * Escreve um nome de cabeçalho como o programa original o entrega.
  * @param name nome como veio, por exemplo "x-api-key"
  * @returns por exemplo "X-Api-Key"
  */
 function capitalize_header(name: string): string {
-  return name.toLowerCase().replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
+  const known = header_names.get(name);
+  if (known) return known;
+  const capitalized = name.toLowerCase().replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
+  if (header_names.size < max_header_names) header_names.set(name, capitalized);
+  return capitalized;
 }
 
 /**
@@ -1688,10 +1786,10 @@ export function collect_headers(raw_headers: string[]): Record<string, string> {
  * Monta a tarefa de um pedido.
  * @param request o pedido
  * @param body os bytes do corpo
- * @returns a tarefa, com UUIDv4 novo
+ * @returns a tarefa, com um UUIDv4 novo, cujo começo é o do processo
  */
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
-  const uuid = random_uuid();
+  const uuid = redis_link.uuid_head + random_uuid().slice(redis_link.uuid_head.length);
   const [task_key, task_list] = redis_keys(uuid);
   const is_text = is_utf8(body);
   return {
@@ -1736,9 +1834,11 @@ type stream_state = {
   receivers: number;
   started_at: number;
   last_pop_at: number;
+  resume_at: number;
   renew_at: number;
   expires_at: number;
   identity: string;
+  keys_left: boolean;
   batch: number;
   elements: number;
   lines: number;
@@ -1754,7 +1854,7 @@ type stream_state = {
 const open_after_ms = 1000;
 
 /** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
-const max_batch = { lines: 128, bytes: 256 * 1024 };
+const max_batch = { lines: 512, bytes: 256 * 1024 };
 
 /** O que se escreve por vez: um cliente que lê ao menos isto a cada MAXTIME está vivo. */
 const write_slice_bytes = 64 * 1024;
@@ -1778,7 +1878,7 @@ const reserved_header =
   /^(connection|content-(length|encoding)|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
 
 /** Com avisos, a consulta periódica é só proteção; o sorteio em volta disto espalha os fluxos. */
-const safety_poll_ms = 20_000;
+const safety_poll_ms = 30_000;
 
 /** O último trecho de uma chave de tarefa ou de lista. */
 const uuid_length = 36;
@@ -1786,7 +1886,10 @@ const uuid_length = 36;
 /** Os fluxos em andamento, por UUID da tarefa, para que as notícias do Redis os achem. */
 const live_streams = new Map<string, stream_state>();
 
-const line_feed = Buffer.from('\n');
+/** Os bytes que decidem o que um elemento é. */
+const ascii = { tab: 0x09, line_feed: 0x0a, carriage_return: 0x0d, space: 0x20, E: 0x45, H: 0x48 };
+
+const line_break = Buffer.from('\n');
 
 /** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
 const ending_rules: Record<ending, ending_rule> = {
@@ -1820,7 +1923,8 @@ export type list_element =
  * @returns os mesmos bytes, ou uma cópia sem as quebras
  */
 function strip_line_breaks(element: Buffer): Buffer {
-  if (!element.includes(0x0a) && !element.includes(0x0d)) return element;
+  if (!element.includes(ascii.line_feed) && !element.includes(ascii.carriage_return))
+    return element;
   return Buffer.from(element.toString('latin1').replace(/[\r\n]+/g, ''), 'latin1');
 }
 
@@ -1878,10 +1982,12 @@ function parse_head(text: string): list_element {
  */
 export function parse_element(raw: Buffer): list_element {
   const bytes = strip_line_breaks(raw);
-  const first_visible = bytes.findIndex((byte) => byte !== 0x20 && byte !== 0x09);
-  if (first_visible < 0) return { kind: 'blank' };
-  const initial = String.fromCharCode(bytes[first_visible] ?? 0);
-  if (bytes.length > max_head_bytes || !/[EH]/.test(initial)) return { kind: 'line', bytes };
+  let start = 0;
+  while (bytes[start] === ascii.space || bytes[start] === ascii.tab) start += 1;
+  const initial = bytes[start];
+  if (initial === undefined) return { kind: 'blank' };
+  const may_be_word = initial === ascii.E || initial === ascii.H;
+  if (!may_be_word || bytes.length > max_head_bytes) return { kind: 'line', bytes };
   const text = bytes.toString('utf8').trim();
   if (end_words.has(text)) return { kind: 'end' };
   return head_pattern.test(text) ? parse_head(text) : { kind: 'line', bytes };
@@ -1894,18 +2000,20 @@ export function parse_element(raw: Buffer): list_element {
  * @returns nomes e valores
  */
 function stream_headers(media_type: string, task?: task_names): Record<string, string> {
-  return {
-    ...common_headers(),
+  const headers: Record<string, string> = {
+    Server: SERVERNAME,
+    'X-Author': author,
     'Content-Type': media_type,
     'Cache-Control': 'no-store, no-transform',
     'X-Accel-Buffering': 'no',
     'X-Content-Type-Options': 'nosniff',
-    ...(task && {
-      'X-Task-UUID': task.uuid,
-      'X-Task-Key': task.task_key,
-      'X-Task-List': task.task_list,
-    }),
   };
+  if (task) {
+    headers['X-Task-UUID'] = task.uuid;
+    headers['X-Task-Key'] = task.task_key;
+    headers['X-Task-List'] = task.task_list;
+  }
+  return headers;
 }
 
 /**
@@ -1945,19 +2053,17 @@ function open_response(
   if (response.headersSent) return;
   if (response.req.httpVersion === '1.0') response.useChunkedEncodingByDefault = false;
   const ours = stream_headers(stream.media_type, stream.task);
-  for (const [name, value] of Object.entries({ ...ours, ...headers })) {
-    response.setHeader(name, value);
-  }
+  for (const name in ours) response.setHeader(name, ours[name] ?? '');
+  for (const name in headers) response.setHeader(name, headers[name] ?? '');
   response.writeHead(status);
 }
 
 /**
- * Prepara o estado de um fluxo e o temporizador que abre a resposta se nada chegar logo.
- * @param task a tarefa já guardada
+ * Prepara o estado de um fluxo e o põe na tabela dos que recebem notícias.
+ * @param task os nomes da tarefa, ainda por guardar
  * @param request o pedido
  * @param response a resposta
  * @param turn a vez do pedido
- * @param receivers quantos ouviram o anúncio
  * @returns o estado
  */
 function make_stream(
@@ -1965,19 +2071,20 @@ function make_stream(
   request: http.IncomingMessage,
   response: http.ServerResponse,
   turn: request_turn,
-  receivers: number,
 ): stream_state {
   const stream: stream_state = {
-    task,
+    task: { uuid: task.uuid, task_key: task.task_key, task_list: task.task_list },
     response,
     turn,
     media_type: choose_media_type(request.headers.accept),
-    receivers,
+    receivers: 0,
     started_at: now(),
     last_pop_at: now(),
+    resume_at: 0,
     renew_at: now() + (REDIS_TTL * 1000) / renewals_per_ttl,
     expires_at: now() + REDIS_TTL * 1000,
     identity: redis_link.identity,
+    keys_left: true,
     batch: 1,
     elements: 0,
     lines: 0,
@@ -1989,12 +2096,24 @@ function make_stream(
     wake: () => {},
   };
   live_streams.set(task.uuid, stream);
-  turn.signal.addEventListener('abort', () => stream.wake(), { once: true });
+  turn.on_interrupt = () => stream.wake();
+  return stream;
+}
+
+/**
+ * Começa um fluxo cuja tarefa acaba de ser anunciada, e o prazo em que a resposta abre se nada
+ * chegar logo.
+ * @param stream o fluxo
+ * @param receivers quantos ouviram o anúncio
+ */
+function begin_stream(stream: stream_state, receivers: number): void {
+  stream.receivers = receivers;
+  stream.has_news ||= !redis_link.tracking; // com avisos, uma tarefa nova começa pelo sono
+  stream.last_pop_at = now();
   stream.open_timer = setTimeout(() => {
     open_response(stream);
-    response.flushHeaders();
+    stream.response.flushHeaders();
   }, open_after_ms);
-  return stream;
 }
 
 /**
@@ -2009,7 +2128,7 @@ function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean
   const { response, turn } = stream;
   const is_over =
     kind === 'drain' ? !response.writableNeedDrain : kind === 'interval' && stream.has_news;
-  if (turn.signal.aborted || is_over) return Promise.resolve(true);
+  if (turn.interrupted || is_over) return Promise.resolve(true);
   return new Promise((resolve) => {
     const wake = () => leave(true);
     const leave = (woken: boolean) => {
@@ -2053,8 +2172,6 @@ async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): P
   do {
     const next = Math.min(deadline, stream.renew_at);
     if (await nap(stream, Math.max(0, next - now()), kind)) return true;
-    // O EXPIRE desarma o aviso da chave: quem espera linhas renova na consulta, que o rearma.
-    if (kind === 'interval') return false;
     renew_if_due(stream);
   } while (now() < deadline);
   return false;
@@ -2080,17 +2197,17 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
   renew_if_due(stream);
   const { identity } = redis_link; // a resposta vale para o servidor a que se perguntou
   stream.has_news = false; // o que mudar de agora em diante ainda não foi visto
-  const interrupted = new Promise<undefined>((resolve) => {
-    const patience_ms = () => (stream.turn.signal.reason === 'client_gone' ? 0 : clean_limit_ms);
+  const answered = new Promise<poll_result | undefined>((resolve, reject) => {
+    const patience_ms = () => (stream.turn.interrupted === 'client_gone' ? 0 : clean_limit_ms);
     stream.wake = () => setTimeout(resolve, patience_ms(), undefined);
+    redis_poll(stream.task, stream.batch).then(resolve, reject);
   });
   try {
-    const reply = redis_poll(stream.task.task_key, stream.task.task_list, stream.batch);
-    const limit = Math.max(time_left(stream), answer_limit_ms);
-    const poll = await within(Promise.race([reply, interrupted]), limit);
-    if (poll && (poll.task_exists || poll.list_exists || poll.elements.length > 0)) {
-      stream.identity = identity || stream.identity;
-    }
+    const poll = await within(answered, Math.max(time_left(stream), answer_limit_ms));
+    if (!poll) return undefined;
+    const { elements, list_exists, task_exists, claim_exists } = poll;
+    stream.keys_left = list_exists || task_exists || claim_exists;
+    if (stream.keys_left || elements.length > 0) stream.identity = identity || stream.identity;
     return poll;
   } catch (error) {
     if (is_refusal(error)) throw error;
@@ -2155,8 +2272,8 @@ function* cut_pieces(lines: Buffer[]): Generator<Buffer> {
     for (; rest.length >= write_slice_bytes; rest = rest.subarray(write_slice_bytes)) {
       yield rest.subarray(0, write_slice_bytes);
     }
-    together.push(rest, line_feed);
-    size += rest.length + line_feed.length;
+    together.push(rest, line_break);
+    size += rest.length + line_break.length;
   }
   yield Buffer.concat(together);
 }
@@ -2167,7 +2284,7 @@ function* cut_pieces(lines: Buffer[]): Generator<Buffer> {
  */
 function drop_stalled_reader(stream: stream_state): void {
   log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
-  stream.turn.controller.abort('client_gone' satisfies interruption);
+  interrupt(stream.turn, 'client_gone');
   stream.response.destroy();
 }
 
@@ -2185,13 +2302,13 @@ async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> 
     if (stream.response.write(piece)) continue;
     if (!(await stream_wait(stream, MAXTIME, 'drain'))) drop_stalled_reader(stream);
     stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
-    if (stream.turn.signal.reason === 'client_gone') return;
+    if (stream.turn.interrupted === 'client_gone') return;
   }
   stream.lines += lines.length;
 }
 
 /**
- * Entrega ao cliente o que foi retirado da lista, e pausa se algo foi enviado.
+ * Entrega ao cliente o que foi retirado da lista, e marca até quando vai a pausa depois disso.
  * @param stream o fluxo
  * @param elements elementos na ordem da lista
  * @returns true se o worker disse que terminou
@@ -2212,7 +2329,7 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<boolea
   }
   if (lines.length > 0) {
     await send_lines(stream, lines);
-    if (!finished && PAUSE > 0) await stream_wait(stream, PAUSE, 'pause');
+    stream.resume_at = now() + PAUSE;
   }
   return finished;
 }
@@ -2248,19 +2365,23 @@ function idle_interval(stream: stream_state): number {
  * @throws ErrorReply se o Redis recusa a consulta
  */
 async function run_stream(stream: stream_state): Promise<ending> {
-  const { signal } = stream.turn;
+  const { turn } = stream;
+  await stream_wait(stream, idle_interval(stream), 'interval');
   for (;;) {
-    if (signal.aborted) return signal.reason as interruption;
+    if (stream.resume_at > now()) await stream_wait(stream, stream.resume_at - now(), 'pause');
+    if (turn.interrupted) return turn.interrupted;
     const poll = await stream_poll(stream);
     if (poll && poll.elements.length > 0) {
       stream.batch = next_batch(stream.batch, poll.elements);
       if (await deliver(stream, poll.elements)) return 'done';
     }
     if (poll?.refusal) throw poll.refusal;
-    if (poll && (poll.elements.length > 0 || poll.list_exists)) continue;
+    if (poll?.list_exists) continue;
+    // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
+    if (poll?.task_exists && poll.elements.length > 0 && !redis_link.tracking) continue;
     const verdict = poll && !poll.task_exists && judge_absence(stream);
     if (verdict) return verdict;
-    if (signal.aborted) continue;
+    if (turn.interrupted) continue;
     if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost';
     const retry_ms = Math.min(reconnect_ms.last, time_left(stream));
     await stream_wait(stream, poll ? idle_interval(stream) : retry_ms, 'interval');
@@ -2317,11 +2438,13 @@ function log_ending(stream: stream_state, how: ending): void {
  */
 async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   say_ending(stream, how);
+  const { uuid: task_uuid } = stream.task;
   const { worker_may_write } = ending_rules[how];
-  const cleaned = redis_clean({ task_uuid: stream.task.uuid, worker_may_write });
-  await within(cleaned, clean_limit_ms).catch(() => {});
+  if (stream.keys_left || worker_may_write) {
+    await within(redis_clean({ task_uuid, worker_may_write }), clean_limit_ms).catch(() => {});
+  }
   if (how !== 'client_gone') stream.response.end();
-  live_streams.delete(stream.task.uuid);
+  live_streams.delete(task_uuid);
   log_ending(stream, how);
 }
 
@@ -2352,35 +2475,39 @@ async function answer_ping(
 }
 
 /**
- * Cria a tarefa de um pedido no Redis.
+ * Cria a tarefa de um pedido no Redis e o fluxo dela. O fluxo entra na tabela antes, porque os
+ * avisos podem vir no mesmo pacote que a resposta.
  * @param request o pedido
- * @param body os bytes do corpo
- * @returns os nomes da tarefa e quantos ouviram o anúncio
+ * @param response a resposta
+ * @param turn a vez do pedido
+ * @param body os bytes do corpo; nada os guarda depois daqui, um fluxo pode durar horas
+ * @returns o fluxo
  * @throws refusal 503 se o Redis recusa, 504 se não responde
  */
-async function create_task(request: http.IncomingMessage, body: Buffer) {
+async function open_stream(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  turn: request_turn,
+  body: Buffer,
+): Promise<stream_state> {
   const task = make_task(request, body);
+  const { uuid, method, url } = task;
+  const stream = make_stream(task, request, response, turn);
   try {
-    const receivers = await redis_create_task(task);
-    const path = path_of(task.url);
-    log('info', 'task', {
-      task: task.uuid,
-      method: task.method,
-      path,
-      body: body.length,
-      receivers,
-    });
-    if (receivers === 0) {
-      const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
-      log('warn', 'no_worker', { task: task.uuid, hint });
-    }
-    const { uuid, task_key, task_list } = task;
-    return { task: { uuid, task_key, task_list }, receivers };
+    begin_stream(stream, await redis_create_task(task));
   } catch (error) {
-    log('error', 'create_failed', { task: task.uuid, reason: (error as Error).message });
+    live_streams.delete(uuid);
+    log('error', 'create_failed', { task: uuid, reason: (error as Error).message });
     if (is_refusal(error)) throw new refusal(503, refusal_reason(error));
     throw new refusal(504, 'redis does not answer');
   }
+  const { receivers } = stream;
+  log('info', 'task', { task: uuid, method, path: path_of(url), body: body.length, receivers });
+  if (receivers === 0) {
+    const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
+    log('warn', 'no_worker', { task: uuid, hint });
+  }
+  return stream;
 }
 
 /**
@@ -2395,19 +2522,20 @@ async function serve_task(
   response: http.ServerResponse,
   turn: request_turn,
 ): Promise<void> {
-  // O corpo não fica em variável: um fluxo pode durar horas, e ele já está no Redis.
-  const { task, receivers } = await create_task(
+  const stream = await open_stream(
     request,
-    await read_body(request, response, turn.signal),
+    response,
+    turn,
+    await read_body(request, response, turn),
   );
-  const stream = make_stream(task, request, response, turn, receivers);
   let how: ending = 'failed';
   try {
     how = await run_stream(stream);
   } catch (error) {
     const { message, stack = message } = error as Error;
+    const reason = is_refusal(error) ? message : stack;
     stream.failure = is_refusal(error) ? refusal_reason(error) : 'internal error';
-    log('error', 'stream_error', { task: task.uuid, reason: is_refusal(error) ? message : stack });
+    log('error', 'stream_error', { task: stream.task.uuid, reason });
   }
   await finish_stream(stream, how);
 }
@@ -2443,8 +2571,8 @@ async function dispatch(
     await answer_ping(request, response);
     return;
   }
-  if (!(await redis_ping())) throw new refusal(504, 'redis does not answer');
-  turn.signal.throwIfAborted();
+  if (!(await redis_ping(fresh_answer_ms))) throw new refusal(504, 'redis does not answer');
+  if (turn.interrupted) throw new Error('interrompido');
   if (request.method === 'HEAD') {
     response.writeHead(200, stream_headers(choose_media_type(request.headers.accept)));
     response.end();
@@ -2466,11 +2594,11 @@ async function answer_failure(
   turn: request_turn,
   error: unknown,
 ): Promise<void> {
-  if (turn.signal.reason === 'client_gone') {
+  if (turn.interrupted === 'client_gone') {
     response.destroy();
     return;
   }
-  if (!(error instanceof refusal) && !turn.signal.aborted) {
+  if (!(error instanceof refusal) && !turn.interrupted) {
     log('error', 'request_error', { reason: String((error as Error).stack) });
   }
   if (response.headersSent) {
@@ -2478,7 +2606,7 @@ async function answer_failure(
     return;
   }
   const shutting_down = new refusal(503, 'server shutting down', { Connection: 'close' });
-  const fallback = turn.signal.aborted ? shutting_down : new refusal(500, 'internal error');
+  const fallback = turn.interrupted ? shutting_down : new refusal(500, 'internal error');
   await send_refusal(request, response, error instanceof refusal ? error : fallback);
 }
 
@@ -2494,7 +2622,7 @@ async function handle_request(
   const turn = take_turn(request, response);
   try {
     await turn.previous;
-    if (turn.signal.reason === 'client_gone') return;
+    if (turn.interrupted === 'client_gone') return;
     await dispatch(request, response, turn);
   } catch (error) {
     await answer_failure(request, response, turn, error);
@@ -2600,7 +2728,7 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
   if (lifetime.server) net_server.prototype.close.call(lifetime.server); // só a porta
   for (const state of connections.values()) close_if_idle(state);
   await requests_over(GRACE);
-  for (const controller of live_requests) controller.abort('shutdown' satisfies interruption);
+  for (const turn of live_requests) interrupt(turn, 'shutdown');
   await requests_over(farewell_ms);
   lifetime.server?.closeAllConnections();
   await redis_close();
@@ -2663,6 +2791,7 @@ async function start(): Promise<void> {
  * @param env variáveis de ambiente
  */
 async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
+  process.on('exit', flush_log);
   process.stdout.on('error', () => {}); // quem lia o log saiu (| head); o serviço continua
   process.stderr.on('error', () => {});
   try {

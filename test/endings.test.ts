@@ -190,7 +190,8 @@ for (const [name, args, lines] of [
   ['antes da primeira linha', [], []],
   ['entre linhas', [], ['1', '2']],
   ['durante PAUSE', ['-P', '60000'], ['1']],
-  ['durante INTERVAL', ['-i', '60000'], []],
+  ['entre consultas', ['--wakeup', 'off'], []],
+  ['durante INTERVAL', ['--wakeup', 'off', '-i', '60000'], []],
 ] as const) {
   test(`cliente que sai ${name}: tarefa apagada na hora, laço parado`, async () => {
     const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', '120000', ...args]);
@@ -201,7 +202,9 @@ for (const [name, args, lines] of [
       await db.rPush(task.task_list, line);
       assert.equal(await stream.next(), line);
     }
-    await until('primeira consulta', async () => (await served(db, 'lpop')) > pops_before);
+    if (args.some((word) => word === 'off')) {
+      await until('primeira consulta', async () => (await served(db, 'lpop')) > pops_before);
+    }
     stream.leave();
     const end = await end_of(proxy, task);
     assert.deepEqual([end.ending, end.lines], ['client_gone', String(lines.length)]);
@@ -361,11 +364,13 @@ test('consulta recusada antes do primeiro byte: 503 de verdade, em JSON', async 
   const server = await restrict(db, own, ['-lpop']);
   const proxy = await start_proxy({ server }, ['-C', 'jobs_acl']);
   await worker.subscriber.subscribe('jobs_acl', (key) => worker.pending.push(key));
-  const reply = await fetch_all(proxy);
+  const answered = fetch_all(proxy);
+  const task = task_named((await until('anúncio', () => worker.pending.shift())).slice(-36));
+  await db.rPush(task.task_list, '1');
+  const reply = await answered;
   assert.equal(reply.status, 503);
   assert.equal(reply.headers['content-type'], 'application/json');
   assert.equal(reply.body, '{"error": "redis denied access"}\n');
-  const task = task_named((await until('anúncio', () => worker.pending.shift())).slice(-36));
   const end = await end_of(proxy, task);
   assert.deepEqual([end.ending, end.status, end.lines], ['failed', '503', '0']);
   await see_tombstone(db, task);

@@ -13,6 +13,7 @@ import {
   brisk,
   end_of,
   fetch_all,
+  freeze_redis,
   open_stream,
   type proxy,
   type redis_client,
@@ -320,7 +321,7 @@ const tests: Record<string, () => Promise<void>> = {
   'Redis trava por menos que MAXTIME: pedidos novos recusados, o fluxo continua': async () => {
     const { redis, proxy, worker, db } = await set_scene([], forever);
     const { stream, task } = await begin(proxy, worker, ['1']);
-    redis.process.kill('SIGSTOP');
+    await freeze_redis(redis);
     try {
       const pushed = db.rPush(task.task_list, ['2', '3']);
       assert.equal((await fetch_all(proxy)).status, 504);
@@ -342,7 +343,7 @@ const tests: Record<string, () => Promise<void>> = {
   'Redis trava por mais que MAXTIME: linha de erro, e limpeza quando destrava': async () => {
     const { redis, proxy, worker, db } = await set_scene([], ['-t', '1500']);
     const { stream, task } = await begin(proxy, worker, ['1']);
-    redis.process.kill('SIGSTOP');
+    await freeze_redis(redis);
     try {
       assert.deepEqual(await stream.rest(), [lost_line]);
       assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);

@@ -439,3 +439,15 @@ export async function served(db: redis_client, command: string): Promise<number>
   const info = await db.info('commandstats');
   return Number(new RegExp(`^cmdstat_${command}:calls=(\\d+)`, 'm').exec(info)?.[1] ?? 0);
 }
+
+/** Muito mais que o tempo em que uma resposta do Redis dispensa o PING antes de uma tarefa. */
+const stale_answer_ms = 50;
+
+/**
+ * Congela um Redis e espera que a última resposta dele envelheça para o proxy.
+ * @param redis o Redis; SIGCONT o descongela
+ */
+export async function freeze_redis(redis: Pick<local_redis, 'process'>): Promise<void> {
+  redis.process.kill('SIGSTOP');
+  await delay(stale_answer_ms);
+}

@@ -3,6 +3,7 @@ import http from 'node:http';
 import { after, before, beforeEach as before_each, describe, test } from 'node:test';
 import {
   fetch_all,
+  freeze_redis,
   type http_options,
   type local_redis,
   open_stream,
@@ -458,7 +459,7 @@ describe('sem o Redis', () => {
   }
 
   test('Redis parado (SIGSTOP): 500 e 504, e nada é criado quando ele volta', async () => {
-    own_redis.process.kill('SIGSTOP');
+    await freeze_redis(own_redis);
     try {
       await assert_refusals();
     } finally {
@@ -474,7 +475,7 @@ describe('sem o Redis', () => {
   test('cliente que sai enquanto o Redis demora: nenhuma tarefa, nada preso', async () => {
     const before_it = await own_desk.created();
     const left_proxy = await start_proxy(own_redis, ['--grace', '1000']);
-    own_redis.process.kill('SIGSTOP');
+    await freeze_redis(own_redis);
     try {
       for (const body of ['', 'corpo']) {
         const talk = await open_talk(left_proxy, raw_request('POST /desistiu', [], body));

@@ -15,6 +15,7 @@ import {
   default_ttl_s,
   exit_of,
   fetch_all,
+  freeze_redis,
   type local_redis,
   open_socket,
   open_stream,
@@ -224,7 +225,7 @@ test('Redis travado: fluxo, pedido a meio e parada terminam assim mesmo', async 
   const own = await start_redis();
   const { proxy, worker, db } = await start_scene(own, [...brisk, '--grace', '0']);
   const { stream, task } = await begin(proxy, worker, ['primeira']);
-  own.process.kill('SIGSTOP');
+  await freeze_redis(own);
   try {
     const asked = await open_socket(proxy.port);
     asked.send('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
@@ -242,7 +243,7 @@ test('Redis travado: fluxo, pedido a meio e parada terminam assim mesmo', async 
 
 test('sinal antes da primeira conexão com o Redis: sai com 0', async () => {
   const own = await start_redis();
-  own.process.kill('SIGSTOP');
+  await freeze_redis(own);
   try {
     const program = await run_proxy(['-p', '0', '--host', '127.0.0.1', '-R', own.server]);
     await program.wait_for(/ start version=/);

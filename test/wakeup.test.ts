@@ -5,7 +5,10 @@
  */
 
 import assert from 'node:assert/strict';
+import http from 'node:http';
+import net from 'node:net';
 import { before, describe, test } from 'node:test';
+import { on_stop } from '../scripts/local';
 import {
   begin,
   connect_redis,
@@ -13,6 +16,7 @@ import {
   type local_redis,
   open_stream,
   type proxy,
+  see_tombstone,
   served,
   start_proxy,
   start_redis,
@@ -30,6 +34,32 @@ let redis: local_redis;
 before(async () => {
   redis = await start_redis();
 });
+
+/**
+ * Sobe um intermediário que pode estragar o pedido de avisos por prefixo.
+ * @param port a porta do Redis
+ * @returns `server`, na forma de REDIS_SERVER; `spoil`: corta as conexões, e as próximas terão o
+ *   pedido estragado ou não
+ */
+async function start_spoiler(port: number) {
+  const state = { spoiled: false, sockets: new Set<net.Socket>() };
+  const relay = net.createServer((inner) => {
+    const outer = net.connect(port, '127.0.0.1');
+    const change = (text: string) => (state.spoiled ? text.replace('BCAST', 'BXAST') : text);
+    inner.on('data', (chunk) => outer.write(change(chunk.toString('latin1')), 'latin1'));
+    outer.on('data', (chunk) => inner.write(chunk));
+    inner.on('error', () => {}).on('close', () => outer.destroy());
+    outer.on('error', () => {}).on('close', () => inner.destroy());
+    state.sockets.add(inner);
+  });
+  await new Promise<void>((resolve) => relay.listen(0, '127.0.0.1', resolve));
+  on_stop(async () => relay.close());
+  const spoil = (spoiled: boolean) => {
+    state.spoiled = spoiled;
+    for (const socket of state.sockets) socket.destroy();
+  };
+  return { server: `127.0.0.1:${(relay.address() as net.AddressInfo).port}/1`, spoil };
+}
 
 /**
  * Abre um fluxo e espera que ele esteja dormindo: a primeira linha chegou e a pausa dela passou.
@@ -112,6 +142,94 @@ describe('avisos', { concurrency: true }, () => {
     }
     await db.del(task.task_key);
     assert.deepEqual(await stream.rest(), []);
+  });
+
+  test('recusado numa reconexão, o aviso dá lugar às consultas, e volta quando puder', async () => {
+    const own = await start_redis();
+    const relay = await start_spoiler(own.port);
+    const proxy = await start_proxy(relay, ['-i', '5', '--wakeup', 'on']);
+    const worker = await start_worker(own);
+    const { stream, task } = await open_idle(proxy, worker);
+    for (const [spoiled, logged] of [
+      [true, / redis_up [\s\S]* wakeup mode=polling reason="ERR syntax error"\n/],
+      [false, / mode=polling [\s\S]* wakeup mode=tracking\n/],
+    ] as const) {
+      relay.spoil(spoiled);
+      await proxy.wait_for(logged);
+      await worker.client.rPush(task.task_list, `${spoiled}`);
+      assert.equal(await stream.next(), `${spoiled}`);
+    }
+    await worker.client.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+  });
+
+  test('o Redis não guarda nada dos avisos de uma tarefa que acabou', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await start_scene(own, rare_polls);
+    for (const last of ['EOF', 'fica']) {
+      const { stream, task } = await open_idle(proxy, worker);
+      await db.multi().rPush(task.task_list, last).del(task.task_key).exec();
+      assert.deepEqual(await stream.rest(), last === 'EOF' ? [] : [last]);
+    }
+    const { stream, task } = await open_idle(proxy, worker);
+    stream.leave();
+    await see_tombstone(db, task);
+    assert.match(await db.info('stats'), /^tracking_total_keys:0\r?$/m);
+    assert.match(await db.info('stats'), /^tracking_total_prefixes:2\r?$/m);
+  });
+
+  test('cada proxy só ouve das suas tarefas', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await start_scene(own, rare_polls);
+    const { proxy: other, worker: its_worker } = await start_scene(own, rare_polls);
+    const heads = [];
+    for (const [at, who] of [
+      [proxy, worker],
+      [proxy, worker],
+      [other, its_worker],
+    ] as const) {
+      const { stream, task } = await open_idle(at, who);
+      await db.del(task.task_key);
+      assert.deepEqual(await stream.rest(), []);
+      heads.push(task.uuid.slice(0, 8));
+    }
+    const [first, second, third] = heads;
+    assert.equal(first, second);
+    assert.notEqual(second, third);
+  });
+
+  test('uma linha por vez custa uma consulta: dois comandos', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await start_scene(own, [...rare_polls, '-P', '1']);
+    const { stream, task } = await open_idle(proxy, worker);
+    const before_it = [await served(db, 'lpop'), await served(db, 'exists')];
+    const lines = 50;
+    for (let n = 0; n < lines; n += 1) {
+      await db.rPush(task.task_list, String(n));
+      assert.equal(await stream.next(), String(n));
+    }
+    const after_it = [await served(db, 'lpop'), await served(db, 'exists')];
+    for (const [index, count] of after_it.entries()) {
+      const calls = count - (before_it[index] ?? 0);
+      assert.ok(calls >= lines && calls <= lines * 1.2, `${calls} em ${lines} linhas`);
+    }
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+  });
+
+  test('sob carga uma tarefa nova não espera por um PING', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await start_scene(own, rare_polls);
+    await worker.subscriber.unsubscribe();
+    const end_task = (key: string) => db.rPush(key.replace('_task_', '_list_'), 'EOF');
+    await worker.subscriber.pSubscribe('jobs_*', end_task);
+    const pings_before = await served(db, 'ping');
+    const agent = new http.Agent({ keepAlive: true, maxSockets: 20 });
+    const tasks = 400;
+    await Promise.all(Array.from({ length: tasks }, () => fetch_all(proxy, { agent })));
+    agent.destroy();
+    const pings = (await served(db, 'ping')) - pings_before;
+    assert.ok(pings < tasks, `${pings} PINGs em ${tasks} tarefas`);
   });
 
   test('FLUSHALL não passa por sucesso', async () => {
