@@ -1877,8 +1877,11 @@ const bodyless_statuses = new Set([204, 205, 304]);
 const reserved_header =
   /^(connection|content-(length|encoding)|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
 
-/** Com avisos, a consulta periódica é só proteção; o sorteio em volta disto espalha os fluxos. */
-const safety_poll_ms = 30_000;
+/**
+ * Com avisos, a consulta periódica é só proteção. O sorteio em volta de `every_ms` espalha os fluxos
+ * parados; os que caem no mesmo quadro de `frame_ms` consultam juntos, numa ida e volta.
+ */
+const safety_poll = { every_ms: 60_000, frame_ms: 100 };
 
 /** O último trecho de uma chave de tarefa ou de lista. */
 const uuid_length = 36;
@@ -2353,9 +2356,11 @@ function judge_absence(stream: stream_state): ending | undefined {
  * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
  */
 function idle_interval(stream: stream_state): number {
-  const spread = safety_poll_ms * (0.75 + Math.random() / 2);
-  const interval = redis_link.tracking ? Math.max(INTERVAL, spread) : INTERVAL;
-  return Math.min(interval, time_left(stream));
+  if (!redis_link.tracking) return Math.min(INTERVAL, time_left(stream));
+  const { every_ms, frame_ms } = safety_poll;
+  const due = now() + every_ms * (0.75 + Math.random() / 2);
+  const spread = Math.ceil(due / frame_ms) * frame_ms - now();
+  return Math.min(Math.max(INTERVAL, spread), time_left(stream));
 }
 
 /**
