@@ -45,10 +45,10 @@
  *   permite, ou com WAKEUP off, o laço é o da especificação: uma consulta a cada INTERVAL.
  *
  * VÁRIOS PROCESSOS
- *   Com WORKERS acima de 1, o processo principal só supervisiona: sobe um processo, e depois que ele
- *   atende, os outros; distribui entre eles as conexões que chegam; troca o que morrer; repassa a
- *   ordem de parar. Cada um deles é o programa inteiro, com a sua conexão com o Redis, e assina as
- *   suas linhas de log com worker=N. Com 1, o padrão, nada disso existe.
+ *   Com WORKERS acima de 1, este processo vira o supervisor: sobe um processo, e depois que ele
+ *   atende, os outros; reparte entre eles as conexões que chegam; troca o que morre; manda parar.
+ *   Cada um deles é o programa inteiro, com a sua conexão com o Redis, e assina as suas linhas de
+ *   log com worker=N. Com 1, o padrão, nada disso existe.
  *
  * LIMITES ACEITOS
  *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
@@ -670,10 +670,10 @@ type log_level = keyof typeof log_priority;
 /** Um caminho de URL maior que isto é cortado no log. */
 const max_logged_text = 300;
 
-/** Por onde o processo principal diz aos outros o número de cada um. */
+/** Por onde o supervisor diz aos outros processos o número de cada um. */
 const slot_variable = 'JSON_PROXY_SLOT';
 
-/** O número deste processo, de 1 a WORKERS; 0 no principal e em quem está só. */
+/** O número deste processo, de 1 a WORKERS; 0 no supervisor e em quem está só. */
 const worker_slot = cluster.isWorker ? Number(process.env[slot_variable] ?? 0) : 0;
 
 /**
@@ -2554,8 +2554,7 @@ async function handle_request(
 // ── Vida do processo ────────────────────────────────────────────────────────────────────────────
 // Subir: configurações, Redis, porta. Descer: parar de aceitar, dar GRACE aos fluxos, encerrar os
 // que restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora. Com WORKERS acima
-// de 1 essa é a vida de cada processo, e o principal, que não atende, cuida deles: sobe, troca,
-// manda parar. Se ele morre, os outros param como se mandados.
+// de 1 essa é a vida de cada processo, e a do supervisor é cuidar deles, sem atender ninguém.
 
 /** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
 const farewell_ms = 3000;
@@ -2564,15 +2563,15 @@ const farewell_ms = 3000;
 const log_limit_ms = 2000;
 
 /**
- * Da morte de um processo ao seu substituto: dobra a partir do primeiro valor até o segundo, e volta
- * ao primeiro se o processo viveu o terceiro.
+ * Da morte de um processo ao seu substituto: dobra a partir do primeiro valor até o segundo, e
+ * recomeça quando um deles vive o terceiro.
  */
 const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
 
 /** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
 const usage_exit_code = 2;
 
-/** Como um processo terminou: o código de saída (ou o erro que o impediu de subir) ou o sinal. */
+/** Como um processo terminou: o código de saída, ou do erro que não o deixou subir; ou o sinal. */
 type process_end = { code: number | string } | { signal: string };
 
 /** Os processos: os vivos, a URL em que atendem, vazia até o primeiro atender, e o fim de tudo. */
@@ -2671,7 +2670,7 @@ async function log_sent(): Promise<void> {
 /**
  * Para o processo: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
  * espera as limpezas e sai com 0. Chamada de novo, sai na hora.
- * @param signal_name o sinal recebido, ou "disconnect" se quem morreu foi o processo principal
+ * @param signal_name o sinal recebido, ou "disconnect" se o supervisor morreu
  * @param signal_number o número dele, para o código da saída imediata
  */
 async function stop(signal_name: string, signal_number: number): Promise<void> {
@@ -2732,11 +2731,11 @@ async function serve(): Promise<void> {
 }
 
 /**
- * Põe este processo sob as ordens do principal. Os sinais não contam: o Ctrl-C de um terminal chega
- * a todos, e só o principal decide. Sem ele, os fluxos terminam como numa parada comum.
+ * Põe este processo sob as ordens do supervisor. Os sinais não contam: o Ctrl-C de um terminal
+ * chega a todos, e só o supervisor decide. Se ele morre, é como se tivesse mandado parar.
  * @param link este processo, visto pelo cluster
  */
-function obey_primary(link: cluster_worker): void {
+function obey_supervisor(link: cluster_worker): void {
   process.on('SIGTERM', () => {});
   process.on('SIGINT', () => {});
   const leave = (why: unknown) => {
@@ -2744,8 +2743,8 @@ function obey_primary(link: cluster_worker): void {
   };
   process.on('message', leave);
   process.on('disconnect', () => leave('disconnect'));
-  link.on('error', () => {}); // o principal pode morrer com uma resposta nossa a caminho
-  link.exitedAfterDisconnect = true; // senão o cluster sai na hora quando o principal some
+  link.on('error', () => {}); // o supervisor pode morrer com uma resposta nossa a caminho
+  link.exitedAfterDisconnect = true; // senão o Node sai na hora quando ele some
   if (!process.connected) process.exit(0); // ele se foi antes de este processo acabar de subir
 }
 
@@ -2783,13 +2782,14 @@ function note_ready(slot: number, pid: number, port: number): void {
  * Sobe um processo e espera que ele termine.
  * @param slot o número dele
  * @returns como terminou
+ * @throws ErrnoException se o sistema não tem memória para mais um
  */
 function run_process(slot: number): Promise<process_end> {
   return new Promise((resolve) => {
     const worker = cluster.fork({ [slot_variable]: slot });
     const drop_handover = track_handover(worker);
     const over = (end: process_end) => {
-      crew.alive.delete(worker);
+      if (!crew.alive.delete(worker)) return;
       worker.disconnect(); // o cluster pode ainda contar com ele
       drop_handover();
       resolve(end);
@@ -2813,7 +2813,7 @@ async function keep_process(slot: number): Promise<void> {
   let pause = replace_ms.first;
   while (!stopping.aborted) {
     const born_at = now();
-    const end = await run_process(slot);
+    const end = await run_process(slot).catch(({ code }) => ({ code }));
     if (stopping.aborted) return;
     if (crew.url === '') {
       if ('code' in end && end.code === 1) process.exit(1); // ele já disse por quê
@@ -2842,7 +2842,7 @@ function stop_crew(signal_name: string, signal_number: number): void {
   log('info', 'stop', { signal: signal_name, grace: GRACE });
   for (const worker of crew.alive) {
     worker.send(signal_name);
-    worker.disconnect(); // o principal deixa de aceitar já, esteja o processo atento ou não
+    worker.disconnect(); // a porta fecha já, esteja o processo atento ou não
   }
 }
 
@@ -2866,7 +2866,7 @@ async function start(): Promise<void> {
   process.on('uncaughtException', (error) => die({ reason: String(error.stack) }));
   const leads = WORKERS > 1 && cluster.isPrimary;
   if (cluster.worker && worker_slot > 0) {
-    obey_primary(cluster.worker);
+    obey_supervisor(cluster.worker);
   } else {
     process.on('SIGTERM', leads ? stop_crew : stop);
     process.on('SIGINT', leads ? stop_crew : stop);

@@ -172,7 +172,7 @@ function count_of(text: string, tag: string): number {
 }
 
 /**
- * Pede que o proxy pare e espera que o processo principal diga que começou.
+ * Pede que o proxy pare e espera que o supervisor diga que começou.
  * @param proxy o proxy
  * @param signal o sinal
  */
@@ -182,7 +182,7 @@ async function ask_to_stop(proxy: proxy, signal: NodeJS.Signals = 'SIGTERM'): Pr
 }
 
 /**
- * Espera que o programa inteiro termine sem erro, com o processo principal por último.
+ * Espera que o programa inteiro termine sem erro, com o supervisor por último.
  * @param proxy o proxy
  */
 async function check_clean_exit(proxy: proxy): Promise<void> {
@@ -225,7 +225,7 @@ const serving: Record<string, () => Promise<void>> = {
     const { proxy, worker, db } = scene;
     const [first_pid, second_pid] = [await pid_of(proxy, 1), await pid_of(proxy, 2)];
     const lines = [
-      `start version=\\S+ node=\\S+ pid=${proxy.process.pid} redis=\\S+ channel=\\S+ prefix=\\S+ list_prefix=\\S+ workers=2`,
+      `start version=\\S+ node=\\S+ pid=${proxy.process.pid} redis=.* list_prefix=\\S+ workers=2`,
       'wakeup mode=tracking worker=1',
       `process_ready worker=1 pid=${first_pid}`,
       `listen url=http://127\\.0\\.0\\.1:${proxy.port}`,
@@ -406,7 +406,7 @@ const starting: Record<string, () => Promise<void>> = {
     }
   },
 
-  'o principal morto com kill -9 antes de o primeiro atender: ninguém fica': async () => {
+  'o supervisor morto com kill -9 antes de o primeiro atender: ninguém fica': async () => {
     const own = await start_redis();
     own.process.kill('SIGSTOP');
     try {
@@ -460,6 +460,55 @@ const dying: Record<string, () => Promise<void>> = {
     const fatal = `${stamp} fatal reason="Error: bum.*" worker=2`;
     const died = `${stamp} process_died worker=2 code=1 pause=100`;
     assert.match(proxy.stderr(), new RegExp(`^${fatal}\n${died}\n$`));
+    assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+    assert.equal(await proxy.stop(), 0);
+  },
+
+  'a pausa recomeça depois que um substituto viveu bastante': async () => {
+    const preload = path.join(temp_dir(), 'clock.cjs');
+    // Só aqui o relógio é adiantado: o teste não pode esperar um minuto.
+    const jump = `const real = performance.now.bind(performance); let ahead = 0;
+      performance.now = () => real() + ahead;
+      process.on('SIGUSR2', () => { ahead += 60_000; console.log('adiantado'); });\n`;
+    write_file(preload, jump);
+    const proxy = await start_proxy(redis, ['-w', '2'], { NODE_OPTIONS: `--require ${preload}` });
+    const kill_second = async (round: number) => {
+      process.kill(await pid_of(proxy, 2, round), 'SIGKILL');
+      await until('registro', () => count_of(proxy.stderr(), 'process_died') === round);
+    };
+    await kill_second(1);
+    await kill_second(2);
+    await pid_of(proxy, 2, 3);
+    proxy.process.kill('SIGUSR2');
+    await proxy.wait_for(/^adiantado\n/m);
+    await kill_second(3);
+    await kill_second(4);
+    const pauses = proxy.stderr().match(/(?<=SIGKILL pause=)\d+/g);
+    assert.deepEqual(pauses, ['100', '200', '100', '200']);
+    assert.equal(await proxy.stop(), 0);
+  },
+
+  'o sistema não deixa subir um substituto: tenta-se de novo': async () => {
+    const preload = path.join(temp_dir(), 'poor.cjs');
+    // Só aqui a criação de processos é trocada: o terceiro não tem memória, o quarto não tem nem
+    // executável; o Node conta um pela exceção, o outro pelo evento "error".
+    const poor = `const { prototype } = require('node:child_process').ChildProcess;
+      const { spawn } = prototype; let count = 0;
+      prototype.spawn = function (options) {
+        count += 1;
+        if (count === 3) throw Object.assign(new Error('spawn ENOMEM'), { code: 'ENOMEM' });
+        return spawn.call(this, count === 4 ? { ...options, file: '/nada' } : options);
+      };\n`;
+    write_file(preload, poor);
+    const proxy = await start_proxy(redis, ['-w', '2'], { NODE_OPTIONS: `--require ${preload}` });
+    process.kill(await pid_of(proxy, 2), 'SIGKILL');
+    await pid_of(proxy, 2, 2);
+    const ends = proxy.stderr().match(/(?<=process_died )worker=.*/g);
+    assert.deepEqual(ends, [
+      'worker=2 signal=SIGKILL pause=100',
+      'worker=2 code=ENOMEM pause=200',
+      'worker=2 code=ENOENT pause=400',
+    ]);
     assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
     assert.equal(await proxy.stop(), 0);
   },
@@ -578,8 +627,9 @@ const stopping: Record<string, () => Promise<void>> = {
     assert.ok((await knocking) > 0);
     await check_tombstone(db, slow.task);
     for (const slot of [1, 2]) {
-      const said = ` stop signal=SIGTERM streams=\\d+ grace=3000 worker=${slot}\n[\\s\\S]* stopped streams=0 worker=${slot}\n`;
-      assert.match(proxy.stdout(), new RegExp(said));
+      const asked = ` stop signal=SIGTERM streams=\\d+ grace=3000 worker=${slot}\n`;
+      const obeyed = ` stopped streams=0 worker=${slot}\n`;
+      assert.match(proxy.stdout(), new RegExp(`${asked}[\\s\\S]*${obeyed}`));
     }
     assert.match(
       proxy.stdout(),
@@ -668,7 +718,7 @@ const stopping: Record<string, () => Promise<void>> = {
     assert.equal(proxy.stderr(), '');
   },
 
-  'o principal morto com kill -9: os fluxos terminam, a porta se abre, ninguém fica': async () => {
+  'o supervisor morto com kill -9: os fluxos terminam, a porta se abre, ninguém fica': async () => {
     const scene = await start_crew(long_grace);
     const { proxy, channel } = scene;
     const [first, second] = await begin_on_both(scene);
@@ -688,7 +738,7 @@ const stopping: Record<string, () => Promise<void>> = {
     await successor.stop();
   },
 
-  'o principal morto com kill -9 e GRACE esgotado: a última linha chega': async () => {
+  'o supervisor morto com kill -9 e GRACE esgotado: a última linha chega': async () => {
     const scene = await start_crew(['--grace', '0']);
     const { proxy, db } = scene;
     const begun = await begin_on_both(scene);
