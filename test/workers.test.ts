@@ -406,6 +406,18 @@ const starting: Record<string, () => Promise<void>> = {
     }
   },
 
+  'sinal antes de o primeiro acabar de carregar, direto do fonte: sai com 0': async () => {
+    const args = ['--import', 'tsx', 'json-proxy.ts', '-w', '2', '-p', '0', '-R', redis.server];
+    const program = start_program(process.execPath, args, {}, path.join(__dirname, '..'));
+    await until('filho', () => {
+      return program.stdout() !== '' && children_of(program.process.pid).length > 0;
+    });
+    program.process.kill('SIGTERM');
+    assert.equal(await exit_of(program), 0);
+    assert.doesNotMatch(program.stdout(), /process_ready/);
+    assert.equal(program.stderr(), '');
+  },
+
   'o supervisor morto com kill -9 antes de o primeiro atender: ninguém fica': async () => {
     const own = await start_redis();
     own.process.kill('SIGSTOP');
@@ -578,15 +590,18 @@ const dying: Record<string, () => Promise<void>> = {
     assert.equal(await proxy.stop(), 0);
   },
 
-  'SIGTERM durante a pausa: ninguém mais sobe, e ela não é esperada': async () => {
-    const own = await start_redis();
-    const { proxy } = await start_crew([], own);
-    await own.stop('SIGKILL');
+  'parada durante uma pausa: ela não é esperada, e ninguém mais sobe': async () => {
+    const preload = path.join(temp_dir(), 'slow.cjs');
+    // Só aqui a pausa é esticada, para mais do que o teste espera.
+    const slow = `const timers = require('node:timers/promises'); const real = timers.setTimeout;
+      timers.setTimeout = (ms, ...rest) => real(ms * 1000, ...rest);\n`;
+    write_file(preload, slow);
+    const proxy = await start_proxy(redis, ['-w', '2'], { NODE_OPTIONS: `--require ${preload}` });
     process.kill(await pid_of(proxy, 2), 'SIGKILL');
-    await proxy.wait_for(/ process_died worker=2 code=1 pause=1600\n/);
+    await proxy.wait_for(/ process_died worker=2 signal=SIGKILL pause=100\n/);
     await ask_to_stop(proxy);
     await check_clean_exit(proxy);
-    assert.equal(proxy.stderr().match(/ fatal redis=.* worker=2\n/g)?.length, 4);
+    assert.equal(proxy.stdout().match(/ wakeup .* worker=2\n/g)?.length, 1);
   },
 };
 
@@ -723,7 +738,16 @@ const stopping: Record<string, () => Promise<void>> = {
     const { proxy, channel } = scene;
     const [first, second] = await begin_on_both(scene);
     const pids = [await pid_of(proxy, 1), await pid_of(proxy, 2)];
+    // os dois têm uma conexão a caminho, cuja resposta não terá a quem chegar
+    for (const pid of pids) process.kill(pid, 'SIGSTOP');
+    const open_files = () => list_dir(`/proc/${proxy.process.pid}/fd`).length;
+    const before = open_files();
+    const late = await Promise.all([1, 2, 3].map(() => open_socket(proxy.port)));
+    await until('conexões aceitas', () => open_files() >= before + late.length);
     proxy.process.kill('SIGKILL');
+    await gone(proxy.process.pid ?? 0);
+    for (const pid of pids) process.kill(pid, 'SIGCONT');
+    for (const socket of late) await socket.closed();
     await proxy.wait_for(/ stop signal=disconnect streams=1 grace=60000 worker=1\n/);
     await proxy.wait_for(/ stop signal=disconnect streams=1 grace=60000 worker=2\n/);
     const successor = await start_proxy(redis, ['-C', channel, '-p', String(proxy.port)]);
