@@ -16,6 +16,7 @@
  *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE         o lado HTTP
  *   REDIS_SERVER  REDIS_PASSWORD  REDIS_CHANNEL  REDIS_PREFIX  REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
+ *   WORKERS                                                  quantos processos atendem
  *
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
@@ -43,6 +44,12 @@
  *   uma lista muda, e a linha sai na hora; a consulta periódica vira rede de proteção. Onde não
  *   permite, ou com WAKEUP off, o laço é o da especificação: uma consulta a cada INTERVAL.
  *
+ * VÁRIOS PROCESSOS
+ *   Com WORKERS acima de 1, este processo vira o supervisor: sobe um processo, e depois que ele
+ *   atende, os outros; reparte entre eles as conexões que chegam; troca o que morre; manda parar.
+ *   Cada um deles é o programa inteiro, com a sua conexão com o Redis, e assina as suas linhas de
+ *   log com worker=N. Com 1, o padrão, nada disso existe.
+ *
  * LIMITES ACEITOS
  *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
  *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
@@ -58,6 +65,7 @@
  */
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
+import cluster, { type Worker as cluster_worker } from 'node:cluster';
 import { randomUUID as random_uuid } from 'node:crypto';
 import { fstatSync as file_stats } from 'node:fs';
 import http, {
@@ -70,7 +78,9 @@ import {
   Server as net_server,
   type Socket as net_socket,
 } from 'node:net';
+import { availableParallelism as available_parallelism } from 'node:os';
 import type { Duplex as duplex_stream } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs as parse_args } from 'node:util';
 import {
   createClient as create_client,
@@ -134,6 +144,7 @@ let MAXBODY: number;
 let WAKEUP: boolean;
 let GRACE: number;
 let SERVERNAME: string;
+let WORKERS: number;
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
@@ -146,6 +157,9 @@ const max_ttl_s = Math.floor(max_timer_ms / 1000);
 
 /** Uma string do Redis não passa de 512 MB; base64 e JSON aumentam o corpo em até seis vezes. */
 const max_body_setting = 64 * 1024 * 1024;
+
+/** Cada processo é um Node inteiro: mais do que isto esgotaria antes a memória e um só Redis. */
+const max_workers = 64;
 
 /** Nomes de chave e canal vão em cabeçalhos e logs: ASCII visível, de tamanho razoável. */
 const key_name_pattern = /^[\x21-\x7e]{1,200}$/;
@@ -223,6 +237,21 @@ export function parse_switch(text: string): boolean {
   if (/^(on|1|true)$/i.test(text)) return true;
   if (/^(off|0|false)$/i.test(text)) return false;
   throw new Error('on, off, 1, 0, true ou false');
+}
+
+/**
+ * Lê quantos processos atendem.
+ * @param text um número, ou "auto", em qualquer caixa, para um por núcleo
+ * @returns o número, de 1 a max_workers
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_workers(text: string): number {
+  if (/^auto$/i.test(text)) return Math.min(available_parallelism(), max_workers);
+  try {
+    return parse_integer(text, 1, max_workers);
+  } catch (error) {
+    throw new Error(`auto ou ${(error as Error).message}`);
+  }
 }
 
 /**
@@ -450,6 +479,16 @@ export const settings_table: setting[] = [
       WAKEUP = parse_switch(text);
     },
   },
+  {
+    name: 'WORKERS',
+    short: 'w',
+    long: 'workers',
+    fallback: '1',
+    help: 'processos que atendem; auto é um por núcleo',
+    read: (text) => {
+      WORKERS = parse_workers(text);
+    },
+  },
 ];
 
 /**
@@ -632,6 +671,18 @@ type log_level = keyof typeof log_priority;
 const max_logged_text = 300;
 
 /**
+ * Caracteres por escrita: em bytes, menos do que uma pipe aceita de uma vez (4096), para que as
+ * linhas de dois processos não se misturem.
+ */
+const max_log_write = 2000;
+
+/** Por onde o supervisor diz aos outros processos o número de cada um. */
+const slot_variable = 'JSON_PROXY_SLOT';
+
+/** O número deste processo, de 1 a WORKERS; 0 no supervisor e em quem está só. */
+const worker_slot = cluster.isWorker ? Number(process.env[slot_variable] ?? 0) : 0;
+
+/**
  * Escreve um valor como o logfmt quer: entre aspas só quando preciso, nunca com quebra de linha.
  * @param value valor do campo
  * @returns o texto do campo
@@ -682,7 +733,9 @@ function log(level: log_level, tag: string, fields: Record<string, string | numb
   const is_journal = journal_fds.get(target.fd);
   let line = (is_journal ? `<${log_priority[level]}>` : `${new Date().toISOString()} `) + tag;
   for (const name in fields) line += ` ${name}=${format_log_value(fields[name] ?? '')}`;
-  if (target !== log_queue.target) flush_log(); // a ordem entre as duas saídas se mantém
+  if (worker_slot > 0) line += ` worker=${worker_slot}`;
+  const is_full = log_queue.text.length + line.length > max_log_write;
+  if (is_full || target !== log_queue.target) flush_log(); // a ordem entre as duas se mantém
   if (log_queue.text === '') setImmediate(flush_log);
   log_queue.target = target;
   log_queue.text += `${line}\n`;
@@ -2640,13 +2693,33 @@ async function handle_request(
 
 // ── Vida do processo ────────────────────────────────────────────────────────────────────────────
 // Subir: configurações, Redis, porta. Descer: parar de aceitar, dar GRACE aos fluxos, encerrar os
-// que restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora.
+// que restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora. Com WORKERS acima
+// de 1 essa é a vida de cada processo, e a do supervisor é cuidar deles, sem atender ninguém.
 
 /** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
 const farewell_ms = 3000;
 
+/** Quanto a saída espera por um leitor do log que se atrasou. */
+const log_limit_ms = 2000;
+
+/**
+ * Da morte de um processo ao seu substituto: dobra a partir do primeiro valor até o segundo, e
+ * recomeça quando um deles vive o terceiro.
+ */
+const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
+
 /** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
 const usage_exit_code = 2;
+
+/** Como um processo terminou: o código de saída, ou do erro que não o deixou subir; ou o sinal. */
+type process_end = { code: number | string } | { signal: string };
+
+/** Os processos: os vivos, a URL em que atendem, vazia até o primeiro atender, e o fim de tudo. */
+const crew = {
+  alive: new Set<cluster_worker>(),
+  url: '',
+  stopping: new AbortController(),
+};
 
 /**
  * Cria o servidor HTTP com todos os seus ouvintes, ainda sem abrir a porta.
@@ -2686,6 +2759,15 @@ function explain_listen_error(error: NodeJS.ErrnoException): string {
 }
 
 /**
+ * Dá a URL em que o programa atende.
+ * @param port a porta real
+ * @returns por exemplo "http://0.0.0.0:8771"
+ */
+function url_at(port: number): string {
+  return `http://${HTTP_HOST.includes(':') ? `[${HTTP_HOST}]` : HTTP_HOST}:${port}`;
+}
+
+/**
  * Abre a porta HTTP.
  * @param server o servidor
  * @returns a URL em que ele atende
@@ -2696,8 +2778,7 @@ function listen(server: http.Server): Promise<string> {
     server.once('error', reject);
     server.listen(HTTP_PORT, HTTP_HOST, () => {
       const address = server.address();
-      const port = typeof address === 'object' && address ? address.port : HTTP_PORT;
-      resolve(`http://${HTTP_HOST.includes(':') ? `[${HTTP_HOST}]` : HTTP_HOST}:${port}`);
+      resolve(url_at(typeof address === 'object' && address ? address.port : HTTP_PORT));
     });
   });
 }
@@ -2718,9 +2799,19 @@ function requests_over(ms: number): Promise<void> {
 }
 
 /**
- * Para o programa: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
+ * Espera o log sair. Numa pipe cheia a escrita é assíncrona, e process.exit perderia o que falta.
+ */
+async function log_sent(): Promise<void> {
+  flush_log();
+  const late = [process.stdout, process.stderr].filter((output) => output.writableLength > 0);
+  const sent = late.map((output) => new Promise((resolve) => output.write('', resolve)));
+  await within(Promise.all(sent), log_limit_ms).catch(() => {});
+}
+
+/**
+ * Para o processo: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
  * espera as limpezas e sai com 0. Chamada de novo, sai na hora.
- * @param signal_name o sinal recebido
+ * @param signal_name o sinal recebido, ou "disconnect" se o supervisor morreu
  * @param signal_number o número dele, para o código da saída imediata
  */
 async function stop(signal_name: string, signal_number: number): Promise<void> {
@@ -2738,6 +2829,7 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
   lifetime.server?.closeAllConnections();
   await redis_close();
   log('info', 'stopped', { streams: live_requests.size });
+  await log_sent();
   process.exit(0);
 }
 
@@ -2759,35 +2851,178 @@ function die(fields: Record<string, string | number>): never {
 }
 
 /**
- * Sobe o programa: sinais, Redis, porta, varredura.
+ * Atende neste processo: Redis, porta, varredura (que basta em um dos processos).
  */
-async function start(): Promise<void> {
-  process.on('SIGTERM', stop);
-  process.on('SIGINT', stop);
-  process.on('uncaughtException', (error) => die({ reason: String(error.stack) }));
-  const redis = format_redis_address(REDIS_SERVER);
-  log('info', 'start', {
-    version,
-    node: process.version,
-    pid: process.pid,
-    redis,
-    channel: REDIS_CHANNEL,
-    prefix: REDIS_PREFIX,
-    list_prefix: REDIS_LIST_PREFIX,
-  });
+async function serve(): Promise<void> {
   try {
     await redis_connect(stream_hooks);
   } catch (error) {
+    const redis = format_redis_address(REDIS_SERVER);
     die({ redis, reason: explain_redis_error(error) });
   }
   lifetime.server = make_server();
   try {
-    log('info', 'listen', { url: await listen(lifetime.server) });
+    const url = await listen(lifetime.server);
+    if (worker_slot === 0) log('info', 'listen', { url });
   } catch (error) {
     die({ host: HTTP_HOST, port: HTTP_PORT, reason: explain_listen_error(error as Error) });
   }
   redis_watch();
-  void sweep_forever();
+  if (worker_slot <= 1) void sweep_forever();
+}
+
+/**
+ * Põe este processo sob as ordens do supervisor. Os sinais não contam: o Ctrl-C de um terminal
+ * chega a todos, e só o supervisor decide. Se ele morre, é como se tivesse mandado parar.
+ * @param link este processo, visto pelo cluster
+ */
+function obey_supervisor(link: cluster_worker): void {
+  process.on('SIGTERM', () => {});
+  process.on('SIGINT', () => {});
+  const leave = (why: unknown) => {
+    if (!lifetime.stopping) void stop(String(why), 0);
+  };
+  process.on('message', leave);
+  process.on('disconnect', () => leave('disconnect'));
+  link.on('error', () => {}); // o supervisor pode morrer com uma resposta nossa a caminho
+  link.exitedAfterDisconnect = true; // senão o Node sai na hora quando ele some
+  if (!process.connected) process.exit(0); // ele se foi antes de este processo acabar de subir
+}
+
+/**
+ * Vigia as conexões entregues a um processo. O cluster as entrega uma a uma, e cada uma espera ser
+ * aceita; se o processo morre antes, ele a esquece aberta e o cliente esperaria para sempre.
+ * @param worker o processo
+ * @returns função que fecha a conexão que ficou sem resposta, se há uma; para depois da morte
+ */
+function track_handover(worker: cluster_worker): () => void {
+  const child = worker.process;
+  const { send } = child;
+  let handed: { close: () => void } | undefined;
+  child.send = (...args: unknown[]) => {
+    handed = (args[1] as typeof handed) ?? handed;
+    return Reflect.apply(send, child, args);
+  };
+  return () => handed?.close(); // fechar uma que foi aceita não faz nada
+}
+
+/**
+ * Registra que um processo começou a atender, e onde, se isso é novidade.
+ * @param slot o número dele
+ * @param pid o processo
+ * @param port a porta real
+ */
+function note_ready(slot: number, pid: number, port: number): void {
+  log('info', 'process_ready', { worker: slot, pid });
+  const url = url_at(port);
+  if (url !== crew.url) log('info', 'listen', { url });
+  crew.url = url;
+}
+
+/**
+ * Sobe um processo e espera que ele termine.
+ * @param slot o número dele
+ * @returns como terminou
+ * @throws ErrnoException se o sistema não tem memória para mais um
+ */
+function run_process(slot: number): Promise<process_end> {
+  return new Promise((resolve) => {
+    const worker = cluster.fork({ [slot_variable]: slot });
+    const drop_handover = track_handover(worker);
+    const over = (end: process_end) => {
+      if (!crew.alive.delete(worker)) return;
+      worker.disconnect(); // o cluster pode ainda contar com ele
+      drop_handover();
+      resolve(end);
+    };
+    crew.alive.add(worker);
+    worker.once('listening', ({ port }) => note_ready(slot, worker.process.pid ?? 0, port));
+    worker.once('exit', (code, signal) => over(signal ? { signal } : { code }));
+    worker.on('error', ({ code = '' }: NodeJS.ErrnoException) => {
+      if (worker.process.pid === undefined) over({ code }); // nem subiu; não haverá "exit"
+    });
+  });
+}
+
+/**
+ * Mantém um processo no ar até a parada: quando ele morre, sobe outro, depois de uma pausa que
+ * cresce. Só o primeiro, antes de atender, encerra o programa: o Redis ou a porta não servem.
+ * @param slot o número dele
+ */
+async function keep_process(slot: number): Promise<void> {
+  const { signal: stopping } = crew.stopping;
+  let pause = replace_ms.first;
+  while (!stopping.aborted) {
+    const born_at = now();
+    const end = await run_process(slot).catch(({ code }) => ({ code }));
+    if (stopping.aborted) return;
+    if (crew.url === '') {
+      if ('code' in end && end.code === 1) process.exit(1); // ele já disse por quê
+      die({ reason: `o primeiro processo morreu antes de atender: ${Object.values(end)}` });
+    }
+    if (now() - born_at >= replace_ms.settled) pause = replace_ms.first;
+    const fields = { worker: slot, ...end, pause };
+    log('error', 'process_died', fields);
+    await sleep(pause, undefined, { signal: stopping }).catch(() => {});
+    pause = Math.min(2 * pause, replace_ms.last);
+  }
+}
+
+/**
+ * Manda parar todos os processos; a porta fecha na hora. Chamada de novo, mata-os e sai na hora.
+ * @param signal_name o sinal recebido
+ * @param signal_number o número dele, para o código da saída imediata
+ */
+function stop_crew(signal_name: string, signal_number: number): void {
+  if (crew.stopping.signal.aborted) {
+    log('warn', 'killed', { signal: signal_name });
+    for (const worker of crew.alive) worker.process.kill('SIGKILL');
+    process.exit(128 + signal_number);
+  }
+  crew.stopping.abort();
+  log('info', 'stop', { signal: signal_name, grace: GRACE });
+  for (const worker of crew.alive) {
+    worker.send(signal_name);
+    worker.disconnect(); // a porta fecha já, esteja o processo atento ou não
+  }
+}
+
+/**
+ * Sobe os processos, o primeiro sozinho, e os mantém no ar até a parada.
+ */
+async function supervise(): Promise<void> {
+  const first = keep_process(1);
+  await Promise.race([first, new Promise((resolve) => cluster.once('listening', resolve))]);
+  const others = Array.from({ length: WORKERS - 1 }, (_, index) => keep_process(index + 2));
+  await Promise.all([first, ...others]);
+  log('info', 'stopped', {});
+  await log_sent();
+  process.exit(0);
+}
+
+/**
+ * Sobe o programa: sinais, e depois os processos ou, no caso comum, só este.
+ */
+async function start(): Promise<void> {
+  process.on('uncaughtException', (error) => die({ reason: String(error.stack) }));
+  const leads = WORKERS > 1 && cluster.isPrimary;
+  if (cluster.worker && worker_slot > 0) {
+    obey_supervisor(cluster.worker);
+  } else {
+    process.on('SIGTERM', leads ? stop_crew : stop);
+    process.on('SIGINT', leads ? stop_crew : stop);
+    log('info', 'start', {
+      version,
+      node: process.version,
+      pid: process.pid,
+      redis: format_redis_address(REDIS_SERVER),
+      channel: REDIS_CHANNEL,
+      prefix: REDIS_PREFIX,
+      list_prefix: REDIS_LIST_PREFIX,
+      ...(leads && { workers: WORKERS }),
+    });
+  }
+  await (leads ? supervise() : serve());
 }
 
 /**
@@ -2797,8 +3032,10 @@ async function start(): Promise<void> {
  */
 async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
   process.on('exit', flush_log);
-  process.stdout.on('error', () => {}); // quem lia o log saiu (| head); o serviço continua
-  process.stderr.on('error', () => {});
+  for (const output of [process.stdout, process.stderr]) {
+    output.on('error', () => {}); // quem lia o log saiu (| head); o serviço continua
+    Object.assign(output, { _writev: null }); // senão escritas atrasadas se juntam além do limite
+  }
   try {
     const { action, gathered } = load_settings(argv, env);
     if (action === 'run') await start();

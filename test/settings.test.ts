@@ -47,6 +47,7 @@ const contract: [string, string | undefined, string, string][] = [
   ['GRACE', undefined, 'grace', '10000'],
   ['MAXBODY', undefined, 'maxbody', '10485760'],
   ['WAKEUP', undefined, 'wakeup', 'on'],
+  ['WORKERS', 'w', 'workers', '1'],
 ];
 
 /** Para cada configuração, um valor pelo ambiente e outro por argumento, todos diferentes. */
@@ -67,6 +68,7 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   GRACE: { by_environment: '11001', by_argument: '11002' },
   MAXBODY: { by_environment: '2001', by_argument: '2002' },
   WAKEUP: { by_environment: 'off', by_argument: 'false' },
+  WORKERS: { by_environment: '2', by_argument: 'auto' },
 };
 
 /** Para cada configuração que tem valor ruim, um deles, e um trecho do que deve ser dito aceito. */
@@ -86,6 +88,7 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   GRACE: { value: '10s', accepted: 'um inteiro de 0 a 2147483647 ms' },
   MAXBODY: { value: '67108865', accepted: 'um inteiro de 0 a 67108864 bytes' },
   WAKEUP: { value: 'talvez', accepted: 'on, off, 1, 0, true ou false' },
+  WORKERS: { value: '0', accepted: 'auto ou um inteiro de 1 a 64' },
 };
 
 /**
@@ -391,6 +394,7 @@ const limits: [string, string[], string[]][] = [
   ['--ttl', ['1', '2147483'], ['0', '2147484', '']],
   ['--grace', ['0', '2147483647'], ['2147483648', '']],
   ['--maxbody', ['0', '67108864'], ['67108865', '']],
+  ['--workers', ['1', '64', 'auto', 'AUTO'], ['0', '65', '', 'autos']],
 ];
 
 describe('limites de cada configuração', () => {
