@@ -2930,8 +2930,7 @@ function run_process(slot: number): Promise<process_end> {
     const worker = cluster.fork({ [slot_variable]: slot });
     const drop_handover = track_handover(worker);
     const over = (end: process_end) => {
-      if (!crew.alive.delete(worker)) return;
-      worker.disconnect(); // o cluster pode ainda contar com ele
+      crew.alive.delete(worker);
       drop_handover();
       resolve(end);
     };

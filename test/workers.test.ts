@@ -297,7 +297,7 @@ const serving: Record<string, () => Promise<void>> = {
     const dir = temp_dir();
     const fifo = path.join(dir, 'log');
     assert.equal(await start_program('mkfifo', [fifo]).exited, 0);
-    const reader = start_program('cat', [fifo]);
+    const reader = start_program('dd', ['status=none', 'bs=512', `if=${fifo}`]); // aos poucos
     const script = 'exec "$0" "$@" 2> "$LOG"';
     const args = ['-w', '2', '-p', '0', '--host', '127.0.0.1', '-R', redis.server, '--grace', '0'];
     const command = [process.execPath, await program_file(), ...args];
