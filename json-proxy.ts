@@ -1931,8 +1931,8 @@ const reserved_header =
   /^(connection|content-(length|encoding)|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
 
 /**
- * Com avisos, a consulta periódica é só proteção. O sorteio em volta de `every_ms` espalha os fluxos
- * parados; os que caem no mesmo quadro de `frame_ms` consultam juntos, numa ida e volta.
+ * Com avisos, a consulta periódica é só proteção. O sorteio em volta de `every_ms` espalha os
+ * fluxos parados; os que caem no mesmo quadro de `frame_ms` consultam juntos, numa ida e volta.
  */
 const safety_poll = { every_ms: 60_000, frame_ms: 100 };
 
@@ -1979,8 +1979,8 @@ export type list_element =
  * @returns os mesmos bytes, ou uma cópia sem as quebras
  */
 function strip_line_breaks(element: Buffer): Buffer {
-  if (!element.includes(ascii.line_feed) && !element.includes(ascii.carriage_return))
-    return element;
+  const { line_feed, carriage_return } = ascii;
+  if (!element.includes(line_feed) && !element.includes(carriage_return)) return element;
   return Buffer.from(element.toString('latin1').replace(/[\r\n]+/g, ''), 'latin1');
 }
 
@@ -2032,15 +2032,24 @@ function parse_head(text: string): list_element {
 }
 
 /**
+ * Diz se um byte é espaço em branco que cabe numa linha.
+ * @param byte o byte, undefined além do fim
+ * @returns true para espaço e tabulação
+ */
+function is_blank(byte: number | undefined): boolean {
+  return byte === ascii.space || byte === ascii.tab;
+}
+
+/**
  * Entende um elemento da lista. Só o que começa por E ou H (depois de espaços) precisa virar texto.
  * @param raw bytes como o worker os empurrou
  * @returns linha, fim, cabeça ou nada
  */
 export function parse_element(raw: Buffer): list_element {
   const bytes = strip_line_breaks(raw);
-  let start = 0;
-  while (bytes[start] === ascii.space || bytes[start] === ascii.tab) start += 1;
-  const initial = bytes[start];
+  let first_visible = 0;
+  while (is_blank(bytes[first_visible])) first_visible += 1;
+  const initial = bytes[first_visible];
   if (initial === undefined) return { kind: 'blank' };
   const may_be_word = initial === ascii.E || initial === ascii.H;
   if (!may_be_word || bytes.length > max_head_bytes) return { kind: 'line', bytes };

@@ -1,0 +1,126 @@
+/*
+ * O que as provas compartilham: o plano (quanto medir), as medições feitas e como repeti-las em
+ * voltas intercaladas, para que uma máquina que muda de humor no meio não favoreça ninguém.
+ */
+
+/** Quanto medir. Durações em segundos. */
+export type bench_plan = {
+  rounds: number;
+  seconds: number;
+  latency_streams: number[];
+  bulk_lines: number;
+  idle_streams: number[];
+  idle_rest_s: number;
+  idle_cpu_s: number;
+  growth_streams: number[];
+  peers: boolean;
+};
+
+/** Uma medição: números por nome, de uma variante, num caso, numa volta. */
+export type measurement = {
+  scenario: string;
+  case_name: string;
+  variant: string;
+  round: number;
+  values: Record<string, number>;
+};
+
+/**
+ * O que se dá a cada prova. `peers`: versões dos concorrentes a medir, por nome;
+ * `step` mostra o andamento, `note` guarda uma observação para o relatório.
+ */
+export type bench_context = {
+  plan: bench_plan;
+  program: string;
+  peers: Record<string, string>;
+  roles_dir: string;
+  step: (text: string) => void;
+  note: (text: string) => void;
+  record: (measurement: measurement) => void;
+};
+
+/** Algo que se mede em todas as voltas. */
+export type trial = {
+  case_name: string;
+  variant: string;
+  is_peer?: boolean;
+  run: () => Promise<Record<string, number>>;
+};
+
+/** Uma prova. `estimate` em segundos, para a linha de andamento. */
+export type scenario = {
+  name: string;
+  estimate: (plan: bench_plan) => number;
+  run: (context: bench_context) => Promise<void>;
+};
+
+/**
+ * Mede uma vez. A falha de um concorrente vira uma observação; a do proxy ou de um piso, não.
+ * @param context o contexto das provas
+ * @param scenario o nome da prova
+ * @param trial o que medir
+ * @returns os números; undefined se o concorrente falhou
+ * @throws o que a medição lançar, se não é de um concorrente
+ */
+async function run_trial(
+  context: bench_context,
+  scenario: string,
+  trial: trial,
+): Promise<Record<string, number> | undefined> {
+  try {
+    return await trial.run();
+  } catch (error) {
+    const [reason = ''] = (error as Error).message.split('\n');
+    const what = `${scenario}, ${trial.case_name}, ${trial.variant}`;
+    if (!trial.is_peer) throw new Error(`${what}: ${(error as Error).message}`);
+    context.note(`${what}: uma volta falhou: ${reason}`);
+    return undefined;
+  }
+}
+
+/**
+ * Mede tudo em voltas: A B C, A B C, …
+ * @param context o contexto das provas
+ * @param scenario o nome da prova
+ * @param trials o que medir
+ */
+export async function run_rounds(
+  context: bench_context,
+  scenario: string,
+  trials: trial[],
+): Promise<void> {
+  const { rounds } = context.plan;
+  for (let round = 1; round <= rounds; round += 1) {
+    for (const trial of trials) {
+      const { case_name, variant } = trial;
+      context.step(`${scenario} ${round}/${rounds}: ${case_name}, ${variant}`);
+      const values = await run_trial(context, scenario, trial);
+      if (values) context.record({ scenario, case_name, variant, round, values });
+    }
+  }
+}
+
+/**
+ * Faz uma volta que não conta, para que todos cheguem aquecidos à primeira que conta.
+ * @param context o contexto das provas
+ * @param scenario o nome da prova
+ * @param trials o que medir
+ */
+export async function warm_round(
+  context: bench_context,
+  scenario: string,
+  trials: trial[],
+): Promise<void> {
+  for (const trial of trials) {
+    context.step(`${scenario}, aquecimento: ${trial.case_name}, ${trial.variant}`);
+    await run_trial(context, scenario, trial);
+  }
+}
+
+/**
+ * Espera um prazo.
+ * @param seconds segundos
+ */
+export function rest(seconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+}

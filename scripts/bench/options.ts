@@ -1,0 +1,160 @@
+/*
+ * As opções do banco de provas e o plano que elas pedem.
+ */
+
+import { parseArgs as parse_args } from 'node:util';
+import type { bench_plan } from './context';
+
+/** Erro de uso: a mensagem é a linha que o usuário lê. */
+export class option_error extends Error {}
+
+/** O que foi pedido na linha de comando. */
+export type bench_options = {
+  plan: bench_plan;
+  only: string[];
+  program: string | undefined;
+  out: string | undefined;
+  install_peers: boolean;
+  help: boolean;
+};
+
+/** A medição completa: uns oito minutos. */
+const full_plan: bench_plan = {
+  rounds: 3,
+  seconds: 2.5,
+  latency_streams: [100, 1000],
+  bulk_lines: 1_000_000,
+  idle_streams: [1000, 5000, 10_000],
+  idle_rest_s: 8,
+  idle_cpu_s: 22,
+  growth_streams: [10, 100, 1000, 5000],
+  peers: true,
+};
+
+/** A do dia a dia: menos de um minuto. */
+const quick_plan: bench_plan = {
+  ...full_plan,
+  rounds: 2,
+  seconds: 1.5,
+  latency_streams: [100],
+  bulk_lines: 200_000,
+  idle_streams: [1000],
+  idle_rest_s: 3,
+  idle_cpu_s: 8,
+  growth_streams: [10, 1000],
+  peers: false,
+};
+
+/** As provas de --quick, quando --only não diz outras. */
+const quick_scenarios = ['latency', 'tasks', 'bulk', 'idle'];
+
+const option_table = {
+  quick: { type: 'boolean' },
+  only: { type: 'string' },
+  program: { type: 'string' },
+  out: { type: 'string' },
+  rounds: { type: 'string' },
+  seconds: { type: 'string' },
+  lines: { type: 'string' },
+  streams: { type: 'string' },
+  peers: { type: 'string' },
+  'install-peers': { type: 'boolean' },
+  help: { type: 'boolean', short: 'h' },
+} as const;
+
+/** O texto de --help. */
+export const help_text = `Uso: npm run bench -- [opções]
+
+  --quick            só latency, tasks, bulk e um idle pequeno, em menos de um minuto
+  --only LISTA       só estas provas: latency,tasks,bulk,idle,workers,growth
+  --program ARQUIVO  um json-proxy.js já montado; sem isto, monta-se um
+  --out PASTA        onde gravar o JSON e os SVG; padrão: scripts/bench/results numa medição
+                     completa, em lugar nenhum com --quick ou --only
+  --rounds N         quantas voltas
+  --seconds S        duração de cada medição de demora e de tarefas, sem o aquecimento
+  --lines N          quantas linhas na prova de volume
+  --streams LISTA    quantos fluxos na prova de ociosidade, por exemplo 1000,10000
+  --peers on|off     medir webdis e nchan, se instalados; padrão: on, e off com --quick
+  --install-peers    instala webdis, nginx e nchan com apt-get antes de medir
+  -h, --help         esta ajuda
+`;
+
+/**
+ * Lê um número positivo.
+ * @param flag a opção, para a mensagem
+ * @param text o texto dado
+ * @param is_integer se deve ser inteiro
+ * @returns o número
+ * @throws option_error
+ */
+function read_number(flag: string, text: string, is_integer: boolean): number {
+  const value = Number(text);
+  if (/^\d{1,9}(\.\d{1,3})?$/.test(text) && value > 0 && (!is_integer || value % 1 === 0)) {
+    return value;
+  }
+  const accepted = is_integer ? 'um inteiro maior que 0' : 'um número maior que 0';
+  throw new option_error(`--${flag} inválido: ${JSON.stringify(text)}; aceito: ${accepted}`);
+}
+
+/**
+ * Aplica ao plano os ajustes dados na linha de comando.
+ * @param plan o plano de partida
+ * @param values as opções dadas
+ * @returns o plano ajustado
+ * @throws option_error
+ */
+function adjust_plan(
+  plan: bench_plan,
+  values: { [name: string]: string | boolean | undefined },
+): bench_plan {
+  const number = (flag: string, fallback: number, is_integer = true) =>
+    values[flag] === undefined ? fallback : read_number(flag, String(values[flag]), is_integer);
+  const { peers } = values;
+  if (peers !== undefined && peers !== 'on' && peers !== 'off') {
+    throw new option_error(`--peers inválido: ${JSON.stringify(peers)}; aceito: on ou off`);
+  }
+  const streams = values.streams === undefined ? [] : String(values.streams).split(',');
+  return {
+    ...plan,
+    rounds: number('rounds', plan.rounds),
+    seconds: number('seconds', plan.seconds, false),
+    bulk_lines: number('lines', plan.bulk_lines),
+    ...(streams.length > 0 && {
+      idle_streams: streams.map((text) => read_number('streams', text, true)),
+    }),
+    ...(peers !== undefined && { peers: peers === 'on' }),
+  };
+}
+
+/**
+ * Lê as opções.
+ * @param argv argumentos sem o nome do programa
+ * @param scenarios os nomes das provas que existem, na ordem em que rodam
+ * @returns o que foi pedido
+ * @throws option_error em opção desconhecida ou valor inválido
+ */
+export function read_options(argv: string[], scenarios: string[]): bench_options {
+  let values: ReturnType<typeof parse_args<{ options: typeof option_table }>>['values'];
+  try {
+    ({ values } = parse_args({ args: argv, options: option_table }));
+  } catch (error) {
+    const [reason = ''] = (error as Error).message.split(/\. |\n/);
+    throw new option_error(`${reason}; --help mostra as opções aceitas`);
+  }
+  const wanted = values.only?.split(',') ?? (values.quick ? quick_scenarios : scenarios);
+  const unknown = wanted.find((name) => !scenarios.includes(name));
+  if (unknown !== undefined) {
+    const accepted = scenarios.join(',');
+    throw new option_error(`prova desconhecida: ${JSON.stringify(unknown)}; aceito: ${accepted}`);
+  }
+  const is_partial = values.quick === true || values.only !== undefined;
+  const default_out = is_partial ? undefined : 'scripts/bench/results';
+  return {
+    plan: adjust_plan(values.quick ? quick_plan : full_plan, values),
+    only: scenarios.filter((name) => wanted.includes(name)),
+    program: values.program,
+    out: values.out ?? default_out,
+    install_peers: values['install-peers'] === true,
+    help: values.help === true,
+  };
+}
