@@ -269,7 +269,7 @@ const serving: Record<string, () => Promise<void>> = {
     const args = ['--import', 'tsx', 'json-proxy.ts', '-w', '2', '-p', '0', '--host', '127.0.0.1'];
     const root = path.join(__dirname, '..');
     const program = start_program(process.execPath, [...args, '-R', redis.server], {}, root);
-    await pid_of(program, 2);
+    await program.wait_for(/ process_ready worker=2 /); // o tsx leva alguns segundos
     const [, port] = await program.wait_for(/ listen url=\S+:(\d+)\n/);
     const replies = [1, 2, 3].map(() => fetch_all({ port: Number(port) }, { path: '/ping' }));
     for (const { body } of await Promise.all(replies)) assert.equal(body, 'pong');
