@@ -1290,7 +1290,10 @@ async function redis_note_ready(asks_news: boolean, hooks: redis_hooks): Promise
     if (!(error instanceof error_reply)) return; // caiu de novo
     refused = error.message;
   }
-  if (redis_link.lost_at === 0) return;
+  if (redis_link.lost_at === 0) {
+    hooks.on_upheaval(); // a troca do pedido pode ter engolido um aviso
+    return;
+  }
   const down_ms = Math.round(now() - redis_link.lost_at);
   redis_link.lost_at = 0;
   redis_link.lost_reason = '';
@@ -2218,6 +2221,8 @@ function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean
 function renew_if_due(stream: stream_state): void {
   if (now() < stream.renew_at) return;
   stream.renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl;
+  // NOLOOP: o nosso EXPIRE esconde um RPUSH atendido na mesma volta do Redis; só a consulta o vê.
+  stream.has_news = true;
   const asked_at = now();
   void redis_renew(stream.task.uuid).then((task_exists) => {
     if (task_exists) stream.expires_at = asked_at + REDIS_TTL * 1000;
@@ -2439,6 +2444,8 @@ async function run_stream(stream: stream_state): Promise<ending> {
     if (stream.resume_at > now()) await stream_wait(stream, stream.resume_at - now(), 'pause');
     if (turn.interrupted) return turn.interrupted;
     const poll = await stream_poll(stream);
+    const is_gone = poll && !poll.task_exists && !poll.list_exists;
+    const verdict = is_gone && judge_absence(stream); // já: o envio pode demorar, e o Redis mudar
     if (poll && poll.elements.length > 0) {
       stream.batch = next_batch(stream.batch, poll.elements);
       if (await deliver(stream, poll.elements)) return 'done';
@@ -2447,7 +2454,6 @@ async function run_stream(stream: stream_state): Promise<ending> {
     if (poll?.list_exists) continue;
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
     if (poll?.task_exists && poll.elements.length > 0 && !redis_link.tracking) continue;
-    const verdict = poll && !poll.task_exists && judge_absence(stream);
     if (verdict) return verdict;
     if (turn.interrupted) continue;
     if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost';
@@ -2867,6 +2873,7 @@ async function serve(): Promise<void> {
   try {
     await redis_connect(stream_hooks);
   } catch (error) {
+    if (lifetime.stopping) return; // a parada fechou a conexão
     const redis = format_redis_address(REDIS_SERVER);
     die({ redis, reason: explain_redis_error(error) });
   }

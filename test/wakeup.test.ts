@@ -126,6 +126,28 @@ describe('avisos', { concurrency: true }, () => {
     assert.deepEqual(await stream.rest(), []);
   });
 
+  test('uma renovação na mesma volta do Redis não esconde a linha', async () => {
+    const own = await start_redis(['--enable-debug-command', 'yes']);
+    const { proxy, worker, db } = await start_scene(own, [
+      ...rare_polls,
+      '-t',
+      '90000',
+      '--ttl',
+      '2',
+    ]);
+    const idle = await Promise.all(Array.from({ length: 5 }, () => open_stream(proxy)));
+    const tasks = [];
+    for (const _ of idle) tasks.push(await worker.next());
+    const sleeper = await connect_redis(own);
+    // dorme mais que o intervalo das renovações: ao acordar, o Redis atende tudo de uma vez
+    const asleep = sleeper.sendCommand(['DEBUG', 'SLEEP', '1.2']);
+    await Promise.all(tasks.map((task) => db.rPush(task.task_list, task.uuid)));
+    await asleep;
+    const lines = await Promise.all(idle.map((stream) => stream.next()));
+    assert.deepEqual(lines.toSorted(), tasks.map(({ uuid }) => uuid).toSorted());
+    for (const stream of idle) stream.leave();
+  });
+
   test('depois de uma reconexão o aviso vale de novo', async () => {
     const own = await start_redis();
     const { proxy, worker, db } = await start_scene(own, rare_polls);
