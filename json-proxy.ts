@@ -2511,6 +2511,7 @@ function send_heartbeat(stream: stream_state): void {
 function begin_stream(stream: stream_state, receivers: number): void {
   stream.receivers = receivers;
   stream.has_news ||= !redis_link.tracking; // com avisos, uma tarefa nova começa pelo sono
+  stream.identity ||= redis_link.identity; // já se sabe: ele respondeu antes à identificação
   stream.last_pop_at = now();
   stream.open_timer = setTimeout(() => {
     open_response(stream);

@@ -24,6 +24,7 @@ import {
   type local_redis,
   open_socket,
   open_stream,
+  patience_ms,
   program_file,
   type proxy,
   run_proxy,
@@ -67,10 +68,11 @@ before(async () => {
  */
 function pid_of(proxy: Pick<local_program, 'stdout'>, slot: number, times = 1): Promise<number> {
   const pattern = new RegExp(` process_ready worker=${slot} pid=(\\d+)\n`, 'g');
-  return until(`processo ${slot} pronto pela ${times}ª vez; log: ${proxy.stdout()}`, () => {
+  const ready = () => {
     const found = [...proxy.stdout().matchAll(pattern)];
     return found.length >= times ? Number(found.at(-1)?.[1]) : undefined;
-  });
+  };
+  return until(`processo ${slot} pronto pela ${times}ª vez`, ready, 3 * patience_ms);
 }
 
 /**
@@ -269,7 +271,7 @@ const serving: Record<string, () => Promise<void>> = {
     const args = ['--import', 'tsx', 'json-proxy.ts', '-w', '2', '-p', '0', '--host', '127.0.0.1'];
     const root = path.join(__dirname, '..');
     const program = start_program(process.execPath, [...args, '-R', redis.server], {}, root);
-    await program.wait_for(/ process_ready worker=2 /); // o tsx leva alguns segundos
+    await pid_of(program, 2);
     const [, port] = await program.wait_for(/ listen url=\S+:(\d+)\n/);
     const replies = [1, 2, 3].map(() => fetch_all({ port: Number(port) }, { path: '/ping' }));
     for (const { body } of await Promise.all(replies)) assert.equal(body, 'pong');
@@ -409,11 +411,10 @@ const starting: Record<string, () => Promise<void>> = {
   'sinal antes de o primeiro acabar de carregar, direto do fonte: sai com 0': async () => {
     const args = ['--import', 'tsx', 'json-proxy.ts', '-w', '2', '-p', '0', '-R', redis.server];
     const program = start_program(process.execPath, args, {}, path.join(__dirname, '..'));
-    await until('filho', () => {
-      return program.stdout() !== '' && children_of(program.process.pid).length > 0;
-    });
+    await program.wait_for(/ start /);
+    await until('filho', () => children_of(program.process.pid).length > 0);
     program.process.kill('SIGTERM');
-    assert.equal(await exit_of(program), 0);
+    assert.equal(await exit_of(program, 3 * patience_ms), 0);
     assert.doesNotMatch(program.stdout(), /process_ready/);
     assert.equal(program.stderr(), '');
   },

@@ -2,7 +2,7 @@
  * O banco de provas: mede o proxy ao lado de pisos (o que um servidor ou um cliente sem nada mais
  * consegue na mesma máquina, na mesma medição) e de concorrentes.
  *
- *   npm run bench                        tudo, em uns oito minutos
+ *   npm run bench                        tudo, em uns dez minutos
  *   npm run bench -- --quick             o essencial, em menos de um
  *   npm run bench -- --only tasks,bulk   só algumas provas
  *

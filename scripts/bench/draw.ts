@@ -87,7 +87,7 @@ function best_raw(items: summary[]): summary[] {
  * Monta os grupos de um gráfico: um por caso.
  * @param summaries os resumos de uma prova
  * @param make_bar dá o valor e o texto de um resumo; undefined se não há o que mostrar
- * @returns os grupos, sem os vazios
+ * @returns os grupos, sem os vazios e sem aqueles em que falta alguém, que não comparam nada
  */
 function make_groups(
   summaries: summary[],
@@ -101,7 +101,8 @@ function make_groups(
       const { variant } = item;
       return made ? [{ label: english_label(variant), kind: kind_of(variant), ...made }] : [];
     });
-    return { label: english_case(case_name), bars };
+    const is_whole = bars.length === items.length;
+    return { label: english_case(case_name), bars: is_whole ? bars : [] };
   });
   return groups.filter(({ bars }) => bars.length > 0);
 }

@@ -18,15 +18,15 @@ export type bench_options = {
   help: boolean;
 };
 
-/** A medição completa: uns oito minutos. */
+/** A medição completa: uns dez minutos. */
 const full_plan: bench_plan = {
   rounds: 3,
   seconds: 2.5,
   latency_streams: [100, 1000],
   bulk_lines: 1_000_000,
   idle_streams: [1000, 5000, 10_000],
-  idle_rest_s: 8,
-  idle_cpu_s: 22,
+  idle_rest_s: 15,
+  idle_cpu_s: 60,
   growth_streams: [10, 100, 1000, 5000],
   peers: true,
 };

@@ -263,6 +263,6 @@ async function run(context: bench_context): Promise<void> {
 export const bulk: scenario = {
   name: 'bulk',
   estimate: (plan) =>
-    2 + plan.rounds * (plan.bulk_lines / 1e6) * stream_cases.length * (plan.peers ? 20 : 12),
+    4 + (plan.rounds + 1) * (plan.bulk_lines / 1e6) * stream_cases.length * (plan.peers ? 5 : 4),
   run,
 };

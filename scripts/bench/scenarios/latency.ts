@@ -129,7 +129,8 @@ export async function measure_proxy_latency(
   await worker.call('set_mode', { mode: 'hold' });
   await open_streams(client, proxy.port, '/latency', load, wait_head);
   await worker.call('wait_tasks', { count: streams });
-  const pids = { server: proxy.pid, redis: redis.process.pid ?? 0 };
+  const tools = { worker: worker.pid, client: client.pid };
+  const pids = { server: proxy.pid, redis: redis.process.pid ?? 0, ...tools };
   const { cpu_s, wall_s } = await with_cpu(pids, () => worker.call('pace', load));
   await worker.call('finish_tasks');
   return {
@@ -151,7 +152,8 @@ async function measure_blpop(scene: latency_scene, load: latency_load) {
   const where = { port: redis.port, database: 1, prefix };
   await worker.call('set_mode', { mode: 'hold' });
   await blpop.call('open', { ...where, streams, lines_each: rounds, skip });
-  const pids = { redis: redis.process.pid ?? 0 };
+  const tools = { worker: worker.pid, client: blpop.pid };
+  const pids = { redis: redis.process.pid ?? 0, ...tools };
   const { cpu_s, wall_s } = await with_cpu(pids, () => worker.call('pace', { ...load, prefix }));
   const limits = { lines_each: rounds, limit_ms: finish_limit_ms };
   const figures = await blpop.call<latency_figures>('finish', limits);
@@ -167,7 +169,8 @@ async function measure_blpop(scene: latency_scene, load: latency_load) {
 async function measure_http(scene: latency_scene, load: latency_load) {
   const { client, floor, floor_port } = scene;
   await open_streams(client, floor_port, '/hold', load, true);
-  const { cpu_s, wall_s } = await with_cpu({ server: floor.pid }, () => floor.call('pace', load));
+  const pids = { server: floor.pid, client: client.pid };
+  const { cpu_s, wall_s } = await with_cpu(pids, () => floor.call('pace', load));
   return {
     ...(await finish_streams(client, load, load.streams)),
     ...cpu_costs(cpu_s, wall_s, load.streams * load.rounds),
@@ -185,7 +188,8 @@ async function measure_webdis(scene: latency_scene, webdis: server, load: latenc
   const { client, worker, redis } = scene;
   const prefix = 'webdis_';
   await open_streams(client, webdis.port, `/SUBSCRIBE/${prefix}{stream}`, load, true);
-  const pids = { server: webdis.pid, redis: redis.process.pid ?? 0 };
+  const tools = { worker: worker.pid, client: client.pid };
+  const pids = { server: webdis.pid, redis: redis.process.pid ?? 0, ...tools };
   const publish = { ...load, command: 'PUBLISH', prefix };
   const { cpu_s, wall_s } = await with_cpu(pids, () => worker.call('pace', publish));
   return {
@@ -204,7 +208,8 @@ async function measure_webdis(scene: latency_scene, webdis: server, load: latenc
 async function measure_nchan(scene: latency_scene, nchan: server, load: latency_load) {
   const { client, poster } = scene;
   await open_streams(client, nchan.port, '/sub/{stream}', load, true);
-  const { cpu_s, wall_s } = await with_cpu({ server: nchan.pid }, () => poster.call('pace', load));
+  const pids = { server: nchan.pid, worker: poster.pid, client: client.pid };
+  const { cpu_s, wall_s } = await with_cpu(pids, () => poster.call('pace', load));
   return {
     ...(await finish_streams(client, load, 0)),
     ...cpu_costs(cpu_s, wall_s, load.streams * load.rounds),
