@@ -848,15 +848,15 @@ function help_text(gathered: gathered_settings): string {
     '',
   ];
   const row_text = (flags: string, name: string, fallback: string, in_force: string) =>
-    `${flags.padEnd(19)} ${name.padEnd(17)} ${fallback.padEnd(20)} ${in_force}`;
+    `${flags.padEnd(18)} ${name.padEnd(19)} ${fallback.padEnd(20)} ${in_force}`;
   lines.push(row_text('opção', 'variável', 'padrão', 'em vigor'), '');
   for (const row of settings_table) {
-    const flags = `${row.short ? `-${row.short}, ` : '    '}--${row.long}`;
+    const flags = `${row.short ? `-${row.short} ` : '   '}--${row.long}`;
     const in_force = show_setting(row, gathered.get(row.name)?.text ?? row.fallback);
     lines.push(row_text(flags, row.name, row.fallback || '(vazio)', in_force || '(vazio)'));
     lines.push(`      ${row.help}`);
   }
-  lines.push('-h, --help', '      esta ajuda', '-V, --version', '      a versão', '');
+  lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
   lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
   lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
   lines.push('/caminho/redis.sock[?db=N] e unix:/caminho/redis.sock[?db=N].');
