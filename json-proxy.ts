@@ -14,9 +14,12 @@
  *
  * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
  *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE         o lado HTTP
- *   REDIS_SERVER  REDIS_PASSWORD  REDIS_CHANNEL  REDIS_PREFIX  REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP
+ *   REDIS_SERVER  REDIS_PASSWORD  REDIS_PASSWORD_FILE  REDIS_CHANNEL  REDIS_PREFIX
+ *   REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP                     o lado Redis
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
  *   WORKERS                                                  quantos processos atendem
+ *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
+ *   MAXTASKS  FAILFAST  HEARTBEAT                            o que fazer em apuros
  *
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
@@ -31,9 +34,10 @@
  *
  * RESPOSTAS HTTP
  *   200 fluxo NDJSON, ou "pong" em /ping    204 OPTIONS              400 pedido malformado
- *   408 pedido lento demais                 413 corpo acima de MAXBODY
- *   417 Expect desconhecido                 431 cabeçalhos grandes   500 /ping sem Redis
- *   501 CONNECT                             503 Redis recusa, ou programa parando
+ *   401 sem a chave de API_KEY              408 pedido lento demais  413 corpo acima de MAXBODY
+ *   417 Expect desconhecido                 429 acima de RATE        431 cabeçalhos grandes
+ *   500 /ping sem Redis                     501 CONNECT
+ *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
  *
  * COMO UM FLUXO TERMINA (campo ending= da linha de log "end")
@@ -66,8 +70,12 @@
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
 import cluster, { type Worker as cluster_worker } from 'node:cluster';
-import { randomUUID as random_uuid } from 'node:crypto';
-import { fstatSync as file_stats } from 'node:fs';
+import {
+  createHash as create_hash,
+  randomUUID as random_uuid,
+  timingSafeEqual as same_bytes,
+} from 'node:crypto';
+import { fstatSync as file_stats, readFileSync as read_file } from 'node:fs';
 import http, {
   validateHeaderName as validate_header_name,
   validateHeaderValue as validate_header_value,
@@ -108,6 +116,9 @@ export type redis_address = {
   password: string;
 };
 
+/** Quantos pedidos um endereço pode fazer, e em quantos segundos. */
+type rate_limit = { count: number; seconds: number };
+
 /** Uma linha da tabela de configurações. `read` lança Error com a descrição do que é aceito. */
 type setting = {
   name: string;
@@ -145,9 +156,19 @@ let WAKEUP: boolean;
 let GRACE: number;
 let SERVERNAME: string;
 let WORKERS: number;
+let API_KEY: Buffer[];
+let RATE: rate_limit | undefined;
+let TRUST_PROXY: boolean;
+let CORS_ORIGIN: string[];
+let MAXTASKS: number;
+let FAILFAST: boolean;
+let HEARTBEAT: number;
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
+
+/** Prefixo da chave em que se contam os pedidos de um endereço. */
+const rate_prefix = 'ndjson_rate_';
 
 /** O maior atraso que setTimeout aceita; acima disso ele dispara na hora. */
 const max_timer_ms = 2 ** 31 - 1;
@@ -160,6 +181,12 @@ const max_body_setting = 64 * 1024 * 1024;
 
 /** Cada processo é um Node inteiro: mais do que isto esgotaria antes a memória e um só Redis. */
 const max_workers = 64;
+
+/** O maior número de fluxos ao mesmo tempo que se pode pedir; o que cabe é a memória que diz. */
+const max_tasks_setting = 1_000_000;
+
+/** O maior número de pedidos por janela, e a maior janela, de um dia. */
+const max_rate = { count: 1_000_000, seconds: 86_400 };
 
 /** Nomes de chave e canal vão em cabeçalhos e logs: ASCII visível, de tamanho razoável. */
 const key_name_pattern = /^[\x21-\x7e]{1,200}$/;
@@ -252,6 +279,81 @@ export function parse_workers(text: string): number {
   } catch (error) {
     throw new Error(`auto ou ${(error as Error).message}`);
   }
+}
+
+/**
+ * Lê o conteúdo de um arquivo dado numa configuração.
+ * @param file caminho
+ * @returns os bytes
+ * @throws Error com a descrição do que é aceito
+ */
+function read_setting_file(file: string): Buffer {
+  try {
+    return read_file(file);
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException;
+    throw new Error(`o caminho de um arquivo que se possa ler (${code})`);
+  }
+}
+
+/**
+ * Resume uma chave de API, para que a comparação não revele nem o tamanho dela.
+ * @param key a chave
+ * @returns SHA-256
+ */
+function hash_key(key: string): Buffer {
+  return create_hash('sha256').update(key).digest();
+}
+
+/**
+ * Lê as chaves de API.
+ * @param text uma ou mais chaves, separadas por vírgula ou quebra de linha; vazio desliga
+ * @returns o resumo de cada uma
+ * @throws Error com a descrição do que é aceito
+ */
+function parse_api_keys(text: string): Buffer[] {
+  if (text === '') return [];
+  const keys = text.split(/[,\r\n]+/).map((key) => key.trim());
+  const given = keys.filter((key) => key !== '');
+  const usable = given.length > 0 && given.every((key) => /^[\x21-\x7e]+$/.test(key));
+  if (!usable) throw new Error('uma ou mais chaves em ASCII visível, separadas por vírgula');
+  return given.map(hash_key);
+}
+
+/**
+ * Lê um limite de pedidos por endereço.
+ * @param text por exemplo "60/60", pedidos e segundos; vazio desliga
+ * @returns o limite, ou undefined
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_rate(text: string): rate_limit | undefined {
+  if (text === '') return undefined;
+  const [count = '', seconds = '', ...rest] = text.split('/');
+  try {
+    if (rest.length > 0) throw new Error('barras demais');
+    return {
+      count: parse_integer(count, 1, max_rate.count),
+      seconds: parse_integer(seconds, 1, max_rate.seconds),
+    };
+  } catch {
+    throw new Error(
+      `pedidos/segundos, como 60/60: de 1 a ${max_rate.count} e de 1 a ${max_rate.seconds} s`,
+    );
+  }
+}
+
+/**
+ * Lê as origens que podem pedir de dentro de um navegador.
+ * @param text "*" ou uma ou mais origens separadas por vírgula; vazio desliga
+ * @returns as origens, como o navegador as manda
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_origins(text: string): string[] {
+  if (text === '') return [];
+  const origins = text.split(',').map((origin) => origin.trim());
+  const is_origin = (origin: string) => URL.canParse(origin) && new URL(origin).origin === origin;
+  if (origins.every((origin) => origin === '*' || is_origin(origin))) return origins;
+  throw new Error('* ou origens separadas por vírgula, como https://exemplo.com.br');
 }
 
 /**
@@ -489,7 +591,98 @@ export const settings_table: setting[] = [
       WORKERS = parse_workers(text);
     },
   },
+  {
+    name: 'MAXTASKS',
+    long: 'maxtasks',
+    fallback: '10000',
+    help: 'fluxos ao mesmo tempo em cada processo; além, 503',
+    read: (text) => {
+      MAXTASKS = parse_integer(text, 1, max_tasks_setting);
+    },
+  },
+  {
+    name: 'FAILFAST',
+    long: 'failfast',
+    fallback: 'off',
+    help: '503 na hora se ninguém ouve o canal: on ou off',
+    read: (text) => {
+      FAILFAST = parse_switch(text);
+    },
+  },
+  {
+    name: 'HEARTBEAT',
+    long: 'heartbeat',
+    fallback: '0',
+    help: 'ms sem enviar nada até uma linha keepalive; 0 desliga',
+    read: (text) => {
+      HEARTBEAT = parse_integer(text, 0, max_timer_ms, 'ms');
+    },
+  },
+  {
+    name: 'API_KEY',
+    long: 'api-key',
+    fallback: '',
+    help: 'chaves que os clientes devem mandar, com vírgulas',
+    secret: true,
+    read: (text) => {
+      API_KEY = parse_api_keys(text);
+    },
+  },
+  {
+    name: 'API_KEY_FILE',
+    long: 'api-key-file',
+    fallback: '',
+    help: 'arquivo com as chaves de API_KEY',
+    read: (text) => {
+      if (text !== '') API_KEY = parse_api_keys(read_setting_file(text).toString().trim() || ' ');
+    },
+  },
+  {
+    name: 'REDIS_PASSWORD_FILE',
+    long: 'secret-file',
+    fallback: '',
+    help: 'arquivo com a senha do Redis',
+    read: (text) => {
+      if (text !== '')
+        REDIS_PASSWORD = read_setting_file(text)
+          .toString()
+          .replace(/\r?\n$/, '');
+    },
+  },
+  {
+    name: 'RATE',
+    long: 'rate',
+    fallback: '',
+    help: 'pedidos/segundos por endereço, como 60/60; além, 429',
+    read: (text) => {
+      RATE = parse_rate(text);
+    },
+  },
+  {
+    name: 'TRUST_PROXY',
+    long: 'trust-proxy',
+    fallback: 'off',
+    help: 'crer no X-Forwarded-For: on ou off',
+    read: (text) => {
+      TRUST_PROXY = parse_switch(text);
+    },
+  },
+  {
+    name: 'CORS_ORIGIN',
+    long: 'cors-origin',
+    fallback: '',
+    help: 'origens que podem pedir pelo navegador, ou *',
+    read: (text) => {
+      CORS_ORIGIN = parse_origins(text);
+    },
+  },
 ];
+
+/** Duas formas da mesma configuração: só uma pode ser dada. */
+const rival_settings = [
+  ['API_KEY', 'API_KEY_FILE'],
+  ['REDIS_PASSWORD', 'REDIS_PASSWORD_FILE'],
+] as const;
 
 /**
  * Mostra o valor de uma configuração sem revelar segredos.
@@ -518,7 +711,7 @@ function stray_argument(index: number): string {
  * @returns a mensagem de erro
  */
 function unknown_option(label: string): string {
-  const shown = label.replace(/^(--(?:secret|redis)).+$/s, '$1…');
+  const shown = label.replace(/^(--(?:secret|redis|api-key)).+$/s, '$1…');
   return `opção desconhecida: ${shown}; --help mostra as aceitas`;
 }
 
@@ -583,6 +776,28 @@ function gather_settings(
 }
 
 /**
+ * Confere as configurações que só valem umas com as outras.
+ * @param gathered texto em vigor de cada configuração
+ * @throws usage_error que as nomeia e diz o que é aceito
+ */
+function check_settings_together(gathered: gathered_settings): void {
+  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix];
+  if (new Set(prefixes).size < prefixes.length) {
+    throw new usage_error(
+      `REDIS_PREFIX ${JSON.stringify(REDIS_PREFIX)} e REDIS_LIST_PREFIX ` +
+        `${JSON.stringify(REDIS_LIST_PREFIX)} inválidos; aceito: diferentes entre si, de ` +
+        `${JSON.stringify(claim_prefix)} e de ${JSON.stringify(rate_prefix)}`,
+    );
+  }
+  const is_given = (name: string) => (gathered.get(name)?.text ?? '') !== '';
+  for (const [plain, file] of rival_settings) {
+    if (is_given(plain) && is_given(file)) {
+      throw new usage_error(`${plain} e ${file} dados ao mesmo tempo; aceito: só um deles`);
+    }
+  }
+}
+
+/**
  * Interpreta os textos reunidos e preenche as variáveis globais em maiúsculas.
  * @param gathered texto em vigor de cada configuração
  * @throws usage_error que nomeia a configuração, o valor e o que é aceito
@@ -598,14 +813,7 @@ function apply_settings(gathered: gathered_settings): void {
       throw new usage_error(`${row.name} (${label}) inválido: ${shown}; aceito: ${accepted}`);
     }
   }
-  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix];
-  if (new Set(prefixes).size < prefixes.length) {
-    throw new usage_error(
-      `REDIS_PREFIX ${JSON.stringify(REDIS_PREFIX)} e REDIS_LIST_PREFIX ` +
-        `${JSON.stringify(REDIS_LIST_PREFIX)} inválidos; aceito: diferentes entre si e de ` +
-        JSON.stringify(claim_prefix),
-    );
-  }
+  check_settings_together(gathered);
 }
 
 /**
@@ -640,15 +848,15 @@ function help_text(gathered: gathered_settings): string {
     '',
   ];
   const row_text = (flags: string, name: string, fallback: string, in_force: string) =>
-    `${flags.padEnd(19)} ${name.padEnd(17)} ${fallback.padEnd(20)} ${in_force}`;
+    `${flags.padEnd(18)} ${name.padEnd(19)} ${fallback.padEnd(20)} ${in_force}`;
   lines.push(row_text('opção', 'variável', 'padrão', 'em vigor'), '');
   for (const row of settings_table) {
-    const flags = `${row.short ? `-${row.short}, ` : '    '}--${row.long}`;
+    const flags = `${row.short ? `-${row.short} ` : '   '}--${row.long}`;
     const in_force = show_setting(row, gathered.get(row.name)?.text ?? row.fallback);
     lines.push(row_text(flags, row.name, row.fallback || '(vazio)', in_force || '(vazio)'));
     lines.push(`      ${row.help}`);
   }
-  lines.push('-h, --help', '      esta ajuda', '-V, --version', '      a versão', '');
+  lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
   lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
   lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
   lines.push('/caminho/redis.sock[?db=N] e unix:/caminho/redis.sock[?db=N].');
@@ -1114,6 +1322,22 @@ async function redis_create_task(task: task_record): Promise<number> {
 }
 
 /**
+ * Conta um pedido de um endereço na janela corrente, comum a todos os proxies.
+ * @param address o endereço
+ * @param seconds duração da janela
+ * @returns quantos ele já fez nela, este incluído, e em quantos segundos ela acaba
+ * @throws deadline_error, ErrorReply ou erro de conexão
+ */
+async function redis_count_request(address: string, seconds: number) {
+  const clock_s = Date.now() / 1000;
+  const window = Math.floor(clock_s / seconds);
+  const key = `${rate_prefix}${address}_${window}`;
+  const counted = redis_ready().client.multi().incr(key).expire(key, seconds).exec();
+  const [count] = await within(counted, answer_limit_ms);
+  return { count: Number(count), wait_s: Math.ceil((window + 1) * seconds - clock_s) };
+}
+
+/**
  * Retira linhas e pergunta o que resta, numa ida e volta. UM SÓ EXISTS É A GARANTIA: ele vê a lista
  * e a tarefa no mesmo instante, depois do LPOP. Se nenhuma existe, tudo o que o worker empurrou
  * antes do seu DEL já saiu. Perguntadas em separado, primeiro a lista, o worker poderia empurrar a
@@ -1417,6 +1641,12 @@ const linger_ms = 2000;
 
 const allowed_methods = 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS';
 
+/** Por quanto tempo um navegador pode guardar a resposta a um OPTIONS, em s. */
+const preflight_age_s = 600;
+
+/** Quanto um cliente recusado por falta de lugar ou de worker deve esperar, em s. */
+const retry_after_s = 5;
+
 /** Tipos de mídia de NDJSON que o cliente pode escolher em Accept; o primeiro é o padrão. */
 const ndjson_types = ['application/x-ndjson', 'application/json-lines', 'application/jsonl'];
 
@@ -1472,9 +1702,13 @@ const connections = new Map<duplex_stream, connection_state>();
 /** Pedidos em andamento em todo o processo, para a parada graciosa. */
 const live_requests = new Set<request_turn>();
 
-/** A vida do processo: o servidor, se a parada já começou, e quem espera o último pedido. */
+/**
+ * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS, se a parada já
+ * começou, e quem espera o último pedido.
+ */
 const lifetime = {
   server: undefined as http.Server | undefined,
+  tasks: 0,
   stopping: false,
   when_idle: () => {},
 };
@@ -1485,6 +1719,74 @@ const lifetime = {
  */
 function common_headers(): Record<string, string> {
   return { Server: SERVERNAME, 'X-Author': author };
+}
+
+/**
+ * Dá os cabeçalhos que deixam uma página de outra origem ler a resposta. Num OPTIONS que pergunta
+ * antes de pedir, também o que ela pode mandar.
+ * @param request o pedido
+ * @returns nomes e valores; nada se CORS_ORIGIN está vazio
+ */
+function cors_headers(request: http.IncomingMessage): Record<string, string> {
+  if (CORS_ORIGIN.length === 0) return {};
+  const { origin = '' } = request.headers;
+  const is_open = CORS_ORIGIN.includes('*');
+  const headers: Record<string, string> = is_open ? {} : { Vary: 'Origin' };
+  if (!is_open && !CORS_ORIGIN.includes(origin)) return headers;
+  headers['Access-Control-Allow-Origin'] = is_open ? '*' : origin;
+  headers['Access-Control-Expose-Headers'] = 'X-Task-UUID, X-Task-Key, X-Task-List';
+  const asked_method = request.headers['access-control-request-method'];
+  if (request.method !== 'OPTIONS' || !asked_method) return headers;
+  headers['Access-Control-Allow-Methods'] = allowed_methods;
+  headers['Access-Control-Allow-Headers'] =
+    request.headers['access-control-request-headers'] ?? '*';
+  headers['Access-Control-Max-Age'] = String(preflight_age_s);
+  return headers;
+}
+
+/**
+ * Diz se um texto é uma das chaves de API, em tempo que não depende dela.
+ * @param text o que o cliente mandou
+ * @returns true se é
+ */
+function is_api_key(text: string): boolean {
+  const given = hash_key(text);
+  return API_KEY.map((key) => same_bytes(key, given)).includes(true);
+}
+
+/**
+ * Separa a credencial de um cabeçalho Authorization: Bearer.
+ * @param authorization valor do cabeçalho
+ * @returns a credencial, vazia se não há
+ */
+function bearer_of(authorization = ''): string {
+  return /^Bearer +(\S+) *$/i.exec(authorization)?.[1] ?? '';
+}
+
+/**
+ * Diz se o cliente mandou uma chave de API, ou se nenhuma é exigida.
+ * @param request o pedido
+ * @returns true se ele pode pedir
+ */
+function is_authorized(request: http.IncomingMessage): boolean {
+  if (API_KEY.length === 0) return true;
+  const { authorization, 'x-api-key': header = '' } = request.headers;
+  return is_api_key(String(header)) || is_api_key(bearer_of(authorization));
+}
+
+/**
+ * Diz de que endereço veio um pedido. O último X-Forwarded-For é o que escreveu o proxy que está à
+ * nossa frente; os anteriores, qualquer um pode inventar.
+ * @param request o pedido
+ * @returns o endereço, sem o prefixo de IPv4 em IPv6; vazio se o cliente já se foi
+ */
+function remote_address_of(request: http.IncomingMessage): string {
+  const forwarded = TRUST_PROXY ? request.headers['x-forwarded-for'] : undefined;
+  const last = String(forwarded ?? '')
+    .split(',')
+    .at(-1)
+    ?.trim();
+  return (last || request.socket.remoteAddress || '').replace(/^::ffff:/, '');
 }
 
 /**
@@ -1839,6 +2141,18 @@ export function collect_headers(raw_headers: string[]): Record<string, string> {
 }
 
 /**
+ * Tira dos cabeçalhos as chaves de API, que não são da conta do worker.
+ * @param headers cabeçalhos como vão na tarefa
+ * @returns os mesmos, sem elas; todos, se nenhuma é exigida
+ */
+function hide_api_keys(headers: Record<string, string>): Record<string, string> {
+  if (API_KEY.length === 0) return headers;
+  const { 'X-Api-Key': _key, Authorization: authorization, ...others } = headers;
+  const is_ours = authorization === undefined || is_api_key(bearer_of(authorization));
+  return is_ours ? others : { ...others, Authorization: authorization };
+}
+
+/**
  * Monta a tarefa de um pedido.
  * @param request o pedido
  * @param body os bytes do corpo
@@ -1856,8 +2170,8 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
     request_time: Date.now() / 1000,
     method: request.method ?? '',
     url: request.url ?? '',
-    remote_address: (request.socket.remoteAddress ?? '').replace(/^::ffff:/, ''),
-    headers: collect_headers(request.rawHeaders),
+    remote_address: remote_address_of(request),
+    headers: hide_api_keys(collect_headers(request.rawHeaders)),
     body: body.toString(is_text ? 'utf8' : 'base64'),
     ...(!is_text && { body_encoding: 'base64' as const }),
   };
@@ -1901,6 +2215,8 @@ type stream_state = {
   bytes: number;
   failure: string;
   open_timer: NodeJS.Timeout | undefined;
+  beat_timer: NodeJS.Timeout | undefined;
+  sent_at: number;
   waiting: wait_kind | undefined;
   has_news: boolean;
   wake: () => void;
@@ -1949,6 +2265,9 @@ const live_streams = new Map<string, stream_state>();
 const ascii = { tab: 0x09, line_feed: 0x0a, carriage_return: 0x0d, space: 0x20, E: 0x45, H: 0x48 };
 
 const line_break = Buffer.from('\n');
+
+/** O que HEARTBEAT envia num fluxo calado, para que nenhum proxy no caminho o corte. */
+const heartbeat_line = '{"type":"keepalive"}\n';
 
 /** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
 const ending_rules: Record<ending, ending_rule> = {
@@ -2159,6 +2478,8 @@ function make_stream(
     bytes: 0,
     failure: '',
     open_timer: undefined,
+    beat_timer: undefined,
+    sent_at: now(),
     waiting: undefined,
     has_news: false,
     wake: () => {},
@@ -2166,6 +2487,22 @@ function make_stream(
   live_streams.set(task.uuid, stream);
   turn.on_interrupt = () => stream.wake();
   return stream;
+}
+
+/**
+ * Envia uma linha de vida se nada foi enviado há HEARTBEAT, e marca a próxima. Nunca no meio de uma
+ * linha grande, que só espera por "drain"; e ela não conta como linha do worker.
+ * @param stream o fluxo
+ */
+function send_heartbeat(stream: stream_state): void {
+  const quiet_ms = now() - stream.sent_at;
+  if (quiet_ms >= HEARTBEAT && stream.waiting !== 'drain') {
+    open_response(stream);
+    stream.response.write(heartbeat_line);
+    stream.sent_at = now();
+  }
+  const wait_ms = quiet_ms >= HEARTBEAT ? HEARTBEAT : HEARTBEAT - quiet_ms;
+  stream.beat_timer = setTimeout(send_heartbeat, Math.ceil(wait_ms), stream);
 }
 
 /**
@@ -2183,6 +2520,16 @@ function begin_stream(stream: stream_state, receivers: number): void {
     open_response(stream);
     stream.response.flushHeaders();
   }, open_after_ms);
+  if (HEARTBEAT > 0) stream.beat_timer = setTimeout(send_heartbeat, HEARTBEAT, stream);
+}
+
+/**
+ * Desliga os temporizadores de um fluxo.
+ * @param stream o fluxo
+ */
+function quiet_stream(stream: stream_state): void {
+  clearTimeout(stream.open_timer);
+  clearTimeout(stream.beat_timer);
 }
 
 /**
@@ -2370,6 +2717,7 @@ async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> 
   open_response(stream);
   for (const piece of cut_pieces(lines)) {
     stream.bytes += piece.length;
+    stream.sent_at = now();
     if (stream.response.write(piece)) continue;
     if (!(await stream_wait(stream, MAXTIME, 'drain'))) drop_stalled_reader(stream);
     stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
@@ -2470,7 +2818,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
 function say_ending(stream: stream_state, how: ending): void {
   const { response } = stream;
   const rule = ending_rules[how];
-  clearTimeout(stream.open_timer);
+  quiet_stream(stream);
   if (how === 'client_gone') {
     response.destroy();
     return;
@@ -2527,6 +2875,16 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
 // a resposta e é registrado; um pedido ruim nunca derruba o processo.
 
 /**
+ * Traduz o que deu errado no Redis antes de haver fluxo.
+ * @param error o que foi lançado
+ * @returns 503 se o Redis recusou, 504 se não respondeu
+ */
+function refusal_for(error: unknown): refusal {
+  if (is_refusal(error)) return new refusal(503, refusal_reason(error));
+  return new refusal(504, 'redis does not answer');
+}
+
+/**
  * Responde /ping: "pong" se o Redis responde, 500 se não.
  * @param request o pedido
  * @param response a resposta
@@ -2549,6 +2907,19 @@ async function answer_ping(
 }
 
 /**
+ * Desiste de um fluxo que ninguém vai atender, e apaga a tarefa dele.
+ * @param stream o fluxo
+ * @throws refusal 503, sempre
+ */
+async function abandon_stream(stream: stream_state): Promise<never> {
+  const { uuid: task_uuid } = stream.task;
+  quiet_stream(stream);
+  live_streams.delete(task_uuid);
+  await within(redis_clean({ task_uuid, worker_may_write: false }), clean_limit_ms).catch(() => {});
+  throw new refusal(503, 'no worker is listening', { 'Retry-After': String(retry_after_s) });
+}
+
+/**
  * Cria a tarefa de um pedido no Redis e o fluxo dela. O fluxo entra na tabela antes, porque os
  * avisos podem vir no mesmo pacote que a resposta.
  * @param request o pedido
@@ -2556,7 +2927,7 @@ async function answer_ping(
  * @param turn a vez do pedido
  * @param body os bytes do corpo; nada os guarda depois daqui, um fluxo pode durar horas
  * @returns o fluxo
- * @throws refusal 503 se o Redis recusa, 504 se não responde
+ * @throws refusal 503 se o Redis recusa, ou se ninguém ouve e FAILFAST manda; 504 se não responde
  */
 async function open_stream(
   request: http.IncomingMessage,
@@ -2572,14 +2943,14 @@ async function open_stream(
   } catch (error) {
     live_streams.delete(uuid);
     log('error', 'create_failed', { task: uuid, reason: (error as Error).message });
-    if (is_refusal(error)) throw new refusal(503, refusal_reason(error));
-    throw new refusal(504, 'redis does not answer');
+    throw refusal_for(error);
   }
   const { receivers } = stream;
   log('info', 'task', { task: uuid, method, path: path_of(url), body: body.length, receivers });
   if (receivers === 0) {
     const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
     log('warn', 'no_worker', { task: uuid, hint });
+    if (FAILFAST) await abandon_stream(stream);
   }
   return stream;
 }
@@ -2591,7 +2962,7 @@ async function open_stream(
  * @param turn a vez do pedido
  * @throws refusal antes de haver tarefa
  */
-async function serve_task(
+async function run_task(
   request: http.IncomingMessage,
   response: http.ServerResponse,
   turn: request_turn,
@@ -2615,6 +2986,65 @@ async function serve_task(
 }
 
 /**
+ * Atende um pedido que vira tarefa, se há lugar para mais um. O corpo já ocupa o lugar: muitos
+ * grandes ao mesmo tempo encheriam a memória antes da primeira tarefa.
+ * @param request o pedido
+ * @param response a resposta
+ * @param turn a vez do pedido
+ * @throws refusal antes de haver tarefa
+ */
+async function serve_task(
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+  turn: request_turn,
+): Promise<void> {
+  if (lifetime.tasks >= MAXTASKS) {
+    throw new refusal(503, 'too many streams', { 'Retry-After': String(retry_after_s) });
+  }
+  lifetime.tasks += 1;
+  try {
+    await run_task(request, response, turn);
+  } finally {
+    lifetime.tasks -= 1;
+  }
+}
+
+/**
+ * Confere o que um pedido é, antes de saber o que ele quer.
+ * @param request o pedido
+ * @throws refusal se ele não pode ser atendido
+ */
+function check_request(request: http.IncomingMessage): void {
+  if (lifetime.stopping) {
+    throw new refusal(503, 'server shutting down', { Connection: 'close', 'Retry-After': '1' });
+  }
+  if (request.httpVersion === '1.1' && request.headers.host === undefined) {
+    throw new refusal(400, 'missing Host header', { Connection: 'close' });
+  }
+  const { expect = '100-continue' } = request.headers;
+  if (expect.toLowerCase() !== '100-continue') {
+    throw new refusal(417, 'only "Expect: 100-continue" is supported', { Connection: 'close' });
+  }
+}
+
+/**
+ * Confere se um cliente não passou do seu limite. Um Redis que não conta não responde nem guarda
+ * tarefas: a falha dele é respondida como tal, e não abre nem fecha a porta.
+ * @param request o pedido
+ * @throws refusal 429 acima de RATE; 503 ou 504 se o Redis falha
+ */
+async function check_rate(request: http.IncomingMessage): Promise<void> {
+  if (!RATE) return;
+  const address = remote_address_of(request);
+  const counted = redis_count_request(address, RATE.seconds);
+  const { count, wait_s } = await counted.catch((error) => {
+    throw refusal_for(error);
+  });
+  if (count <= RATE.count) return;
+  throw new refusal(429, 'too many requests', { 'Retry-After': String(wait_s) });
+}
+
+/**
  * Decide o que fazer com um pedido.
  * @param request o pedido
  * @param response a resposta
@@ -2626,16 +3056,7 @@ async function dispatch(
   response: http.ServerResponse,
   turn: request_turn,
 ): Promise<void> {
-  if (lifetime.stopping) {
-    throw new refusal(503, 'server shutting down', { Connection: 'close', 'Retry-After': '1' });
-  }
-  if (request.httpVersion === '1.1' && request.headers.host === undefined) {
-    throw new refusal(400, 'missing Host header', { Connection: 'close' });
-  }
-  const { expect = '100-continue' } = request.headers;
-  if (expect.toLowerCase() !== '100-continue') {
-    throw new refusal(417, 'only "Expect: 100-continue" is supported', { Connection: 'close' });
-  }
+  check_request(request);
   if (request.method === 'OPTIONS') {
     response.writeHead(204, { ...common_headers(), Allow: allowed_methods });
     response.end();
@@ -2645,7 +3066,11 @@ async function dispatch(
     await answer_ping(request, response);
     return;
   }
+  if (!is_authorized(request)) {
+    throw new refusal(401, 'missing or unknown API key', { 'WWW-Authenticate': 'Bearer' });
+  }
   if (!(await redis_ping(fresh_answer_ms))) throw new refusal(504, 'redis does not answer');
+  await check_rate(request);
   if (turn.interrupted) throw new Error('interrompido');
   if (request.method === 'HEAD') {
     response.writeHead(200, stream_headers(choose_media_type(request.headers.accept)));
@@ -2694,6 +3119,8 @@ async function handle_request(
   response: http.ServerResponse,
 ): Promise<void> {
   const turn = take_turn(request, response);
+  const cors = cors_headers(request);
+  for (const name in cors) response.setHeader(name, cors[name] ?? '');
   try {
     await turn.previous;
     if (turn.interrupted === 'client_gone') return;

@@ -48,6 +48,15 @@ const contract: [string, string | undefined, string, string][] = [
   ['MAXBODY', undefined, 'maxbody', '10485760'],
   ['WAKEUP', undefined, 'wakeup', 'on'],
   ['WORKERS', 'w', 'workers', '1'],
+  ['MAXTASKS', undefined, 'maxtasks', '10000'],
+  ['FAILFAST', undefined, 'failfast', 'off'],
+  ['HEARTBEAT', undefined, 'heartbeat', '0'],
+  ['API_KEY', undefined, 'api-key', ''],
+  ['API_KEY_FILE', undefined, 'api-key-file', ''],
+  ['REDIS_PASSWORD_FILE', undefined, 'secret-file', ''],
+  ['RATE', undefined, 'rate', ''],
+  ['TRUST_PROXY', undefined, 'trust-proxy', 'off'],
+  ['CORS_ORIGIN', undefined, 'cors-origin', ''],
 ];
 
 /** Para cada configuração, um valor pelo ambiente e outro por argumento, todos diferentes. */
@@ -69,6 +78,15 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   MAXBODY: { by_environment: '2001', by_argument: '2002' },
   WAKEUP: { by_environment: 'off', by_argument: 'false' },
   WORKERS: { by_environment: '2', by_argument: 'auto' },
+  MAXTASKS: { by_environment: '71', by_argument: '72' },
+  FAILFAST: { by_environment: 'on', by_argument: '1' },
+  HEARTBEAT: { by_environment: '15001', by_argument: '15002' },
+  API_KEY: { by_environment: `${secret}-a`, by_argument: `${secret}-b` },
+  API_KEY_FILE: { by_environment: '/run/a', by_argument: '/run/b' },
+  REDIS_PASSWORD_FILE: { by_environment: '/run/c', by_argument: '/run/d' },
+  RATE: { by_environment: '10/61', by_argument: '10/62' },
+  TRUST_PROXY: { by_environment: 'true', by_argument: 'ON' },
+  CORS_ORIGIN: { by_environment: 'https://env.example', by_argument: '*' },
 };
 
 /** Para cada configuração que tem valor ruim, um deles, e um trecho do que deve ser dito aceito. */
@@ -89,6 +107,15 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   MAXBODY: { value: '67108865', accepted: 'um inteiro de 0 a 67108864 bytes' },
   WAKEUP: { value: 'talvez', accepted: 'on, off, 1, 0, true ou false' },
   WORKERS: { value: '0', accepted: 'auto ou um inteiro de 1 a 64' },
+  MAXTASKS: { value: '0', accepted: 'um inteiro de 1 a 1000000' },
+  FAILFAST: { value: 'sim', accepted: 'on, off, 1, 0, true ou false' },
+  HEARTBEAT: { value: '15s', accepted: 'um inteiro de 0 a 2147483647 ms' },
+  API_KEY: { value: `${secret} b`, accepted: 'uma ou mais chaves em ASCII visível' },
+  API_KEY_FILE: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
+  REDIS_PASSWORD_FILE: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
+  RATE: { value: '60', accepted: 'pedidos/segundos, como 60/60' },
+  TRUST_PROXY: { value: '1.2.3.4', accepted: 'on, off, 1, 0, true ou false' },
+  CORS_ORIGIN: { value: 'exemplo.com', accepted: '* ou origens separadas por vírgula' },
 };
 
 /**
@@ -488,7 +515,7 @@ describe('--help e --version', { concurrency: 3 }, () => {
     assert.match(stdout, /\nPrecedência: padrão < variável de ambiente < argumento\.\n/);
     for (const line of stdout.split('\n')) assert.ok([...line].length <= 80, line);
     for (const row of settings_table) assert.ok(stdout.includes(`\n      ${row.help}\n`), row.help);
-    assert.match(stdout, /\n-h, --help\n.*\n-V, --version\n/);
+    assert.match(stdout, /\n-h --help\n.*\n-V --version\n/);
     assert.match(stdout, /rediss:\/\/.*TLS/);
     assert.match(stdout, /unix:\/\S+\[\?db=N\]/);
     assert.equal((await run_once(['-h'])).stdout, stdout);
@@ -497,7 +524,7 @@ describe('--help e --version', { concurrency: 3 }, () => {
     const rows = await read_help(['-p', '1']);
     for (const { name, short, long, fallback } of settings_table) {
       const { flags = '', fallback: shown } = rows.get(name) ?? {};
-      assert.equal(flags, short ? `-${short}, --${long}` : `--${long}`);
+      assert.equal(flags, short ? `-${short} --${long}` : `--${long}`);
       assert.equal(shown, fallback || '(vazio)');
     }
   });
@@ -534,7 +561,7 @@ describe('valores ruins: código 2 e uma linha', { concurrency: 3 }, () => {
   for (const row of settings_table) {
     const { value, accepted } = bad_values[row.name] ?? { value: '', accepted: '' };
     if (accepted === '') continue;
-    const shown = `inválido: ${JSON.stringify(value)}; aceito: `;
+    const shown = `inválido: ${JSON.stringify(row.secret ? '***' : value)}; aceito: `;
     test(`${row.name} ruim por opção`, async () => {
       const flag = row.short ? `-${row.short}` : `--${row.long}`;
       const pieces = [`json-proxy: ${row.name} (${flag}) ${shown}`, accepted];
