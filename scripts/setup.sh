@@ -5,6 +5,7 @@
 #   sh scripts/setup.sh redis             redis-server, pelo apt onde houver
 #   sh scripts/setup.sh redis-unless-given   idem, salvo se REDIS_SERVER aponta para um
 #   sh scripts/setup.sh python            python3 e redis-py, para test:extra
+#   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -50,14 +51,28 @@ ensure_python() {
   apt_install "apt-get install python3-redis, ou pip install redis" python3 python3-redis
 }
 
+# Instala os concorrentes que o bench sabe medir, sem que nenhum serviço suba por isso.
+ensure_peers() {
+  command -v webdis >/dev/null && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] && return
+  policy=/usr/sbin/policy-rc.d
+  if [ -w /usr/sbin ] && [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+  fi
+  apt_install "no Debian, apt-get install webdis nginx libnginx-mod-nchan" \
+    webdis nginx libnginx-mod-nchan
+}
+
 for part in "$@"; do
   case $part in
     packages) ensure_packages ;;
     redis) ensure_redis ;;
     redis-unless-given) [ -n "${REDIS_SERVER:-}" ] || ensure_redis ;;
     python) ensure_python ;;
+    peers) ensure_peers ;;
     *)
-      echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python" >&2
+      echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python peers" >&2
       exit 2
       ;;
   esac

@@ -67,8 +67,8 @@ export function find_peers(): Record<string, string> {
  * @throws Error se não foi possível
  */
 export function install_peers(): void {
-  const script = path.join(__dirname, 'peers.sh');
-  const { status } = run('sh', [script], { stdio: 'inherit' });
+  const script = path.join(__dirname, '..', 'setup.sh');
+  const { status } = run('sh', [script, 'peers'], { stdio: 'inherit' });
   if (status !== 0) throw new Error('os concorrentes não puderam ser instalados');
 }
 
