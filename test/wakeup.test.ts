@@ -12,6 +12,7 @@ import { on_stop } from '../scripts/local';
 import {
   begin,
   connect_redis,
+  end_of,
   fetch_all,
   type local_redis,
   open_stream,
@@ -261,6 +262,23 @@ describe('avisos', { concurrency: true }, () => {
     await db.flushAll();
     assert.deepEqual(await stream.rest(), ['{"error": "redis lost"}']);
     await proxy.wait_for(/ ending=redis_lost /);
+  });
+
+  test('FLUSHALL enquanto a última linha ainda sai não desfaz o sucesso', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await start_scene(own, rare_polls);
+    const { stream, task } = await open_idle(proxy, worker);
+    await stream.pause();
+    const last = 'x'.repeat(20_000_000);
+    await db.multi().rPush(task.task_list, last).del(task.task_key).exec();
+    await until('última linha retirada', async () => (await db.lLen(task.task_list)) === 0);
+    await db.flushAll();
+    await stream.resume();
+    assert.deepEqual(
+      (await stream.rest()).map((line) => line.length),
+      [last.length],
+    );
+    assert.equal((await end_of(proxy, task)).ending, 'done');
   });
 
   test('FLUSHALL no meio de fluxos que correm também não', async () => {
