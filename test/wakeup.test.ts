@@ -269,13 +269,13 @@ describe('avisos', { concurrency: true }, () => {
     const { proxy, worker, db } = await start_scene(own, rare_polls);
     const { stream, task } = await open_idle(proxy, worker);
     await stream.pause();
-    const last = 'x'.repeat(20_000_000);
+    const last = 'x'.repeat(12_000_000);
     await db.multi().rPush(task.task_list, last).del(task.task_key).exec();
     await until('última linha retirada', async () => (await db.lLen(task.task_list)) === 0);
     await db.flushAll();
     await stream.resume();
     assert.deepEqual(
-      (await stream.rest()).map((line) => line.length),
+      (await stream.rest(30_000)).map((line) => line.length),
       [last.length],
     );
     assert.equal((await end_of(proxy, task)).ending, 'done');
