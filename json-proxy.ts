@@ -284,12 +284,12 @@ export function parse_workers(text: string): number {
 /**
  * Lê o conteúdo de um arquivo dado numa configuração.
  * @param file caminho
- * @returns os bytes
+ * @returns o texto
  * @throws Error com a descrição do que é aceito
  */
-function read_setting_file(file: string): Buffer {
+function read_setting_file(file: string): string {
   try {
-    return read_file(file);
+    return read_file(file, 'utf8');
   } catch (error) {
     const { code = '' } = error as NodeJS.ErrnoException;
     throw new Error(`o caminho de um arquivo que se possa ler (${code})`);
@@ -307,12 +307,11 @@ function hash_key(key: string): Buffer {
 
 /**
  * Lê as chaves de API.
- * @param text uma ou mais chaves, separadas por vírgula ou quebra de linha; vazio desliga
+ * @param text uma ou mais chaves, separadas por vírgula ou quebra de linha
  * @returns o resumo de cada uma
  * @throws Error com a descrição do que é aceito
  */
 function parse_api_keys(text: string): Buffer[] {
-  if (text === '') return [];
   const keys = text.split(/[,\r\n]+/).map((key) => key.trim());
   const given = keys.filter((key) => key !== '');
   const usable = given.length > 0 && given.every((key) => /^[\x21-\x7e]+$/.test(key));
@@ -625,7 +624,7 @@ export const settings_table: setting[] = [
     help: 'chaves que os clientes devem mandar, com vírgulas',
     secret: true,
     read: (text) => {
-      API_KEY = parse_api_keys(text);
+      API_KEY = text === '' ? [] : parse_api_keys(text);
     },
   },
   {
@@ -634,7 +633,7 @@ export const settings_table: setting[] = [
     fallback: '',
     help: 'arquivo com as chaves de API_KEY',
     read: (text) => {
-      if (text !== '') API_KEY = parse_api_keys(read_setting_file(text).toString().trim() || ' ');
+      if (text !== '') API_KEY = parse_api_keys(read_setting_file(text));
     },
   },
   {
@@ -643,10 +642,7 @@ export const settings_table: setting[] = [
     fallback: '',
     help: 'arquivo com a senha do Redis',
     read: (text) => {
-      if (text !== '')
-        REDIS_PASSWORD = read_setting_file(text)
-          .toString()
-          .replace(/\r?\n$/, '');
+      if (text !== '') REDIS_PASSWORD = read_setting_file(text).replace(/\r?\n$/, '');
     },
   },
   {
@@ -2387,14 +2383,11 @@ export function parse_element(raw: Buffer): list_element {
  * @returns nomes e valores
  */
 function stream_headers(media_type: string, task?: task_names): Record<string, string> {
-  const headers: Record<string, string> = {
-    Server: SERVERNAME,
-    'X-Author': author,
-    'Content-Type': media_type,
-    'Cache-Control': 'no-store, no-transform',
-    'X-Accel-Buffering': 'no',
-    'X-Content-Type-Options': 'nosniff',
-  };
+  const headers = common_headers();
+  headers['Content-Type'] = media_type;
+  headers['Cache-Control'] = 'no-store, no-transform';
+  headers['X-Accel-Buffering'] = 'no';
+  headers['X-Content-Type-Options'] = 'nosniff';
   if (task) {
     headers['X-Task-UUID'] = task.uuid;
     headers['X-Task-Key'] = task.task_key;

@@ -37,6 +37,12 @@ export const default_ttl_s = 600;
 /** Consultas frequentes, linhas sem pausa, parada que não espera por ninguém. */
 export const brisk = ['-i', '20', '-P', '0', '--grace', '0'];
 
+/** Uma parada que daria um minuto aos fluxos: o teste que a espera desistiria antes. */
+export const long_grace = ['--grace', '60000'];
+
+/** A última linha de um fluxo que a parada cortou. */
+export const goodbye = '{"error": "server shutting down"}';
+
 /** Mais do que os buffers de uma conexão local guardam: com isto pendente, o socket está cheio. */
 export const clog = { lines: 40, bytes: 1_000_000 };
 

@@ -16,7 +16,9 @@ import {
   exit_of,
   fetch_all,
   freeze_redis,
+  goodbye,
   type local_redis,
+  long_grace,
   open_socket,
   open_stream,
   type proxy,
@@ -27,9 +29,6 @@ import {
   task_named,
   until,
 } from './harness';
-
-const long_grace = ['--grace', '60000'];
-const goodbye = '{"error": "server shutting down"}';
 
 let redis: local_redis;
 

@@ -20,8 +20,10 @@ import {
   exit_of,
   fetch_all,
   free_port,
+  goodbye,
   type local_program,
   type local_redis,
+  long_grace,
   open_socket,
   open_stream,
   patience_ms,
@@ -37,9 +39,6 @@ import {
   temp_dir,
   until,
 } from './harness';
-
-const long_grace = ['--grace', '60000'];
-const goodbye = '{"error": "server shutting down"}';
 
 /** Sobem vários processos cada um; mais que isto ao mesmo tempo disputaria os processadores. */
 const tests_at_once = 3;
