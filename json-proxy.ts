@@ -59,8 +59,8 @@
  *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec") perde as linhas desses
  *     instantes.
- *   - Uma conexão com o Redis que se cala sem fechar é trocada em até 15 s, se ele atende por outra;
- *     se ele travou, depois de MAXTIME (de 10 a 60 s). Um LPOP a caminho nela se perde.
+ *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s, se ele atende por outra; se
+ *     ele travou, depois de MAXTIME (de 10 a 60 s). Um LPOP que estava a caminho nela se perde.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
