@@ -13,7 +13,7 @@
  *   curl -N http://127.0.0.1:8771/qualquer/caminho -d '{"pergunta": "..."}'
  *
  * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
- *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE         o lado HTTP
+ *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE  TLS_CERT  TLS_KEY          o lado HTTP
  *   REDIS_SERVER  REDIS_PASSWORD  REDIS_PASSWORD_FILE  REDIS_CHANNEL  REDIS_PREFIX
  *   REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP                     o lado Redis
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
@@ -81,6 +81,7 @@ import http, {
   validateHeaderName as validate_header_name,
   validateHeaderValue as validate_header_value,
 } from 'node:http';
+import https from 'node:https';
 import {
   isIP as is_ip,
   isIPv6 as is_ipv6,
@@ -91,6 +92,7 @@ import {
 import { availableParallelism as available_parallelism } from 'node:os';
 import type { Duplex as duplex_stream } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
 import {
   createClient as create_client,
@@ -120,6 +122,9 @@ export type redis_address = {
 
 /** Quantos pedidos um endereço pode fazer, e em quantos segundos. */
 type rate_limit = { count: number; seconds: number };
+
+/** O certificado, com a cadeia, e a chave dele, em PEM. */
+type tls_pair = { cert: string; key: string };
 
 /** Uma linha da tabela de configurações. `read` lança Error com a descrição do que é aceito. */
 type setting = {
@@ -165,6 +170,8 @@ let CORS_ORIGIN: string[];
 let MAXTASKS: number;
 let FAILFAST: boolean;
 let HEARTBEAT: number;
+let TLS_CERT: string;
+let TLS_KEY: string;
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
@@ -296,6 +303,28 @@ function read_setting_file(file: string): string {
     const { code = '' } = error as NodeJS.ErrnoException;
     throw new Error(`o caminho de um arquivo que se possa ler (${code})`);
   }
+}
+
+/**
+ * Lê o caminho de um arquivo que se possa ler.
+ * @param text o caminho; vazio desliga
+ * @returns o mesmo texto
+ * @throws Error com a descrição do que é aceito
+ */
+function parse_file(text: string): string {
+  if (text !== '') read_setting_file(text);
+  return text;
+}
+
+/**
+ * Lê o certificado e a chave de TLS_CERT e TLS_KEY.
+ * @returns os dois em PEM
+ * @throws Error se não se leem ou não formam um par
+ */
+function read_tls_pair(): tls_pair {
+  const pair = { cert: read_setting_file(TLS_CERT), key: read_setting_file(TLS_KEY) };
+  make_tls_context(pair);
+  return pair;
 }
 
 /**
@@ -674,6 +703,24 @@ export const settings_table: setting[] = [
       CORS_ORIGIN = parse_origins(text);
     },
   },
+  {
+    name: 'TLS_CERT',
+    long: 'tls-cert',
+    fallback: '',
+    help: 'arquivo do certificado, em PEM: atende por HTTPS',
+    read: (text) => {
+      TLS_CERT = parse_file(text);
+    },
+  },
+  {
+    name: 'TLS_KEY',
+    long: 'tls-key',
+    fallback: '',
+    help: 'arquivo da chave do certificado, em PEM, sem senha',
+    read: (text) => {
+      TLS_KEY = parse_file(text);
+    },
+  },
 ];
 
 /** Duas formas da mesma configuração: só uma pode ser dada. */
@@ -774,6 +821,23 @@ function gather_settings(
 }
 
 /**
+ * Confere o certificado e a chave do HTTPS: nenhum dos dois, ou um par.
+ * @throws usage_error que os nomeia e diz o que é aceito
+ */
+function check_tls_settings(): void {
+  if (TLS_CERT === '' && TLS_KEY === '') return;
+  const shown = `TLS_CERT ${JSON.stringify(TLS_CERT)} e TLS_KEY ${JSON.stringify(TLS_KEY)}`;
+  const accepted = 'aceito: os dois, em PEM, a chave sem senha e deste certificado';
+  if (TLS_CERT === '' || TLS_KEY === '') throw new usage_error(`${shown} inválidos; ${accepted}`);
+  try {
+    read_tls_pair();
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    throw new usage_error(`${shown} inválidos (${code ?? message}); ${accepted}`);
+  }
+}
+
+/**
  * Confere as configurações que só valem umas com as outras.
  * @param gathered texto em vigor de cada configuração
  * @throws usage_error que as nomeia e diz o que é aceito
@@ -793,6 +857,7 @@ function check_settings_together(gathered: gathered_settings): void {
       throw new usage_error(`${plain} e ${file} dados ao mesmo tempo; aceito: só um deles`);
     }
   }
+  check_tls_settings();
 }
 
 /**
@@ -1928,7 +1993,7 @@ function interrupt(turn: request_turn, why: interruption): void {
 function watch_connection(socket: net_socket): void {
   const state: connection_state = {
     socket,
-    bytes_at_rest: 0,
+    bytes_at_rest: socket.bytesRead,
     turns: [],
     last_turn: Promise.resolve(),
     last_response: undefined,
@@ -2195,7 +2260,14 @@ async function refuse_broken_request(
   socket: duplex_stream,
 ): Promise<void> {
   const state = connections.get(socket);
-  if (!state || state.broken) return; // cada pedaço que chega depois repete o erro
+  if (!state) {
+    // não chegou a haver conexão; quem só abre e fecha a porta (um balanceador) não é notícia
+    const is_news = TLS_CERT !== '' && error.code !== 'ECONNRESET';
+    if (is_news) log('warn', 'tls_failed', { reason: error.code ?? error.message });
+    socket.destroy();
+    return;
+  }
+  if (state.broken) return; // cada pedaço que chega depois repete o erro
   const answers: Record<string, [number, string]> = {
     HPE_HEADER_OVERFLOW: [431, 'request headers too large'],
     HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, 'chunk extensions too large'],
@@ -3258,6 +3330,9 @@ async function handle_request(
 // que restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora. Com WORKERS acima
 // de 1 essa é a vida de cada processo, e a do supervisor é cuidar deles, sem atender ninguém.
 
+/** De quanto em quanto tempo o certificado é relido. */
+const certificate_check_ms = 10_000;
+
 /** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
 const farewell_ms = 3000;
 
@@ -3284,11 +3359,37 @@ const crew = {
 };
 
 /**
- * Cria o servidor HTTP com todos os seus ouvintes, ainda sem abrir a porta.
+ * Relê o certificado de tempos em tempos: quem o renova só precisa trocar os arquivos. Enquanto os
+ * dois não formam um par, vale o anterior.
+ * @param server o servidor
+ * @param pair o par em uso
+ */
+async function watch_certificate(server: https.Server, pair: tls_pair): Promise<void> {
+  let in_use = pair;
+  let complaint = '';
+  for (;;) {
+    await wait(certificate_check_ms);
+    try {
+      const found = read_tls_pair();
+      complaint = '';
+      if (found.cert === in_use.cert && found.key === in_use.key) continue;
+      in_use = found;
+      server.setSecureContext(found);
+      log('info', 'tls_renewed', { cert: TLS_CERT });
+    } catch (error) {
+      const reason = (error as Error).message;
+      if (reason !== complaint) log('warn', 'tls_refused', { cert: TLS_CERT, reason });
+      complaint = reason;
+    }
+  }
+}
+
+/**
+ * Cria o servidor HTTP ou HTTPS com todos os seus ouvintes, ainda sem abrir a porta.
  * @returns o servidor
  */
 function make_server(): http.Server {
-  const server = http.createServer({
+  const options = {
     keepAliveTimeout: keep_alive_ms,
     headersTimeout: headers_limit_ms,
     requestTimeout: request_limit_ms,
@@ -3296,8 +3397,17 @@ function make_server(): http.Server {
     requireHostHeader: false, // a recusa é nossa, com os nossos cabeçalhos
     keepAlive: true, // o do TCP, não o do HTTP
     keepAliveInitialDelay: probe_after_ms,
-  });
-  server.on('connection', watch_connection);
+    handshakeTimeout: headers_limit_ms,
+  };
+  let server: http.Server;
+  if (TLS_CERT) {
+    const pair = read_tls_pair();
+    server = https.createServer({ ...options, ...pair });
+    void watch_certificate(server as https.Server, pair);
+  } else {
+    server = http.createServer(options);
+  }
+  server.on(TLS_CERT ? 'secureConnection' : 'connection', watch_connection);
   server.on('request', handle_request);
   server.on('checkContinue', handle_request);
   server.on('checkExpectation', handle_request);
@@ -3325,10 +3435,11 @@ function explain_listen_error(error: NodeJS.ErrnoException): string {
 /**
  * Dá a URL em que o programa atende.
  * @param port a porta real
- * @returns por exemplo "http://0.0.0.0:8771"
+ * @returns por exemplo "http://0.0.0.0:8771", ou https com TLS_CERT
  */
 function url_at(port: number): string {
-  return `http://${HTTP_HOST.includes(':') ? `[${HTTP_HOST}]` : HTTP_HOST}:${port}`;
+  const host = HTTP_HOST.includes(':') ? `[${HTTP_HOST}]` : HTTP_HOST;
+  return `${TLS_CERT ? 'https' : 'http'}://${host}:${port}`;
 }
 
 /**
