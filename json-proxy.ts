@@ -1750,18 +1750,6 @@ const body_limit_ms = 30_000;
 /** Silêncio de um cliente até o sistema perguntar se ele está lá; 10 s sem resposta encerram. */
 const probe_after_ms = 30_000;
 
-/** De quanto em quanto tempo se procura quem sumiu com dados a caminho. */
-const vanish_check_ms = 5000;
-
-/** As conexões TCP do sistema, como o Linux as mostra. */
-const tcp_tables = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
-
-/**
- * Uma linha delas, de conexão aberta (01 e 08) com dados retransmitidos (temporizador 01) ao menos
- * uma vez: endereço local, porta local, endereço remoto, porta remota.
- */
-const unheard_row = /^ *\d+: (\w+):(\w+) (\w+):(\w+) 0[18] \w+:\w+ 01:\w+ (?!00000000)\w+ /gm;
-
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
 
@@ -1811,7 +1799,7 @@ type request_turn = {
  * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último, o fim da vez dele, e
  * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
  * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
- * corpo. `unheard_since` é desde quando o outro lado não confirma o que recebe, 0 se confirma.
+ * corpo.
  */
 type connection_state = {
   socket: net_socket;
@@ -1821,7 +1809,6 @@ type connection_state = {
   last_response: http.ServerResponse | undefined;
   broken: refusal | undefined;
   on_broken: () => void;
-  unheard_since: number;
 };
 
 const connections = new Map<duplex_stream, connection_state>();
@@ -1999,7 +1986,6 @@ function watch_connection(socket: net_socket): void {
     last_response: undefined,
     broken: undefined,
     on_broken: () => {},
-    unheard_since: 0,
   };
   const client_left = () => {
     for (const turn of state.turns) interrupt(turn, 'client_gone');
@@ -2011,60 +1997,6 @@ function watch_connection(socket: net_socket): void {
     connections.delete(socket);
     client_left();
   });
-}
-
-/**
- * Escreve um endereço da tabela do sistema como o Node o escreve.
- * @param hex 8 ou 32 dígitos, em palavras de 32 bits com os bytes ao contrário
- * @returns por exemplo "127.0.0.1" ou "::1"
- */
-export function table_address(hex: string): string {
-  const bytes = Buffer.from(hex, 'hex').swap32();
-  if (bytes.length === 4) return bytes.join('.');
-  const groups = bytes.toString('hex').replace(/(.{4})(?=.)/g, '$1:');
-  return new socket_address({ family: 'ipv6', address: groups }).address;
-}
-
-/**
- * Diz quais conexões esperam por uma confirmação que não vem.
- * @returns uma chave por conexão, porta local, endereço e porta remotos; vazio fora do Linux
- */
-async function unheard_connections(): Promise<Set<string>> {
-  const tables = await Promise.all(
-    tcp_tables.map((table) => read_file_later(table, 'latin1').catch(() => '')),
-  );
-  const rows = tables.flatMap((table) => [...table.matchAll(unheard_row)]);
-  return new Set(
-    rows.map(([, , port = '', peer = '', peer_port = '']) =>
-      [Number.parseInt(port, 16), table_address(peer), Number.parseInt(peer_port, 16)].join(' '),
-    ),
-  );
-}
-
-/**
- * Corta quem some sem fechar com dados a caminho: a sonda do TCP só vale para conexões ociosas, e o
- * sistema insistiria por um quarto de hora. Quem lê devagar confirma, e não é cortado aqui.
- */
-async function drop_vanished_clients(): Promise<void> {
-  const unheard = await unheard_connections();
-  for (const state of connections.values()) {
-    const { localPort: port, remoteAddress: peer, remotePort: peer_port } = state.socket;
-    if (!unheard.has([port, peer, peer_port].join(' '))) state.unheard_since = 0;
-    else state.unheard_since ||= now();
-    if (state.unheard_since === 0 || now() - state.unheard_since < MAXTIME) continue;
-    log('warn', 'vanished_client', { peer: peer ?? '', maxtime: MAXTIME });
-    state.socket.destroy();
-  }
-}
-
-/**
- * Procura clientes que sumiram de tempos em tempos, enquanto há conexões.
- */
-async function watch_clients(): Promise<void> {
-  for (;;) {
-    await wait(vanish_check_ms);
-    if (connections.size > 0) await drop_vanished_clients();
-  }
 }
 
 /**
@@ -2389,7 +2321,10 @@ type ending_rule = {
 /** Por que um fluxo está parado. Só "interval" pode ser encurtado por uma notícia do Redis. */
 type wait_kind = 'interval' | 'pause' | 'drain';
 
-/** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
+/**
+ * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `unheard_since` é desde
+ * quando o cliente não confirma o que recebe, 0 se confirma.
+ */
 type stream_state = {
   task: task_names;
   response: http.ServerResponse;
@@ -2411,6 +2346,7 @@ type stream_state = {
   open_timer: NodeJS.Timeout | undefined;
   beat_timer: NodeJS.Timeout | undefined;
   sent_at: number;
+  unheard_since: number;
   waiting: wait_kind | undefined;
   has_news: boolean;
   wake: () => void;
@@ -2448,6 +2384,18 @@ const reserved_header =
  * fluxos parados; os que caem no mesmo quadro de `frame_ms` consultam juntos, numa ida e volta.
  */
 const safety_poll = { every_ms: 60_000, frame_ms: 100 };
+
+/** De quanto em quanto tempo se procura quem sumiu com dados a caminho. */
+const vanish_check_ms = 5000;
+
+/** As conexões TCP do sistema, como o Linux as mostra. */
+const tcp_tables = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
+
+/**
+ * Uma linha delas, de conexão aberta (01 e 08) com dados retransmitidos (temporizador 01) ao menos
+ * uma vez: endereço local, porta local, endereço remoto, porta remota.
+ */
+const unheard_row = /^ *\d+: (\w+):(\w+) (\w+):(\w+) 0[18] \w+:\w+ 01:\w+ (?!00000000)\w+ /gm;
 
 /** O último trecho de uma chave de tarefa ou de lista. */
 const uuid_length = 36;
@@ -2671,6 +2619,7 @@ function make_stream(
     open_timer: undefined,
     beat_timer: undefined,
     sent_at: now(),
+    unheard_since: 0,
     waiting: undefined,
     has_news: false,
     wake: () => {},
@@ -2895,6 +2844,66 @@ function drop_stalled_reader(stream: stream_state): void {
   log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
   interrupt(stream.turn, 'client_gone');
   stream.response.destroy();
+}
+
+/**
+ * Escreve um endereço da tabela do sistema como o Node o escreve.
+ * @param hex 8 ou 32 dígitos, em palavras de 32 bits com os bytes ao contrário
+ * @returns por exemplo "127.0.0.1" ou "::1"
+ */
+export function table_address(hex: string): string {
+  const bytes = Buffer.from(hex, 'hex').swap32();
+  if (bytes.length === 4) return bytes.join('.');
+  const groups = bytes.toString('hex').replace(/(.{4})(?=.)/g, '$1:');
+  return new socket_address({ family: 'ipv6', address: groups }).address;
+}
+
+/**
+ * Diz quais conexões esperam por uma confirmação que não vem.
+ * @returns uma chave por conexão, porta local, endereço e porta remotos; vazio fora do Linux
+ */
+async function unheard_connections(): Promise<Set<string>> {
+  const tables = await Promise.all(
+    tcp_tables.map((table) => read_file_later(table, 'latin1').catch(() => '')),
+  );
+  const rows = tables.flatMap((table) => [...table.matchAll(unheard_row)]);
+  return new Set(
+    rows.map(([, , port = '', peer = '', peer_port = '']) =>
+      [Number.parseInt(port, 16), table_address(peer), Number.parseInt(peer_port, 16)].join(' '),
+    ),
+  );
+}
+
+/**
+ * Corta quem some sem fechar com dados a caminho: a sonda do TCP só vale para conexões ociosas, e o
+ * sistema insistiria por um quarto de hora. Quem lê devagar confirma, e não é cortado aqui. A
+ * tabela só é lida se algo foi enviado há pouco, ou se já se desconfia de alguém.
+ */
+async function drop_vanished_clients(): Promise<void> {
+  const suspects = [...live_streams.values()].filter(
+    (stream) => stream.unheard_since > 0 || now() - stream.sent_at < 2 * vanish_check_ms,
+  );
+  const unheard = suspects.length > 0 ? await unheard_connections() : new Set();
+  for (const stream of suspects) {
+    const { response, turn, task } = stream;
+    const { localPort: port, remoteAddress: peer, remotePort: peer_port } = response.req.socket;
+    if (!unheard.has([port, peer, peer_port].join(' '))) stream.unheard_since = 0;
+    else stream.unheard_since ||= now();
+    if (stream.unheard_since === 0 || now() - stream.unheard_since < MAXTIME) continue;
+    log('warn', 'vanished_client', { task: task.uuid, maxtime: MAXTIME });
+    interrupt(turn, 'client_gone');
+    response.destroy();
+  }
+}
+
+/**
+ * Procura de tempos em tempos clientes que sumiram.
+ */
+async function watch_clients(): Promise<void> {
+  for (;;) {
+    await wait(vanish_check_ms);
+    await drop_vanished_clients();
+  }
 }
 
 /**
