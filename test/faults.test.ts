@@ -11,6 +11,7 @@ import { on_stop } from '../scripts/local';
 import {
   begin,
   brisk,
+  connect_redis,
   end_of,
   fetch_all,
   freeze_redis,
@@ -25,6 +26,7 @@ import {
   task_named,
   type task_names,
   until,
+  type worker,
 } from './harness';
 
 /** Um Redis que, mesmo morto com SIGKILL, volta com tudo o que confirmou. */
@@ -36,6 +38,9 @@ const login = 'redis://proxy:senha@';
 
 /** O que o cliente lê quando o Redis se foi por MAXTIME ou voltou sem os dados. */
 const lost_line = '{"error": "redis lost"}';
+
+/** Quantos fluxos estão em andamento quando o Redis cai. */
+const crowd = 50;
 
 /** Quase só esperam; mais que isto ao mesmo tempo disputaria os processadores. */
 const tests_at_once = 4;
@@ -83,6 +88,48 @@ async function link_back(proxy: proxy, count = 1): Promise<void> {
   await until(`${count} reconexões`, () => seen() >= count);
   assert.equal(seen(), count);
   assert.ok((proxy.stderr().match(/ redis_down /g)?.length ?? 0) >= count);
+}
+
+/**
+ * Abre fluxos, um a cada dois com uma linha já recebida, e os demais ainda mudos.
+ * @param proxy o proxy
+ * @param worker o worker
+ * @param count quantos
+ * @returns os fluxos, com as suas tarefas e a linha que já receberam
+ */
+async function begin_many(proxy: proxy, worker: worker, count = crowd) {
+  const begun = [];
+  for (let n = 0; n < count; n += 1) {
+    const before = n % 2 === 0 ? [] : [`antes ${n}`];
+    begun.push({ before, ...(await begin(proxy, worker, before)) });
+  }
+  return begun;
+}
+
+/**
+ * Confere que, com o Redis fora, pedidos novos são recusados.
+ * @param proxy o proxy
+ */
+async function check_refusing(proxy: proxy): Promise<void> {
+  const reply = await fetch_all(proxy);
+  assert.deepEqual([reply.status, reply.body], [504, '{"error": "redis does not answer"}\n']);
+  assert.equal((await fetch_all(proxy, { path: '/ping' })).status, 500);
+}
+
+/**
+ * Confere que o proxy atende pedidos novos. O worker pode ter caído com o Redis: antes de lhe pedir
+ * algo, espera-se que volte a assinar.
+ * @param proxy o proxy
+ * @param worker o worker
+ */
+async function check_serving(proxy: proxy, worker: worker): Promise<void> {
+  const { client: db } = worker;
+  await until('assinatura', async () => (await db.pubSubChannels()).length > 0);
+  worker.pending.splice(0);
+  const { stream, task } = await begin(proxy, worker, ['nova']);
+  await db.del(task.task_key);
+  assert.deepEqual(await stream.rest(), []);
+  assert.deepEqual(await db.keys(`*${task.uuid}`), []);
 }
 
 /**
@@ -152,27 +199,21 @@ async function check_sound(proxy: proxy): Promise<void> {
 const tests: Record<string, () => Promise<void>> = {
   'Redis volta com os dados: os fluxos seguem, sem perder nem repetir linhas': async () => {
     const { redis, proxy, worker, db } = await set_scene(durable, forever);
-    const begun = [];
-    for (let n = 0; n < 20; n += 1) begun.push(await begin(proxy, worker, [`antes ${n}`]));
+    const begun = await begin_many(proxy, worker);
     await redis.stop();
     await proxy.wait_for(/ redis_down redis=\S+ reason=".+"\n/);
-    assert.equal((await fetch_all(proxy)).status, 504);
-    assert.equal((await fetch_all(proxy, { path: '/ping' })).status, 500);
+    await check_refusing(proxy);
     await start_redis(durable, redis);
     await link_back(proxy);
-    const endings = begun.map(async ({ stream, task }, n) => {
+    const endings = begun.map(async ({ stream, task, before }, n) => {
       await db.rPush(task.task_list, [`depois ${n}`, 'última']);
       await db.del(task.task_key);
       assert.deepEqual(await stream.rest(), [`depois ${n}`, 'última']);
-      assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '3']);
+      assert.deepEqual(await outcome_of(proxy, task), ['done', '200', `${before.length + 2}`]);
     });
     await Promise.all(endings);
     assert.deepEqual(await db.keys('*'), []);
-    // o worker também caiu: antes de lhe pedir algo, espera-se que volte a assinar
-    await until('assinatura', async () => (await db.pubSubChannels()).length > 0);
-    const { stream, task } = await begin(proxy, worker, ['nova']);
-    await db.del(task.task_key);
-    assert.deepEqual(await stream.rest(), []);
+    await check_serving(proxy, worker);
     await check_sound(proxy);
   },
 
@@ -193,18 +234,66 @@ const tests: Record<string, () => Promise<void>> = {
 
   'Redis volta sem os dados: linha de erro logo, nunca um fim que pareça sucesso': async () => {
     const { redis, proxy, worker, db } = await set_scene([], forever);
-    const mute = await begin(proxy, worker);
-    const talking = await begin(proxy, worker, ['1', '2']);
+    const begun = await begin_many(proxy, worker);
     await redis.stop('SIGKILL');
     await proxy.wait_for(/ redis_down /);
+    await check_refusing(proxy);
     await start_redis([], redis);
-    assert.deepEqual(await mute.stream.rest(), [lost_line]);
-    assert.deepEqual(await talking.stream.rest(), [lost_line]);
-    const { ending, lines } = await end_of(proxy, mute.task);
-    assert.deepEqual([ending, lines], ['redis_lost', '0']);
-    assert.deepEqual(await outcome_of(proxy, talking.task), ['redis_lost', '200', '2']);
-    await see_tombstone(db, mute.task);
-    await see_tombstone(db, talking.task);
+    const endings = begun.map(async ({ stream, task, before }) => {
+      assert.deepEqual(await stream.rest(), [lost_line]);
+      const { ending, lines } = await end_of(proxy, task);
+      assert.deepEqual([ending, lines], ['redis_lost', `${before.length}`]);
+      await see_tombstone(db, task);
+    });
+    await Promise.all(endings);
+    await check_serving(proxy, worker);
+    await check_sound(proxy);
+  },
+
+  'Redis volta sem os dados e o worker, sem saber, continua: as linhas e o erro': async () => {
+    const { redis, proxy, worker, db } = await set_scene([], forever);
+    const begun = await begin_many(proxy, worker, 2);
+    const blank = await start_redis(durable);
+    const blank_db = await connect_redis(blank);
+    const late_lines = [
+      ['2', '3'],
+      ['2', '3', 'EOF'],
+    ];
+    for (const [n, lines] of late_lines.entries()) {
+      await blank_db.rPush(begun[n]?.task.task_list ?? '', lines); // antes da primeira consulta
+    }
+    await Promise.all([blank.stop(), redis.stop('SIGKILL')]);
+    await start_redis(durable, { port: redis.port, dir: blank.dir });
+    for (const { stream, task } of begun) {
+      assert.deepEqual(await stream.rest(), ['2', '3', lost_line]);
+      assert.equal((await end_of(proxy, task)).ending, 'redis_lost');
+      await see_tombstone(db, task);
+    }
+    await check_sound(proxy);
+  },
+
+  'Redis volta com os dados e o worker já tinha terminado: as linhas que faltavam e o fim':
+    async () => {
+      const { redis, proxy, worker, db } = await set_scene(durable, [...forever, '-P', '1500']);
+      const { stream, task } = await begin(proxy, worker, ['1']);
+      await db.multi().rPush(task.task_list, ['2', '3', '4']).del(task.task_key).exec();
+      assert.equal(await stream.next(), '2');
+      await redis.stop('SIGKILL'); // durante a pausa: nenhum LPOP a caminho
+      await proxy.wait_for(/ redis_down /);
+      await start_redis(durable, redis);
+      assert.deepEqual(await stream.rest(), ['3', '4']);
+      assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '4']);
+      assert.deepEqual(await db.keys('*'), []);
+      await check_sound(proxy);
+    },
+
+  'FLUSHALL e uma linha logo depois: a linha e o erro': async () => {
+    const { proxy, worker, db } = await set_scene([], forever);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    await db.multi().flushAll().rPush(task.task_list, '2').exec();
+    assert.deepEqual(await stream.rest(), ['2', lost_line]);
+    assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '2']);
+    await see_tombstone(db, task);
     await check_sound(proxy);
   },
 
@@ -222,13 +311,17 @@ const tests: Record<string, () => Promise<void>> = {
 
   'Redis fora por mais que MAXTIME: linha de erro; as chaves somem quando ele volta': async () => {
     const { redis, proxy, worker, db } = await set_scene(durable, ['-t', '2000']);
-    const { stream, task } = await begin(proxy, worker, ['1']);
+    const begun = await begin_many(proxy, worker);
     await redis.stop();
-    assert.deepEqual(await stream.rest(), [lost_line]);
-    assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);
+    for (const { stream, task, before } of begun) {
+      assert.deepEqual(await stream.rest(), [lost_line]);
+      const { ending, lines } = await end_of(proxy, task);
+      assert.deepEqual([ending, lines], ['redis_lost', `${before.length}`]);
+    }
     await start_redis(durable, redis);
     await link_back(proxy);
-    await see_tombstone(db, task);
+    await Promise.all(begun.map(({ task }) => see_tombstone(db, task)));
+    await check_serving(proxy, worker);
     await check_sound(proxy);
   },
 
