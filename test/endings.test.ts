@@ -316,7 +316,7 @@ test('200 clientes que saem juntos: 200 tarefas apagadas, e o proxy continua sã
   assert.equal(proxy.stderr(), '');
 });
 
-test('worker que apaga as duas chaves de uma vez: fim normal, com o que tinha chegado', async () => {
+test('worker que apaga as duas chaves de uma vez: fim normal, com o que já chegou', async () => {
   for (const args of [[], ['--wakeup', 'off']]) {
     const { proxy, worker, db } = await start_scene(redis, [...brisk, ...args]);
     const { stream, task } = await begin(proxy, worker, ['1']);

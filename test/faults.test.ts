@@ -337,27 +337,37 @@ async function lose_right(
   await check_serving(proxy, worker);
 }
 
+/**
+ * Faz o Redis reiniciar, com os dados, no meio de muitos fluxos.
+ * @param args argumentos para o proxy
+ */
+async function survive_restart(args: string[]): Promise<void> {
+  const { redis, proxy, worker, db } = await set_scene(durable, args);
+  const begun = await begin_many(proxy, worker);
+  await redis.stop();
+  await proxy.wait_for(/ redis_down redis=\S+ reason=".+"\n/);
+  await check_refusing(proxy);
+  await start_redis(durable, redis);
+  await link_back(proxy);
+  const endings = begun.map(async ({ stream, task, before }, n) => {
+    await db.rPush(task.task_list, [`depois ${n}`, 'última']);
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), [`depois ${n}`, 'última']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', `${before.length + 2}`]);
+  });
+  await Promise.all(endings);
+  assert.deepEqual(await db.keys('*'), []);
+  await check_serving(proxy, worker);
+  await check_sound(proxy);
+}
+
 /** Os testes; cada um é independente dos outros. */
 const tests: Record<string, () => Promise<void>> = {
-  'Redis volta com os dados: os fluxos seguem, sem perder nem repetir linhas': async () => {
-    const { redis, proxy, worker, db } = await set_scene(durable, forever);
-    const begun = await begin_many(proxy, worker);
-    await redis.stop();
-    await proxy.wait_for(/ redis_down redis=\S+ reason=".+"\n/);
-    await check_refusing(proxy);
-    await start_redis(durable, redis);
-    await link_back(proxy);
-    const endings = begun.map(async ({ stream, task, before }, n) => {
-      await db.rPush(task.task_list, [`depois ${n}`, 'última']);
-      await db.del(task.task_key);
-      assert.deepEqual(await stream.rest(), [`depois ${n}`, 'última']);
-      assert.deepEqual(await outcome_of(proxy, task), ['done', '200', `${before.length + 2}`]);
-    });
-    await Promise.all(endings);
-    assert.deepEqual(await db.keys('*'), []);
-    await check_serving(proxy, worker);
-    await check_sound(proxy);
-  },
+  'Redis volta com os dados: os fluxos seguem, sem perder nem repetir linhas': () =>
+    survive_restart(forever),
+
+  'Redis volta com os dados, WAKEUP off: os fluxos, que não param de consultar, seguem': () =>
+    survive_restart(polling),
 
   'linhas que esperavam na lista atravessam a queda, uma vez cada': async () => {
     const { redis, proxy, worker, db } = await set_scene(durable, [...forever, '-P', '1500']);

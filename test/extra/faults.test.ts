@@ -396,7 +396,7 @@ describe('conexão com o Redis cortada sem parar', { concurrency: true }, () => 
 });
 
 describe('Redis travado por dez segundos', () => {
-  test('recusas enquanto dura; depois tudo segue, e nenhum worker atende quem foi recusado', async () => {
+  test('recusas enquanto dura; depois tudo segue, e quem foi recusado não é atendido', async () => {
     const redis = await start_redis();
     const relay = await start_relay(redis.port);
     const scenes = await Promise.all([
@@ -471,7 +471,7 @@ describe('varredura', () => {
 });
 
 describe('SIGTERM sob carga', () => {
-  test('cada fluxo tem a sua última linha; a porta e os pedidos novos vão para o sucessor', async () => {
+  test('cada fluxo tem a sua última linha; a porta e os pedidos vão para o sucessor', async () => {
     const redis = await start_redis();
     const scene = await start_scene(redis, [...forever, '-P', '0', '--grace', String(grace_ms)]);
     const { proxy, worker, db, channel } = scene;
