@@ -1089,8 +1089,14 @@ const settle_ms = 1000;
  */
 const silence_limit_ms = { least: 10_000, most: 60_000 };
 
-/** Entre tentativas de reconexão: dobra a partir do primeiro valor até o segundo. */
-const reconnect_ms = { first: 50, last: 1000 };
+/**
+ * Entre tentativas de reconexão: dobra a partir do primeiro valor até o segundo. Curto, porque quem
+ * termina entre a volta do Redis e a nossa não pode ser distinguido de quem perdeu os dados.
+ */
+const reconnect_ms = { first: 50, last: 250 };
+
+/** Entre tentativas de quem espera por um Redis que não está ou não atende ainda. */
+const retry_ms = 1000;
 
 /** Limpezas guardadas para quando o Redis voltar; acima disso o TTL faz o serviço. */
 const max_pending_cleanups = 10_000;
@@ -1356,7 +1362,7 @@ async function redis_clean(work: cleanup): Promise<void> {
     log('warn', 'clean_refused', { task: work.task_uuid, reason });
   } else if (failed.length > 0 && redis_link.client?.isReady) {
     // ocupado, mas com a conexão de pé: nenhuma volta dela avisaria que já dá
-    setTimeout(redis_clean, reconnect_ms.last, work).unref();
+    setTimeout(redis_clean, retry_ms, work).unref();
   } else if (failed.length > 0 && redis_link.pending_cleanups.size < max_pending_cleanups) {
     redis_link.pending_cleanups.set(work.task_uuid, work);
   }
@@ -1454,7 +1460,9 @@ async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
     const keys = redis_keys(task_uuid);
     const replies = await Promise.all(keys.map((key) => client.expire(key, REDIS_TTL)));
     return replies[0] === 1;
-  } catch {
+  } catch (error) {
+    const { message } = error as Error;
+    if (is_refusal(error)) log('warn', 'renew_refused', { task: task_uuid, reason: message });
     return undefined;
   }
 }
@@ -1542,7 +1550,7 @@ async function redis_settled(): Promise<boolean> {
       if (!(error instanceof error_reply)) return false;
       if (!transient_reply.test(error.message)) return true;
     }
-    await wait(reconnect_ms.last);
+    await wait(retry_ms);
   }
 }
 
@@ -2322,8 +2330,9 @@ type ending_rule = {
 type wait_kind = 'interval' | 'pause' | 'drain';
 
 /**
- * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `unheard_since` é desde
- * quando o cliente não confirma o que recebe, 0 se confirma.
+ * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `is_complete` diz que o
+ * worker apagou a tarefa: ninguém mais escreve na lista. `unheard_since` é desde quando o cliente
+ * não confirma o que recebe, 0 se confirma.
  */
 type stream_state = {
   task: task_names;
@@ -2337,6 +2346,7 @@ type stream_state = {
   renew_at: number;
   expires_at: number;
   identity: string;
+  is_complete: boolean;
   keys_left: boolean;
   batch: number;
   elements: number;
@@ -2610,6 +2620,7 @@ function make_stream(
     renew_at: now() + (REDIS_TTL * 1000) / renewals_per_ttl,
     expires_at: now() + REDIS_TTL * 1000,
     identity: redis_link.identity,
+    is_complete: false,
     keys_left: true,
     batch: 1,
     elements: 0,
@@ -2764,8 +2775,12 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     const poll = await within(answered, Math.max(time_left(stream), answer_limit_ms));
     if (!poll) return undefined;
     const { elements, list_exists, task_exists, claim_exists } = poll;
+    const has_lines = list_exists || elements.length > 0;
     stream.keys_left = list_exists || task_exists || claim_exists;
-    if (stream.keys_left || elements.length > 0) stream.identity = identity || stream.identity;
+    // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
+    const is_proof = task_exists || (stream.is_complete && has_lines);
+    if (is_proof) stream.identity = identity || stream.identity;
+    else if (identity !== '' && identity === stream.identity) stream.is_complete = true;
     return poll;
   } catch (error) {
     if (is_refusal(error)) throw error;
@@ -2954,9 +2969,9 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<boolea
 }
 
 /**
- * Decide o que significa a tarefa ter sumido com a lista vazia. Se o servidor não é mais o mesmo
- * desde a última consulta que achou algo, ou se a chave pode ter expirado sem que a renovação a
- * alcançasse, os dados se perderam: isso não pode parecer sucesso.
+ * Decide o que significa a tarefa ter sumido. Se o servidor não é mais o mesmo desde a última prova
+ * de que tinha os dados, ou se a chave pode ter expirado sem que a renovação a alcançasse, eles se
+ * perderam: isso não pode parecer sucesso.
  * @param stream o fluxo
  * @returns o fim; undefined enquanto não se sabe que servidor é este
  */
@@ -2992,11 +3007,11 @@ async function run_stream(stream: stream_state): Promise<ending> {
     if (stream.resume_at > now()) await stream_wait(stream, stream.resume_at - now(), 'pause');
     if (turn.interrupted) return turn.interrupted;
     const poll = await stream_poll(stream);
-    const is_gone = poll && !poll.task_exists && !poll.list_exists;
-    const verdict = is_gone && judge_absence(stream); // já: o envio pode demorar, e o Redis mudar
+    // já: o envio pode demorar, e o Redis mudar
+    const verdict = poll && !poll.task_exists && judge_absence(stream);
     if (poll && poll.elements.length > 0) {
       stream.batch = next_batch(stream.batch, poll.elements);
-      if (await deliver(stream, poll.elements)) return 'done';
+      if (await deliver(stream, poll.elements)) return verdict || 'done';
     }
     if (poll?.refusal) throw poll.refusal;
     if (poll?.list_exists) continue;
@@ -3005,8 +3020,8 @@ async function run_stream(stream: stream_state): Promise<ending> {
     if (verdict) return verdict;
     if (turn.interrupted) continue;
     if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost';
-    const retry_ms = Math.min(reconnect_ms.last, time_left(stream));
-    await stream_wait(stream, poll ? idle_interval(stream) : retry_ms, 'interval');
+    const pause_ms = poll ? idle_interval(stream) : Math.min(retry_ms, time_left(stream));
+    await stream_wait(stream, pause_ms, 'interval');
   }
 }
 

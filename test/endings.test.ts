@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { rmSync as remove } from 'node:fs';
 import { before, describe, test } from 'node:test';
 import {
+  begin,
   brisk,
   clog,
   clog_reader,
@@ -131,6 +132,33 @@ const patient_tests: Record<string, () => Promise<void>> = {
       ttls.every((ttl) => ttl > 0 && ttl <= default_ttl_s),
       String(ttls),
     );
+  },
+
+  'worker que empurra para sempre: quando o cliente sai, o laço para e tudo expira': async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await start_scene(own, [...brisk, '--ttl', '1']);
+    const { stream, task } = await begin(proxy, worker);
+    const worker_state = { alive: true };
+    const push_forever = async () => {
+      for (let n = 0; worker_state.alive; n += 1) {
+        await db.rPush(task.task_list, String(n));
+        await delay(5);
+      }
+    };
+    const pushing = push_forever();
+    for (let n = 0; n < 20; n += 1) assert.equal(await stream.next(), String(n));
+    stream.leave();
+    assert.equal((await end_of(proxy, task)).ending, 'client_gone');
+    const pops = await served(db, 'lpop');
+    // o EOF expira, o worker refaz a lista sem TTL, e a varredura lhe dá um, vez após vez
+    await proxy.wait_for(/(?: sweep adopted=1 ttl=1\n[\s\S]*){2}/);
+    worker_state.alive = false;
+    await pushing;
+    await until('nada no Redis', async () => (await db.dbSize()) === 0);
+    assert.equal(await served(db, 'lpop'), pops);
+    assert.equal(await proxy.stop(), 0);
+    assert.match(proxy.stdout(), / stop signal=SIGTERM streams=0 /);
+    assert.equal(proxy.stderr(), '');
   },
 
   'anúncio que ninguém ouve é registrado na hora, e não como worker calado': async () => {
@@ -286,6 +314,20 @@ test('200 clientes que saem juntos: 200 tarefas apagadas, e o proxy continua sã
   assert.equal(await proxy.stop(), 0);
   assert.match(proxy.stdout(), / stop signal=SIGTERM streams=0 /);
   assert.equal(proxy.stderr(), '');
+});
+
+test('worker que apaga as duas chaves de uma vez: fim normal, com o que já chegou', async () => {
+  for (const args of [[], ['--wakeup', 'off']]) {
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, ...args]);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    const { task_key, task_list } = task;
+    await db.multi().rPush(task_list, ['2', '3']).del([task_key, task_list]).exec();
+    assert.deepEqual(await stream.rest(), []);
+    const end = await end_of(proxy, task);
+    assert.deepEqual([end.ending, end.status, end.lines], ['done', '200', '1']);
+    assert.deepEqual(await db.keys(`*${task.uuid}`), []);
+    assert.equal(proxy.stderr(), '');
+  }
 });
 
 test('a linha end traz os números do fluxo', async () => {

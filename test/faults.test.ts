@@ -11,6 +11,8 @@ import { on_stop } from '../scripts/local';
 import {
   begin,
   brisk,
+  connect_redis,
+  delay,
   end_of,
   fetch_all,
   freeze_redis,
@@ -19,12 +21,14 @@ import {
   type redis_client,
   see_tombstone,
   served,
+  stale_answer_ms,
   start_proxy,
   start_redis,
   start_worker,
   task_named,
   type task_names,
   until,
+  type worker,
 } from './harness';
 
 /** Um Redis que, mesmo morto com SIGKILL, volta com tudo o que confirmou. */
@@ -34,8 +38,23 @@ const durable = ['--appendonly', 'yes', '--appendfsync', 'always'];
 const without_info = ['--user', 'proxy', 'on', '>senha', '~*', '&*', '+@all', '-info'];
 const login = 'redis://proxy:senha@';
 
+/** Um usuário que pode tudo, até que se lhe tire algum direito. */
+const with_user = ['--user', 'proxy', 'on', '>senha', '~*', '&*', '+@all'];
+
 /** O que o cliente lê quando o Redis se foi por MAXTIME ou voltou sem os dados. */
 const lost_line = '{"error": "redis lost"}';
+
+/** O que ele lê quando o Redis não responde. */
+const silent_line = '{"error": "redis does not answer"}';
+
+/** O que ele lê quando o Redis só aceita leituras. */
+const read_only_line = '{"error": "redis is read-only"}';
+
+/** O que ele lê quando o usuário do proxy perde um direito. */
+const denied_line = '{"error": "redis denied access"}';
+
+/** Quantos fluxos estão em andamento quando o Redis cai. */
+const crowd = 50;
 
 /** Quase só esperam; mais que isto ao mesmo tempo disputaria os processadores. */
 const tests_at_once = 4;
@@ -46,8 +65,67 @@ const forever = ['-t', '120000'];
 /** O programa promete notar uma conexão calada em 15 s; o resto é folga. */
 const silence_noticed_ms = 25_000;
 
+/** Um fluxo que consulta a cada INTERVAL, e logo nota que algo mudou no servidor. */
+const polling = [...forever, '--wakeup', 'off'];
+
 /** Um fluxo que, depois da primeira consulta vazia, só acorda quando a conexão é refeita. */
-const asleep = [...forever, '-i', '60000', '--wakeup', 'off'];
+const asleep = [...polling, '-i', '60000'];
+
+/** Os direitos que se perdem: o status de um pedido novo, se o fluxo aberto segue, e o log. */
+const lost_rights = [
+  { command: 'lpop', status: 503, goes_on: false, tag: 'stream_error' },
+  { command: 'exists', status: 503, goes_on: false, tag: 'stream_error' },
+  { command: 'set', status: 503, goes_on: true, tag: 'create_failed' },
+  { command: 'publish', status: 503, goes_on: true, tag: 'create_failed' },
+  { command: 'expire', status: 200, goes_on: true, tag: 'clean_refused' },
+];
+
+/**
+ * Um apuro do servidor: como entra nele e como sai, o que um pedido novo recebe, o que fica no log,
+ * e com que linha acaba o fluxo aberto; sem ela, ele segue depois.
+ */
+type trouble = {
+  enter: (db: redis_client) => Promise<unknown>;
+  leave: string[];
+  status: number;
+  error: string;
+  log: RegExp;
+  last_line?: string;
+};
+
+const troubles: Record<string, trouble> = {
+  'memória cheia': {
+    enter: (db) => db.configSet('maxmemory', '1'),
+    leave: ['CONFIG', 'SET', 'maxmemory', '0'],
+    status: 503,
+    error: '{"error": "redis is out of memory"}',
+    log: / create_failed task=\S+ reason="OOM /,
+  },
+  'réplica de outro servidor': {
+    enter: async (db) => {
+      const master = await start_redis(['--repl-diskless-sync-delay', '0']);
+      await db.sendCommand(['REPLICAOF', '127.0.0.1', String(master.port)]);
+      const is_synced = async () => /^master_link_status:up/m.test(await db.info('replication'));
+      await until('réplica em dia', is_synced);
+    },
+    leave: ['REPLICAOF', 'NO', 'ONE'],
+    status: 503,
+    error: read_only_line,
+    log: / create_failed task=\S+ reason="READONLY /,
+    last_line: read_only_line,
+  },
+  'réplica que perdeu o mestre e não serve dados velhos': {
+    enter: async (db) => {
+      await db.configSet('replica-serve-stale-data', 'no');
+      await db.sendCommand(['REPLICAOF', '127.0.0.1', '1']);
+    },
+    leave: ['REPLICAOF', 'NO', 'ONE'],
+    status: 504,
+    error: silent_line,
+    log: / ping_failed reason="MASTERDOWN /,
+    last_line: read_only_line, // o LPOP é uma escrita, e isso o Redis confere antes
+  },
+};
 
 /**
  * Sobe um Redis, um proxy e um worker.
@@ -86,6 +164,49 @@ async function link_back(proxy: proxy, count = 1): Promise<void> {
   await until(`${count} reconexões`, () => seen() >= count);
   assert.equal(seen(), count);
   assert.ok((proxy.stderr().match(/ redis_down /g)?.length ?? 0) >= count);
+}
+
+/**
+ * Abre fluxos, um a cada dois com uma linha já recebida, e os demais ainda mudos.
+ * @param proxy o proxy
+ * @param worker o worker
+ * @param count quantos
+ * @returns os fluxos, com as suas tarefas e a linha que já receberam
+ */
+async function begin_many(proxy: proxy, worker: worker, count = crowd) {
+  const begun = [];
+  for (let n = 0; n < count; n += 1) {
+    const before = n % 2 === 0 ? [] : [`antes ${n}`];
+    begun.push({ before, ...(await begin(proxy, worker, before)) });
+  }
+  return begun;
+}
+
+/**
+ * Confere que, com o Redis fora, pedidos novos são recusados.
+ * @param proxy o proxy
+ */
+async function check_refusing(proxy: proxy): Promise<void> {
+  const asked = [fetch_all(proxy), fetch_all(proxy, { path: '/ping' })] as const;
+  const [reply, ping] = await Promise.all(asked);
+  assert.deepEqual([reply.status, reply.body], [504, `${silent_line}\n`]);
+  assert.deepEqual([ping.status, ping.body], [500, `${silent_line}\n`]);
+}
+
+/**
+ * Confere que o proxy atende pedidos novos. O worker pode ter caído com o Redis: antes de lhe pedir
+ * algo, espera-se que volte a assinar.
+ * @param proxy o proxy
+ * @param worker o worker
+ */
+async function check_serving(proxy: proxy, worker: worker): Promise<void> {
+  const { client: db } = worker;
+  await until('assinatura', async () => (await db.pubSubChannels()).length > 0);
+  worker.pending.splice(0);
+  const { stream, task } = await begin(proxy, worker, ['nova']);
+  await db.del(task.task_key);
+  assert.deepEqual(await stream.rest(), []);
+  assert.deepEqual(await db.keys(`*${task.uuid}`), []);
 }
 
 /**
@@ -145,39 +266,111 @@ async function start_relay(port: number) {
 /**
  * Confere que o proxy atravessou o teste são.
  * @param proxy o proxy
+ * @param is_expected reconhece as linhas de erro que o teste provocou
  */
-async function check_sound(proxy: proxy): Promise<void> {
+async function check_sound(proxy: proxy, is_expected = /^$/): Promise<void> {
   assert.equal(await proxy.stop(), 0);
-  assert.doesNotMatch(proxy.stderr(), /\bat \S+ \(|stream_error|request_error|fatal|Warning/);
+  const lines = proxy.stderr().split('\n');
+  const log = lines.filter((line) => !is_expected.test(line)).join('\n');
+  assert.doesNotMatch(log, /\bat \S+ \(|stream_error|request_error|fatal|Warning/);
+}
+
+/**
+ * Põe o Redis num apuro com um fluxo aberto, e o tira de lá.
+ * @param trouble o apuro
+ */
+async function go_through(trouble: trouble): Promise<void> {
+  const { proxy, worker, db } = await set_scene([], polling);
+  const { stream, task } = await begin(proxy, worker, ['1']);
+  await trouble.enter(db);
+  await delay(stale_answer_ms);
+  const reply = await fetch_all(proxy);
+  assert.deepEqual([reply.status, reply.body], [trouble.status, `${trouble.error}\n`]);
+  await proxy.wait_for(trouble.log);
+  if (trouble.last_line) {
+    assert.deepEqual(await stream.rest(), [trouble.last_line]);
+    assert.deepEqual(await outcome_of(proxy, task), ['failed', '200', '1']);
+    await db.sendCommand(trouble.leave);
+    await db.del([task.task_key, task.task_list]); // o proxy não pôde
+  } else {
+    await db.sendCommand(trouble.leave);
+    await db.rPush(task.task_list, ['2', 'EOF']);
+    assert.deepEqual(await stream.rest(), ['2']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '2']);
+  }
+  await check_serving(proxy, worker);
+  assert.deepEqual(await db.keys('*'), []);
+  await check_sound(proxy, / stream_error task=\S+ reason="READONLY /);
+}
+
+/**
+ * Tira um direito do proxy com um fluxo aberto, e o devolve.
+ * @param proxy o proxy
+ * @param worker o worker
+ * @param right o direito, e o que a falta dele faz
+ */
+async function lose_right(
+  proxy: proxy,
+  worker: worker,
+  right: (typeof lost_rights)[number],
+): Promise<void> {
+  const { client: db } = worker;
+  const { command, status, goes_on, tag } = right;
+  const { stream, task } = await begin(proxy, worker, ['1']);
+  await db.aclSetUser('proxy', `-${command}`);
+  const asked = open_stream(proxy);
+  assert.equal((await asked.head()).statusCode, status);
+  if (status === 200) asked.leave();
+  else assert.deepEqual(await asked.rest(), [denied_line]);
+  if (goes_on) {
+    await db.rPush(task.task_list, '2');
+    assert.equal(await stream.next(), '2');
+  } else {
+    assert.deepEqual(await stream.rest(), [denied_line]);
+    assert.deepEqual(await outcome_of(proxy, task), ['failed', '200', '1']);
+    await see_tombstone(db, task);
+  }
+  await proxy.wait_for(new RegExp(` ${tag} task=\\S+ reason="NOPERM .*'${command}'`));
+  await db.aclSetUser('proxy', `+${command}`);
+  if (goes_on) {
+    await db.rPush(task.task_list, ['3', 'EOF']);
+    assert.deepEqual(await stream.rest(), ['3']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '3']);
+  }
+  await check_serving(proxy, worker);
+}
+
+/**
+ * Faz o Redis reiniciar, com os dados, no meio de muitos fluxos.
+ * @param args argumentos para o proxy
+ */
+async function survive_restart(args: string[]): Promise<void> {
+  const { redis, proxy, worker, db } = await set_scene(durable, args);
+  const begun = await begin_many(proxy, worker);
+  await redis.stop();
+  await proxy.wait_for(/ redis_down redis=\S+ reason=".+"\n/);
+  await check_refusing(proxy);
+  await start_redis(durable, redis);
+  await link_back(proxy);
+  const endings = begun.map(async ({ stream, task, before }, n) => {
+    await db.rPush(task.task_list, [`depois ${n}`, 'última']);
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), [`depois ${n}`, 'última']);
+    assert.deepEqual(await outcome_of(proxy, task), ['done', '200', `${before.length + 2}`]);
+  });
+  await Promise.all(endings);
+  assert.deepEqual(await db.keys('*'), []);
+  await check_serving(proxy, worker);
+  await check_sound(proxy);
 }
 
 /** Os testes; cada um é independente dos outros. */
 const tests: Record<string, () => Promise<void>> = {
-  'Redis volta com os dados: os fluxos seguem, sem perder nem repetir linhas': async () => {
-    const { redis, proxy, worker, db } = await set_scene(durable, forever);
-    const begun = [];
-    for (let n = 0; n < 20; n += 1) begun.push(await begin(proxy, worker, [`antes ${n}`]));
-    await redis.stop();
-    await proxy.wait_for(/ redis_down redis=\S+ reason=".+"\n/);
-    assert.equal((await fetch_all(proxy)).status, 504);
-    assert.equal((await fetch_all(proxy, { path: '/ping' })).status, 500);
-    await start_redis(durable, redis);
-    await link_back(proxy);
-    const endings = begun.map(async ({ stream, task }, n) => {
-      await db.rPush(task.task_list, [`depois ${n}`, 'última']);
-      await db.del(task.task_key);
-      assert.deepEqual(await stream.rest(), [`depois ${n}`, 'última']);
-      assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '3']);
-    });
-    await Promise.all(endings);
-    assert.deepEqual(await db.keys('*'), []);
-    // o worker também caiu: antes de lhe pedir algo, espera-se que volte a assinar
-    await until('assinatura', async () => (await db.pubSubChannels()).length > 0);
-    const { stream, task } = await begin(proxy, worker, ['nova']);
-    await db.del(task.task_key);
-    assert.deepEqual(await stream.rest(), []);
-    await check_sound(proxy);
-  },
+  'Redis volta com os dados: os fluxos seguem, sem perder nem repetir linhas': () =>
+    survive_restart(forever),
+
+  'Redis volta com os dados, WAKEUP off: os fluxos, que não param de consultar, seguem': () =>
+    survive_restart(polling),
 
   'linhas que esperavam na lista atravessam a queda, uma vez cada': async () => {
     const { redis, proxy, worker, db } = await set_scene(durable, [...forever, '-P', '1500']);
@@ -196,18 +389,66 @@ const tests: Record<string, () => Promise<void>> = {
 
   'Redis volta sem os dados: linha de erro logo, nunca um fim que pareça sucesso': async () => {
     const { redis, proxy, worker, db } = await set_scene([], forever);
-    const mute = await begin(proxy, worker);
-    const talking = await begin(proxy, worker, ['1', '2']);
+    const begun = await begin_many(proxy, worker);
     await redis.stop('SIGKILL');
     await proxy.wait_for(/ redis_down /);
+    await check_refusing(proxy);
     await start_redis([], redis);
-    assert.deepEqual(await mute.stream.rest(), [lost_line]);
-    assert.deepEqual(await talking.stream.rest(), [lost_line]);
-    const { ending, lines } = await end_of(proxy, mute.task);
-    assert.deepEqual([ending, lines], ['redis_lost', '0']);
-    assert.deepEqual(await outcome_of(proxy, talking.task), ['redis_lost', '200', '2']);
-    await see_tombstone(db, mute.task);
-    await see_tombstone(db, talking.task);
+    const endings = begun.map(async ({ stream, task, before }) => {
+      assert.deepEqual(await stream.rest(), [lost_line]);
+      const { ending, lines } = await end_of(proxy, task);
+      assert.deepEqual([ending, lines], ['redis_lost', `${before.length}`]);
+      await see_tombstone(db, task);
+    });
+    await Promise.all(endings);
+    await check_serving(proxy, worker);
+    await check_sound(proxy);
+  },
+
+  'Redis volta sem os dados e o worker, sem saber, continua: as linhas e o erro': async () => {
+    const { redis, proxy, worker, db } = await set_scene([], forever);
+    const begun = await begin_many(proxy, worker, 2);
+    const blank = await start_redis(durable);
+    const blank_db = await connect_redis(blank);
+    const late_lines = [
+      ['2', '3'],
+      ['2', '3', 'EOF'],
+    ];
+    for (const [n, lines] of late_lines.entries()) {
+      await blank_db.rPush(begun[n]?.task.task_list ?? '', lines); // antes da primeira consulta
+    }
+    await Promise.all([blank.stop(), redis.stop('SIGKILL')]);
+    await start_redis(durable, { port: redis.port, dir: blank.dir });
+    for (const { stream, task } of begun) {
+      assert.deepEqual(await stream.rest(), ['2', '3', lost_line]);
+      assert.equal((await end_of(proxy, task)).ending, 'redis_lost');
+      await see_tombstone(db, task);
+    }
+    await check_sound(proxy);
+  },
+
+  'Redis volta com os dados e o worker já tinha terminado: as linhas que faltavam e o fim':
+    async () => {
+      const { redis, proxy, worker, db } = await set_scene(durable, [...forever, '-P', '1500']);
+      const { stream, task } = await begin(proxy, worker, ['1']);
+      await db.multi().rPush(task.task_list, ['2', '3', '4']).del(task.task_key).exec();
+      assert.equal(await stream.next(), '2');
+      await redis.stop('SIGKILL'); // durante a pausa: nenhum LPOP a caminho
+      await proxy.wait_for(/ redis_down /);
+      await start_redis(durable, redis);
+      assert.deepEqual(await stream.rest(), ['3', '4']);
+      assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '4']);
+      assert.deepEqual(await db.keys('*'), []);
+      await check_sound(proxy);
+    },
+
+  'FLUSHALL e uma linha logo depois: a linha e o erro': async () => {
+    const { proxy, worker, db } = await set_scene([], forever);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    await db.multi().flushAll().rPush(task.task_list, '2').exec();
+    assert.deepEqual(await stream.rest(), ['2', lost_line]);
+    assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '2']);
+    await see_tombstone(db, task);
     await check_sound(proxy);
   },
 
@@ -225,13 +466,17 @@ const tests: Record<string, () => Promise<void>> = {
 
   'Redis fora por mais que MAXTIME: linha de erro; as chaves somem quando ele volta': async () => {
     const { redis, proxy, worker, db } = await set_scene(durable, ['-t', '2000']);
-    const { stream, task } = await begin(proxy, worker, ['1']);
+    const begun = await begin_many(proxy, worker);
     await redis.stop();
-    assert.deepEqual(await stream.rest(), [lost_line]);
-    assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);
+    for (const { stream, task, before } of begun) {
+      assert.deepEqual(await stream.rest(), [lost_line]);
+      const { ending, lines } = await end_of(proxy, task);
+      assert.deepEqual([ending, lines], ['redis_lost', `${before.length}`]);
+    }
     await start_redis(durable, redis);
     await link_back(proxy);
-    await see_tombstone(db, task);
+    await Promise.all(begun.map(({ task }) => see_tombstone(db, task)));
+    await check_serving(proxy, worker);
     await check_sound(proxy);
   },
 
@@ -249,9 +494,9 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'Redis que volta ainda carregando os dados: limpezas e fluxos esperam por ele': async () => {
-    const slow_load = [...durable, '--key-load-delay', '400']; // microssegundos por comando do AOF
+    const slow_load = [...durable, '--key-load-delay', '800']; // microssegundos por comando do AOF
     const { redis, proxy, worker, db } = await set_scene(slow_load, asleep);
-    await Promise.all(Array.from({ length: 4000 }, (_, n) => db.set(`outra:${n}`, 'x')));
+    await Promise.all(Array.from({ length: 8000 }, (_, n) => db.set(`outra:${n}`, 'x')));
     const gone = await begin(proxy, worker);
     const kept = await begin(proxy, worker);
     await until('consultas vazias', async () => (await served(db, 'lpop')) >= 2);
@@ -260,7 +505,13 @@ const tests: Record<string, () => Promise<void>> = {
     await proxy.wait_for(/ redis_down /);
     gone.stream.leave();
     await end_of(proxy, gone.task);
-    await start_redis(slow_load, redis);
+    const loaded = start_redis(slow_load, redis);
+    await until('recusas durante a carga', async () => {
+      await check_refusing(proxy);
+      return / ping_failed reason=".*carregando.*"\n/.test(proxy.stderr());
+    });
+    await db.configSet('key-load-delay', '0');
+    await loaded;
     await see_tombstone(db, gone.task);
     assert.deepEqual(await kept.stream.rest(), ['1']);
     await check_sound(proxy);
@@ -416,11 +667,12 @@ const tests: Record<string, () => Promise<void>> = {
   'Redis que não responde ao PING a tempo: 504 e 500, e nenhuma tarefa': async () => {
     const { proxy, worker, db } = await set_scene([]);
     await db.sendCommand(['CLIENT', 'PAUSE', '3000', 'ALL']);
+    await delay(stale_answer_ms);
     const [reply, ping] = await Promise.all([
       fetch_all(proxy, { body: 'oi' }),
       fetch_all(proxy, { path: '/ping' }),
     ]);
-    assert.deepEqual([reply.status, reply.body], [504, '{"error": "redis does not answer"}\n']);
+    assert.deepEqual([reply.status, reply.body], [504, `${silent_line}\n`]);
     assert.equal(reply.headers['content-type'], 'application/json');
     assert.equal(ping.status, 500);
     assert.deepEqual(await db.keys('*'), []);
@@ -434,7 +686,7 @@ const tests: Record<string, () => Promise<void>> = {
     const { proxy, worker, db } = await set_scene([]);
     await db.sendCommand(['CLIENT', 'PAUSE', '60000', 'WRITE']);
     const reply = await fetch_all(proxy, { body: 'oi' });
-    assert.deepEqual([reply.status, reply.body], [504, '{"error": "redis does not answer"}\n']);
+    assert.deepEqual([reply.status, reply.body], [504, `${silent_line}\n`]);
     await proxy.wait_for(/ create_failed task=\S+ reason="sem resposta em 2000 ms"\n/);
     await db.sendCommand(['CLIENT', 'UNPAUSE']);
     const task_key = await until('anúncio', () => worker.pending.shift());
@@ -461,8 +713,38 @@ const tests: Record<string, () => Promise<void>> = {
     assert.deepEqual(worker.pending, []);
     await check_sound(proxy);
   },
+
+  'direitos perdidos um de cada vez e devolvidos: o status, a linha e o log de cada um':
+    async () => {
+      const { proxy, worker } = await set_scene(with_user, polling, login);
+      for (const right of lost_rights) {
+        await lose_right(proxy, worker, right).catch((error) => {
+          throw new Error(`sem ${right.command}`, { cause: error });
+        });
+      }
+      await check_sound(proxy, / stream_error task=\S+ reason="NOPERM /);
+    },
+
+  'sem EXPIRE a tarefa expira debaixo do fluxo: linha de erro, nunca sucesso': async () => {
+    const { proxy, worker, db } = await set_scene(with_user, [...polling, '--ttl', '2'], login);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    await db.aclSetUser('proxy', '-expire');
+    await proxy.wait_for(/ renew_refused task=\S+ reason="NOPERM .*'expire'/);
+    assert.deepEqual(await stream.rest(), [lost_line]);
+    assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);
+    await proxy.wait_for(/ clean_refused task=\S+ reason="NOPERM .*'expire'/);
+    assert.equal(await db.ttl(task.task_list), -1);
+    await db.aclSetUser('proxy', '+expire');
+    await until('EOF adotado pela varredura', async () => (await db.ttl(task.task_list)) !== -1);
+    await check_sound(proxy);
+  },
 };
 
 describe('faltas do Redis', { concurrency: tests_at_once }, () => {
   for (const [title, run] of Object.entries(tests)) test(title, run);
+
+  for (const [name, trouble] of Object.entries(troubles)) {
+    test(`${name}: pedido novo recusado com o motivo, o fluxo aberto também tem resposta`, () =>
+      go_through(trouble));
+  }
 });

@@ -451,7 +451,7 @@ export async function served(db: redis_client, command: string): Promise<number>
 }
 
 /** Muito mais que o tempo em que uma resposta do Redis dispensa o PING antes de uma tarefa. */
-const stale_answer_ms = 50;
+export const stale_answer_ms = 50;
 
 /**
  * Congela um Redis e espera que a última resposta dele envelheça para o proxy.
