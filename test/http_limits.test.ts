@@ -448,6 +448,132 @@ describe('o que o analisador do Node recusa', { concurrency: 8 }, () => {
   }
 });
 
+// Um intermediário que lesse a fronteira de outro modo veria dois pedidos onde há um, ou o inverso.
+describe('contrabando: onde acaba um pedido nunca é duvidoso', { concurrency: 8 }, () => {
+  const hidden = raw_request('GET /contrabando');
+  const in_chunks = 'Transfer-Encoding: chunked';
+
+  const framings: [string, string[]][] = [
+    ['tamanho, depois chunked', ['Content-Length: 5', in_chunks]],
+    ['chunked, depois tamanho', [in_chunks, 'Content-Length: 5']],
+    ['dois tamanhos iguais', ['Content-Length: 5', 'Content-Length: 5']],
+    ...['5, 5', '5 5', '+5', '-5', '0x5', '', '99999999999999999999'].map(
+      (length): [string, string[]] => [`tamanho "${length}"`, [`Content-Length: ${length}`]],
+    ),
+    ...['xchunked', 'chunked ,', ', chunked', 'chunked, identity', 'identity, chunked', ''].map(
+      (coding): [string, string[]] => [`codificação "${coding}"`, [`Transfer-Encoding: ${coding}`]],
+    ),
+    ...['gzip, chunked', 'chunked, gzip', 'chunked, chunked', 'identity', 'gzip', '"chunked"'].map(
+      (coding): [string, string[]] => [`codificação ${coding}`, [`Transfer-Encoding: ${coding}`]],
+    ),
+    ['chunked com parâmetro', ['Transfer-Encoding: chunked;a=b']],
+    ['chunked com tabulação no meio', ['Transfer-Encoding: chun\tked']],
+    ['chunked depois de uma tabulação vertical', ['Transfer-Encoding: \x0bchunked']],
+    ['chunked antes de um byte alto', ['Transfer-Encoding: chunked\xa0']],
+    ['chunked, e identity noutra linha', [in_chunks, 'Transfer-Encoding: identity']],
+    ['identity, e chunked noutra linha', ['Transfer-Encoding: identity', in_chunks]],
+    ['xchunked, e chunked noutra linha', ['Transfer-Encoding: xchunked', in_chunks]],
+    ['codificação vazia e tamanho', ['Transfer-Encoding:', 'Content-Length: 5']],
+    ['espaço antes dos dois-pontos do tamanho', ['Content-Length : 5']],
+    ['espaço antes dos dois-pontos da codificação', ['Transfer-Encoding : chunked']],
+    ['tabulação antes dos dois-pontos', ['Transfer-Encoding\t: chunked']],
+    ['cabeçalho recuado', [' Transfer-Encoding: chunked']],
+    ['cabeçalho dobrado', ['X: a\r\n Transfer-Encoding: chunked', 'Content-Length: 5']],
+    ['valor dobrado', ['Transfer-Encoding:\r\n chunked']],
+    ['nome com NUL', ['Transfer-Encoding\0: chunked']],
+    ['nome vazio', [': a', 'Content-Length: 5']],
+    ['CR solto num valor', ['X: a\rTransfer-Encoding: chunked', 'Content-Length: 5']],
+    ['CR solto no fim dos cabeçalhos', ['Content-Length: 5\r']],
+    ['LF solto entre cabeçalhos', ['X: a\nTransfer-Encoding: chunked', 'Content-Length: 5']],
+    ['dois Host', ['Host: outro.test', 'Content-Length: 5']],
+  ];
+  for (const [title, headers] of framings) {
+    test(`${title}: 400, e o corpo não vira outro pedido`, async () => {
+      const text = `${raw_request('POST /a', headers)}0\r\n\r\n${hidden}`;
+      await assert_refused(Buffer.from(text, 'latin1'), 400, malformed);
+    });
+  }
+
+  test('linhas terminadas só por LF: 400', async () => {
+    const text = raw_request('POST /a', ['Content-Length: 5']).replaceAll('\r\n', '\n');
+    await assert_refused(`${text}0\r\n\r\n${hidden}`, 400, malformed);
+  });
+
+  const sizes = ['+0', '-0', '0x0', ' 0', '0 ', '10000000000000000', '2\r\noiXX\r\n0'];
+  const chunks: [string, string][] = [
+    ...sizes.map((size): [string, string] => [
+      `tamanho ${JSON.stringify(size)}`,
+      `${size}\r\n\r\n`,
+    ]),
+    ['LF solto depois do tamanho', '0\n\r\n'],
+    ['LF solto depois dos dados', '2\r\noi\n0\r\n\r\n'],
+    ['LF solto no fim', '0\r\n\n'],
+    ['LF solto na extensão', '2;\nxx\r\n22\r\nyy\r\n0\r\n\r\n'],
+    ['CR solto na extensão', '2;\rxx\r\n22\r\n0\r\n\r\n'],
+    ['tamanho no rodapé', '0\r\nContent-Length: 50\r\n\r\n'],
+    ['codificação no rodapé', '0\r\nTransfer-Encoding: chunked\r\n\r\n'],
+  ];
+  for (const [title, body] of chunks) {
+    test(`pedaços com ${title}: 400, e o resto não vira outro pedido`, async () => {
+      await assert_refused(raw_request('POST /a', [in_chunks]) + body + hidden, 400, malformed);
+    });
+  }
+});
+
+describe('o que vem atrás de um pedido', () => {
+  const hidden = raw_request('GET /contrabando');
+  const size = `Content-Length: ${hidden.length}`;
+  const hex = hidden.length.toString(16);
+
+  const carriers: [string, string][] = [
+    ['um GET com corpo', raw_request('GET /leva/0', [size]) + hidden],
+    [
+      'pedaços, com tabulação e maiúsculas',
+      `${raw_request('POST /leva/1', ['TRANSFER-ENCODING:\tCHUNKED'])}${hex};a=b\r\n${hidden}\r\n0\r\n\r\n`,
+    ],
+  ];
+  for (const [index, [title, text]] of carriers.entries()) {
+    test(`um pedido dentro do corpo é só corpo: ${title}`, async () => {
+      const talk = await open_talk(main_proxy, text);
+      const task = await desk.task(`/leva/${index}`);
+      assert.equal(task.body, hidden);
+      await desk.finish(task, ['{"n":1}']);
+      assert.equal((await talk.reply()).body, '{"n":1}\n');
+      assert.deepEqual(await desk.created(), [...created_before, task.task_key]);
+      assert.equal(talk.leftover(), '');
+    });
+  }
+
+  test('a resposta que fecha a conexão é a última: nada atrás dela vira tarefa', async () => {
+    const first = raw_request('GET /ultima10 HTTP/1.0', ['Connection: keep-alive']);
+    const talk = await open_talk(main_proxy, first + hidden);
+    const task = await desk.task('/ultima10');
+    await desk.finish(task, ['{"n":1}']);
+    await talk.closed();
+    assert.equal((await talk.reply()).body, '{"n":1}\n');
+    assert.deepEqual(await desk.created(), [...created_before, task.task_key]);
+  });
+
+  test('atrás de um Upgrade, no mesmo pacote: é atendido, ou a conexão fecha logo', async () => {
+    const upgrade = raw_request('GET /sobe', ['Connection: Upgrade', 'Upgrade: websocket']);
+    const talk = await open_talk(main_proxy, upgrade + raw_request('GET /ping'));
+    await desk.finish(await desk.task('/sobe'), ['{"n":1}']);
+    const reply = await talk.reply();
+    assert.equal(reply.body, '{"n":1}\n');
+    if (reply.headers.connection === 'close') await talk.closed();
+    else assert.equal((await talk.reply()).body, 'pong');
+  });
+
+  test('quem encerra o seu lado com um pedido pela metade na fila perde a conexão logo', async () => {
+    const talk = await open_talk(main_proxy, raw_request('GET /na-frente'));
+    const task = await desk.task('/na-frente');
+    talk.send(`${raw_request('GET /na-fila')}GET /pela-metade HTTP/1.1\r\n`);
+    talk.socket.end();
+    await talk.closed();
+    assert.deepEqual(await desk.created(), [...created_before, task.task_key]);
+  });
+});
+
 describe('o corpo aos poucos', () => {
   test('chega em pedaços separados no tempo e vira tarefa inteiro', async () => {
     const body = '{"texto": "aos poucos, é"}';
