@@ -529,7 +529,8 @@ describe('o que vem atrás de um pedido', () => {
     ['um GET com corpo', raw_request('GET /leva/0', [size]) + hidden],
     [
       'pedaços, com tabulação e maiúsculas',
-      `${raw_request('POST /leva/1', ['TRANSFER-ENCODING:\tCHUNKED'])}${hex};a=b\r\n${hidden}\r\n0\r\n\r\n`,
+      raw_request('POST /leva/1', ['TRANSFER-ENCODING:\tCHUNKED']) +
+        `${hex};a=b\r\n${hidden}\r\n0\r\n\r\n`,
     ],
   ];
   for (const [index, [title, text]] of carriers.entries()) {
@@ -564,7 +565,7 @@ describe('o que vem atrás de um pedido', () => {
     else assert.equal((await talk.reply()).body, 'pong');
   });
 
-  test('quem encerra o seu lado com um pedido pela metade na fila perde a conexão logo', async () => {
+  test('quem encerra o seu lado com um pedido pela metade na fila perde a conexão', async () => {
     const talk = await open_talk(main_proxy, raw_request('GET /na-frente'));
     const task = await desk.task('/na-frente');
     talk.send(`${raw_request('GET /na-fila')}GET /pela-metade HTTP/1.1\r\n`);
