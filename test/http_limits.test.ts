@@ -3,6 +3,7 @@ import net from 'node:net';
 import { after, before, beforeEach as before_each, describe, test } from 'node:test';
 import {
   fetch_all,
+  freeze_redis,
   type local_redis,
   type proxy,
   start_proxy,
@@ -46,18 +47,28 @@ async function assert_nothing_created(): Promise<void> {
 }
 
 /**
- * Manda um texto que o proxy deve recusar e confere a resposta, o fechamento e o Redis.
+ * Manda um texto que o proxy deve recusar e confere a resposta, que é a única, e o fechamento.
  * @param text o que é enviado
  * @param status status esperado
  * @param message texto esperado do campo "error"
  */
-async function assert_refused(text: string | Buffer, status: number, message: string) {
+async function assert_last_reply(text: string | Buffer, status: number, message: string) {
   const talk = await open_talk(main_proxy, text);
   const reply = await talk.reply();
   assert_error(reply, status, message);
   assert.equal(reply.headers.connection, 'close');
   await talk.closed();
   assert.equal(talk.leftover(), '');
+}
+
+/**
+ * Manda um texto que o proxy deve recusar e confere a resposta, o fechamento e o Redis.
+ * @param text o que é enviado
+ * @param status status esperado
+ * @param message texto esperado do campo "error"
+ */
+async function assert_refused(text: string | Buffer, status: number, message: string) {
+  await assert_last_reply(text, status, message);
   await assert_nothing_created();
 }
 
@@ -450,8 +461,17 @@ describe('o que o analisador do Node recusa', { concurrency: 8 }, () => {
 
 // Um intermediário que lesse a fronteira de outro modo veria dois pedidos onde há um, ou o inverso.
 describe('contrabando: onde acaba um pedido nunca é duvidoso', { concurrency: 8 }, () => {
-  const hidden = raw_request('GET /contrabando');
   const in_chunks = 'Transfer-Encoding: chunked';
+  let cargo = 0;
+
+  const assert_stopped = async (headers: string[], body: string) => {
+    cargo += 1;
+    const path = `/contrabando/${cargo}/`; // os testes correm juntos: cada um procura só o seu
+    const text = raw_request(`POST ${path}`, headers) + body + raw_request(`GET ${path}`);
+    await assert_last_reply(Buffer.from(text, 'latin1'), 400, malformed);
+    await desk.created();
+    assert.doesNotMatch(main_proxy.stdout(), new RegExp(` task .* path=${path} `));
+  };
 
   const framings: [string, string[]][] = [
     ['tamanho, depois chunked', ['Content-Length: 5', in_chunks]],
@@ -489,14 +509,13 @@ describe('contrabando: onde acaba um pedido nunca é duvidoso', { concurrency: 8
   ];
   for (const [title, headers] of framings) {
     test(`${title}: 400, e o corpo não vira outro pedido`, async () => {
-      const text = `${raw_request('POST /a', headers)}0\r\n\r\n${hidden}`;
-      await assert_refused(Buffer.from(text, 'latin1'), 400, malformed);
+      await assert_stopped(headers, '0\r\n\r\n');
     });
   }
 
   test('linhas terminadas só por LF: 400', async () => {
     const text = raw_request('POST /a', ['Content-Length: 5']).replaceAll('\r\n', '\n');
-    await assert_refused(`${text}0\r\n\r\n${hidden}`, 400, malformed);
+    await assert_last_reply(text + raw_request('GET /a'), 400, malformed);
   });
 
   const sizes = ['+0', '-0', '0x0', ' 0', '0 ', '10000000000000000', '2\r\noiXX\r\n0'];
@@ -515,7 +534,7 @@ describe('contrabando: onde acaba um pedido nunca é duvidoso', { concurrency: 8
   ];
   for (const [title, body] of chunks) {
     test(`pedaços com ${title}: 400, e o resto não vira outro pedido`, async () => {
-      await assert_refused(raw_request('POST /a', [in_chunks]) + body + hidden, 400, malformed);
+      await assert_stopped([in_chunks], body);
     });
   }
 });
@@ -566,12 +585,17 @@ describe('o que vem atrás de um pedido', () => {
   });
 
   test('quem encerra o seu lado com um pedido pela metade na fila perde a conexão', async () => {
-    const talk = await open_talk(main_proxy, raw_request('GET /na-frente'));
-    const task = await desk.task('/na-frente');
-    talk.send(`${raw_request('GET /na-fila')}GET /pela-metade HTTP/1.1\r\n`);
-    talk.socket.end();
-    await talk.closed();
-    assert.deepEqual(await desk.created(), [...created_before, task.task_key]);
+    const half = `${raw_request('POST /pela-metade', ['Content-Length: 9'])}metad`;
+    await freeze_redis(redis);
+    try {
+      const talk = await open_talk(main_proxy, raw_request('GET /ping') + half);
+      talk.socket.end();
+      assert.equal((await talk.reply()).status, 500); // só depois de ele ver que o cliente saiu
+      await talk.closed();
+    } finally {
+      redis.process.kill('SIGCONT');
+    }
+    await assert_nothing_created();
   });
 });
 

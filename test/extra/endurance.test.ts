@@ -411,7 +411,7 @@ before(async () => {
   redis = await start_redis();
 });
 
-test(`${rounds.at(-1)} pedidos de todos os tipos: nada fica no processo nem no Redis`, async (t) => {
+test(`${rounds.at(-1)} pedidos de todos os tipos: nada fica, nem no Redis`, async (t) => {
   const env = await probe_env();
   const limits = ['-t', String(soon.maxtime_ms), '--ttl', String(soon.ttl_s)];
   const args = [...brisk, ...limits, '--maxbody', String(max_body)];
