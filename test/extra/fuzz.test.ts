@@ -34,6 +34,9 @@ const warm_up = 0.3;
 /** Conversas ao mesmo tempo. */
 const lanes = 64;
 
+/** Depois de tantas falhas a série para; mais delas nada ensinam. */
+const max_failures = 5;
+
 /** Prazo de uma conversa inteira, folgado para máquinas carregadas. */
 const talk_limit_ms = 30_000;
 
@@ -366,21 +369,21 @@ async function bombard(where: proxy, first: number, end: number): Promise<string
   const failures: string[] = [];
   let next = first;
   const lane = async () => {
-    while (next < end && failures.length < 5) {
+    while (next < end && failures.length < max_failures) {
       const index = next++;
       const script = make_script(index);
       try {
         check_outcome(script, await converse(where.port, script));
       } catch (error) {
         const sent = JSON.stringify(script)
-          .replace(/x{50,}/g, 'x…')
-          .slice(0, 2000);
-        failures.push(`${index} ${sent}: ${error}`);
+          .replace(/(.)\1{50,}/g, '$1…')
+          .slice(0, 1000);
+        failures.push(`${index} ${sent}: ${String(error).slice(0, 300)}`);
       }
     }
   };
   await Promise.all(Array.from({ length: lanes }, lane));
-  return failures;
+  return failures.slice(0, max_failures);
 }
 
 /**
