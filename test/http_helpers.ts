@@ -63,7 +63,7 @@ function take_chunked(text: string): { body: string; rest: string } | undefined 
  * @param has_body false na resposta a um HEAD
  * @returns a resposta e o que sobra; undefined se ela ainda não está inteira
  */
-function take_reply(text: string, is_closed: boolean, has_body: boolean) {
+export function take_reply(text: string, is_closed: boolean, has_body: boolean) {
   const head_end = text.indexOf('\r\n\r\n');
   if (head_end < 0) return undefined;
   const [status_line = '', ...fields] = text.slice(0, head_end).split('\r\n');

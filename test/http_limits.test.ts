@@ -3,6 +3,7 @@ import net from 'node:net';
 import { after, before, beforeEach as before_each, describe, test } from 'node:test';
 import {
   fetch_all,
+  freeze_redis,
   type local_redis,
   type proxy,
   start_proxy,
@@ -46,18 +47,28 @@ async function assert_nothing_created(): Promise<void> {
 }
 
 /**
- * Manda um texto que o proxy deve recusar e confere a resposta, o fechamento e o Redis.
+ * Manda um texto que o proxy deve recusar e confere a resposta, que é a única, e o fechamento.
  * @param text o que é enviado
  * @param status status esperado
  * @param message texto esperado do campo "error"
  */
-async function assert_refused(text: string | Buffer, status: number, message: string) {
+async function assert_last_reply(text: string | Buffer, status: number, message: string) {
   const talk = await open_talk(main_proxy, text);
   const reply = await talk.reply();
   assert_error(reply, status, message);
   assert.equal(reply.headers.connection, 'close');
   await talk.closed();
   assert.equal(talk.leftover(), '');
+}
+
+/**
+ * Manda um texto que o proxy deve recusar e confere a resposta, o fechamento e o Redis.
+ * @param text o que é enviado
+ * @param status status esperado
+ * @param message texto esperado do campo "error"
+ */
+async function assert_refused(text: string | Buffer, status: number, message: string) {
+  await assert_last_reply(text, status, message);
   await assert_nothing_created();
 }
 
@@ -446,6 +457,146 @@ describe('o que o analisador do Node recusa', { concurrency: 8 }, () => {
       await assert_refused(head + body, status, message);
     });
   }
+});
+
+// Um intermediário que lesse a fronteira de outro modo veria dois pedidos onde há um, ou o inverso.
+describe('contrabando: onde acaba um pedido nunca é duvidoso', { concurrency: 8 }, () => {
+  const in_chunks = 'Transfer-Encoding: chunked';
+  let cargo = 0;
+
+  const assert_stopped = async (headers: string[], body: string) => {
+    cargo += 1;
+    const path = `/contrabando/${cargo}/`; // os testes correm juntos: cada um procura só o seu
+    const text = raw_request(`POST ${path}`, headers) + body + raw_request(`GET ${path}`);
+    await assert_last_reply(Buffer.from(text, 'latin1'), 400, malformed);
+    await desk.created();
+    assert.doesNotMatch(main_proxy.stdout(), new RegExp(` task .* path=${path} `));
+  };
+
+  const framings: [string, string[]][] = [
+    ['tamanho, depois chunked', ['Content-Length: 5', in_chunks]],
+    ['chunked, depois tamanho', [in_chunks, 'Content-Length: 5']],
+    ['dois tamanhos iguais', ['Content-Length: 5', 'Content-Length: 5']],
+    ...['5, 5', '5 5', '+5', '-5', '0x5', '', '99999999999999999999'].map(
+      (length): [string, string[]] => [`tamanho "${length}"`, [`Content-Length: ${length}`]],
+    ),
+    ...['xchunked', 'chunked ,', ', chunked', 'chunked, identity', 'identity, chunked', ''].map(
+      (coding): [string, string[]] => [`codificação "${coding}"`, [`Transfer-Encoding: ${coding}`]],
+    ),
+    ...['gzip, chunked', 'chunked, gzip', 'chunked, chunked', 'identity', 'gzip', '"chunked"'].map(
+      (coding): [string, string[]] => [`codificação ${coding}`, [`Transfer-Encoding: ${coding}`]],
+    ),
+    ['chunked com parâmetro', ['Transfer-Encoding: chunked;a=b']],
+    ['chunked com tabulação no meio', ['Transfer-Encoding: chun\tked']],
+    ['chunked depois de uma tabulação vertical', ['Transfer-Encoding: \x0bchunked']],
+    ['chunked antes de um byte alto', ['Transfer-Encoding: chunked\xa0']],
+    ['chunked, e identity noutra linha', [in_chunks, 'Transfer-Encoding: identity']],
+    ['identity, e chunked noutra linha', ['Transfer-Encoding: identity', in_chunks]],
+    ['xchunked, e chunked noutra linha', ['Transfer-Encoding: xchunked', in_chunks]],
+    ['codificação vazia e tamanho', ['Transfer-Encoding:', 'Content-Length: 5']],
+    ['espaço antes dos dois-pontos do tamanho', ['Content-Length : 5']],
+    ['espaço antes dos dois-pontos da codificação', ['Transfer-Encoding : chunked']],
+    ['tabulação antes dos dois-pontos', ['Transfer-Encoding\t: chunked']],
+    ['cabeçalho recuado', [' Transfer-Encoding: chunked']],
+    ['cabeçalho dobrado', ['X: a\r\n Transfer-Encoding: chunked', 'Content-Length: 5']],
+    ['valor dobrado', ['Transfer-Encoding:\r\n chunked']],
+    ['nome com NUL', ['Transfer-Encoding\0: chunked']],
+    ['nome vazio', [': a', 'Content-Length: 5']],
+    ['CR solto num valor', ['X: a\rTransfer-Encoding: chunked', 'Content-Length: 5']],
+    ['CR solto no fim dos cabeçalhos', ['Content-Length: 5\r']],
+    ['LF solto entre cabeçalhos', ['X: a\nTransfer-Encoding: chunked', 'Content-Length: 5']],
+    ['dois Host', ['Host: outro.test', 'Content-Length: 5']],
+  ];
+  for (const [title, headers] of framings) {
+    test(`${title}: 400, e o corpo não vira outro pedido`, async () => {
+      await assert_stopped(headers, '0\r\n\r\n');
+    });
+  }
+
+  test('linhas terminadas só por LF: 400', async () => {
+    const text = raw_request('POST /a', ['Content-Length: 5']).replaceAll('\r\n', '\n');
+    await assert_last_reply(text + raw_request('GET /a'), 400, malformed);
+  });
+
+  const sizes = ['+0', '-0', '0x0', ' 0', '0 ', '10000000000000000', '2\r\noiXX\r\n0'];
+  const chunks: [string, string][] = [
+    ...sizes.map((size): [string, string] => [
+      `tamanho ${JSON.stringify(size)}`,
+      `${size}\r\n\r\n`,
+    ]),
+    ['LF solto depois do tamanho', '0\n\r\n'],
+    ['LF solto depois dos dados', '2\r\noi\n0\r\n\r\n'],
+    ['LF solto no fim', '0\r\n\n'],
+    ['LF solto na extensão', '2;\nxx\r\n22\r\nyy\r\n0\r\n\r\n'],
+    ['CR solto na extensão', '2;\rxx\r\n22\r\n0\r\n\r\n'],
+    ['tamanho no rodapé', '0\r\nContent-Length: 50\r\n\r\n'],
+    ['codificação no rodapé', '0\r\nTransfer-Encoding: chunked\r\n\r\n'],
+  ];
+  for (const [title, body] of chunks) {
+    test(`pedaços com ${title}: 400, e o resto não vira outro pedido`, async () => {
+      await assert_stopped([in_chunks], body);
+    });
+  }
+});
+
+describe('o que vem atrás de um pedido', () => {
+  const hidden = raw_request('GET /contrabando');
+  const size = `Content-Length: ${hidden.length}`;
+  const hex = hidden.length.toString(16);
+
+  const carriers: [string, string][] = [
+    ['um GET com corpo', raw_request('GET /leva/0', [size]) + hidden],
+    [
+      'pedaços, com tabulação e maiúsculas',
+      raw_request('POST /leva/1', ['TRANSFER-ENCODING:\tCHUNKED']) +
+        `${hex};a=b\r\n${hidden}\r\n0\r\n\r\n`,
+    ],
+  ];
+  for (const [index, [title, text]] of carriers.entries()) {
+    test(`um pedido dentro do corpo é só corpo: ${title}`, async () => {
+      const talk = await open_talk(main_proxy, text);
+      const task = await desk.task(`/leva/${index}`);
+      assert.equal(task.body, hidden);
+      await desk.finish(task, ['{"n":1}']);
+      assert.equal((await talk.reply()).body, '{"n":1}\n');
+      assert.deepEqual(await desk.created(), [...created_before, task.task_key]);
+      assert.equal(talk.leftover(), '');
+    });
+  }
+
+  test('a resposta que fecha a conexão é a última: nada atrás dela vira tarefa', async () => {
+    const first = raw_request('GET /ultima10 HTTP/1.0', ['Connection: keep-alive']);
+    const talk = await open_talk(main_proxy, first + hidden);
+    const task = await desk.task('/ultima10');
+    await desk.finish(task, ['{"n":1}']);
+    await talk.closed();
+    assert.equal((await talk.reply()).body, '{"n":1}\n');
+    assert.deepEqual(await desk.created(), [...created_before, task.task_key]);
+  });
+
+  test('atrás de um Upgrade, no mesmo pacote: é atendido, ou a conexão fecha logo', async () => {
+    const upgrade = raw_request('GET /sobe', ['Connection: Upgrade', 'Upgrade: websocket']);
+    const talk = await open_talk(main_proxy, upgrade + raw_request('GET /ping'));
+    await desk.finish(await desk.task('/sobe'), ['{"n":1}']);
+    const reply = await talk.reply();
+    assert.equal(reply.body, '{"n":1}\n');
+    if (reply.headers.connection === 'close') await talk.closed();
+    else assert.equal((await talk.reply()).body, 'pong');
+  });
+
+  test('quem encerra o seu lado com um pedido pela metade na fila perde a conexão', async () => {
+    const half = `${raw_request('POST /pela-metade', ['Content-Length: 9'])}metad`;
+    await freeze_redis(redis);
+    try {
+      const talk = await open_talk(main_proxy, raw_request('GET /ping') + half);
+      talk.socket.end();
+      assert.equal((await talk.reply()).status, 500); // só depois de ele ver que o cliente saiu
+      await talk.closed();
+    } finally {
+      redis.process.kill('SIGCONT');
+    }
+    await assert_nothing_created();
+  });
 });
 
 describe('o corpo aos poucos', () => {
