@@ -36,7 +36,7 @@
  *   200 fluxo NDJSON, ou "pong" em /ping    204 OPTIONS              400 pedido malformado
  *   401 sem a chave de API_KEY              408 pedido lento demais  413 corpo acima de MAXBODY
  *   417 Expect desconhecido                 429 acima de RATE        431 cabeçalhos grandes
- *   500 /ping sem Redis                     501 CONNECT
+ *   500 /ping sem Redis                     501 CONNECT          505 nem HTTP/1.0 nem 1.1
  *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
  *
@@ -2242,8 +2242,8 @@ async function refuse_connect(
 /** Nomes de cabeçalho já escritos como o original os entrega: os clientes repetem os mesmos. */
 const header_names = new Map<string, string>();
 
-/** Um cliente que inventa nomes não enche a memória: os de sempre chegam antes. */
-const max_header_names = 500;
+/** Um cliente que inventa nomes não enche a memória: os de sempre chegam antes, e são curtos. */
+const max_header_names = { count: 500, length: 50 };
 
 /**
  * Escreve um nome de cabeçalho como o programa original o entrega.
@@ -2254,7 +2254,8 @@ function capitalize_header(name: string): string {
   const known = header_names.get(name);
   if (known) return known;
   const capitalized = name.toLowerCase().replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
-  if (header_names.size < max_header_names) header_names.set(name, capitalized);
+  const { count, length } = max_header_names;
+  if (header_names.size < count && name.length <= length) header_names.set(name, capitalized);
   return capitalized;
 }
 
@@ -3233,8 +3234,16 @@ function check_request(request: http.IncomingMessage): void {
   if (lifetime.stopping) {
     throw new refusal(503, 'server shutting down', { Connection: 'close', 'Retry-After': '1' });
   }
+  if (request.httpVersion !== '1.1' && request.httpVersion !== '1.0') {
+    throw new refusal(505, 'only HTTP/1.0 and HTTP/1.1 are supported', { Connection: 'close' });
+  }
   if (request.httpVersion === '1.1' && request.headers.host === undefined) {
     throw new refusal(400, 'missing Host header', { Connection: 'close' });
+  }
+  const { 'transfer-encoding': coding = 'chunked' } = request.headers;
+  const host_count = request.headersDistinct.host?.length ?? 0;
+  if (host_count > 1 || coding.toLowerCase() !== 'chunked') {
+    throw new refusal(400, 'malformed request', { Connection: 'close' });
   }
   const { expect = '100-continue' } = request.headers;
   if (expect.toLowerCase() !== '100-continue') {
@@ -3338,7 +3347,13 @@ async function handle_request(
   for (const name in cors) response.setHeader(name, cors[name] ?? '');
   try {
     await turn.previous;
-    if (turn.interrupted === 'client_gone') return;
+    // O que vem atrás de uma resposta que fecha a conexão não é atendido (RFC 9112, 9.6).
+    if (turn.interrupted === 'client_gone' || request.socket.writableEnded) {
+      request.socket.destroySoon(); // o erro do analisador espera por esta vez
+      return;
+    }
+    // O Node joga fora o que chegou no mesmo pacote, atrás de um Upgrade que ninguém atende.
+    if (request.headers.upgrade !== undefined) response.shouldKeepAlive = false;
     await dispatch(request, response, turn);
   } catch (error) {
     await answer_failure(request, response, turn, error);

@@ -201,21 +201,22 @@ describe('a conexão', () => {
     assert.doesNotMatch(talk.leftover(), / 200 /);
   });
 
-  test('Upgrade é ignorado: o pedido é uma tarefa, e a conexão segue em HTTP', async () => {
+  test('Upgrade é ignorado: o pedido é uma tarefa, em HTTP, e a conexão fecha depois', async () => {
     const websocket = ['Connection: Upgrade', 'Upgrade: websocket', 'Sec-WebSocket-Key: eA=='];
     const http2 = ['Connection: Upgrade, HTTP2-Settings', 'Upgrade: h2c', 'HTTP2-Settings: AAM'];
-    const talk = await open_talk(main_proxy);
     for (const [index, headers] of [websocket, http2].entries()) {
       for (const body of ['', 'oi']) {
         const path = `/upgrade/${index}/${body}`;
-        talk.send(raw_request(`POST ${path}`, headers, body));
+        const talk = await open_talk(main_proxy, raw_request(`POST ${path}`, headers, body));
         const task = await desk.task(path);
         assert.equal(task.body, body);
         assert.equal(task.headers.Upgrade, headers[1]?.slice('Upgrade: '.length));
         await desk.finish(task, ['{"n":1}']);
         const reply = await talk.reply();
         assert.equal(reply.status, 200);
+        assert.equal(reply.headers.connection, 'close');
         assert.equal(reply.body, '{"n":1}\n');
+        await talk.closed();
       }
     }
   });
@@ -391,6 +392,7 @@ describe('MAXBODY', () => {
 // Ao mesmo tempo: nenhum destes pedidos cria tarefa, e alguns esperam a conexão fechar.
 describe('o que o analisador do Node recusa', { concurrency: 8 }, () => {
   const host = 'Host: h\r\n';
+  const wrong_version = 'only HTTP/1.0 and HTTP/1.1 are supported';
   const many = Array.from({ length: 3000 }, (_, index) => `X-${index}: v`);
   const requests: [string, string | Buffer, number?, string?][] = [
     ['linha que não é HTTP', 'isto não é HTTP\r\n\r\n'],
@@ -407,6 +409,8 @@ describe('o que o analisador do Node recusa', { concurrency: 8 }, () => {
     ['dois Content-Length', raw_request('POST /', ['Content-Length: 1'], 'oi')],
     ['tamanho e chunked', raw_request('POST /', ['Transfer-Encoding: chunked'], 'oi')],
     ['sem Host', 'GET / HTTP/1.1\r\nX: y\r\n\r\n', 400, 'missing Host header'],
+    ['HTTP/2.0 num pedido comum', `GET / HTTP/2.0\r\n${host}\r\n`, 505, wrong_version],
+    ['sem versão', `GET /\r\n${host}\r\n`, 505, wrong_version],
     ['um cabeçalho enorme', raw_request('GET /', [`X: ${'x'.repeat(20_000)}`]), 431],
     ['muitos cabeçalhos', raw_request('GET /', many), 431],
     ['um alvo enorme', raw_request(`GET /${'x'.repeat(20_000)}`), 431],

@@ -53,10 +53,10 @@ const max_body = 1000;
 const flood = 'x'.repeat(40_000);
 
 /** Os status que um pedido quebrado pode receber; nem 500, nem 503, nem 504. */
-const refusals = [400, 413, 417, 431, 501];
+const refusals = [400, 413, 417, 431, 501, 505];
 
 /** As linhas de stderr que são esperadas. */
-const usual_log = /^\S+ refused status=(400|413|417|431|501) |^probe \{/;
+const usual_log = /^\S+ refused status=(400|413|417|431|501|505) |^probe \{/;
 
 const token = /^[!#$%&'*+.^_`|~\w-]+$/;
 
