@@ -2101,11 +2101,12 @@ function read_body(
   if (Number(request.headers['content-length'] ?? 0) > MAXBODY) return Promise.reject(too_large());
   if (expects_continue(request)) response.writeContinue();
   const state = connections.get(request.socket);
-  return new Promise((resolve, reject) => {
+  let timer: NodeJS.Timeout;
+  const body = new Promise<Buffer>((resolve, reject) => {
     const chunks: Buffer[] = [];
     let size = 0;
     const stalled = () => reject(new refusal(408, 'request body stopped arriving'));
-    const timer = setTimeout(stalled, body_limit_ms);
+    timer = setTimeout(stalled, body_limit_ms);
     const check_broken = () => {
       if (state?.broken && !request.complete) reject(state.broken);
     };
@@ -2119,9 +2120,12 @@ function read_body(
     });
     request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
     request.once('error', reject);
-    request.once('close', () => clearTimeout(timer));
     turn.on_interrupt = () => reject(new Error('interrompido'));
     if (turn.interrupted) turn.on_interrupt();
+  });
+  return body.finally(() => {
+    request.removeAllListeners('data'); // o que ainda vier não religa o prazo
+    clearTimeout(timer);
   });
 }
 
@@ -2151,7 +2155,7 @@ async function send_refusal(
     return;
   }
   response.write(body);
-  request.removeAllListeners('data').resume();
+  request.resume();
   const input_over = new Promise<void>((resolve) => {
     request.once('end', resolve);
     request.once('close', resolve);
