@@ -59,8 +59,8 @@
  *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec") perde as linhas desses
  *     instantes.
- *   - Uma conexão com o Redis que se cala sem fechar é trocada depois de MAXTIME (de 10 a 60 s); um
- *     LPOP que ainda estivesse a caminho nela se perde.
+ *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s, se ele atende por outra; se
+ *     ele travou, depois de MAXTIME (de 10 a 60 s). Um LPOP que estava a caminho nela se perde.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
@@ -76,6 +76,7 @@ import {
   timingSafeEqual as same_bytes,
 } from 'node:crypto';
 import { fstatSync as file_stats, readFileSync as read_file } from 'node:fs';
+import { readFile as read_file_later } from 'node:fs/promises';
 import http, {
   validateHeaderName as validate_header_name,
   validateHeaderValue as validate_header_value,
@@ -85,6 +86,7 @@ import {
   isIPv6 as is_ipv6,
   Server as net_server,
   type Socket as net_socket,
+  SocketAddress as socket_address,
 } from 'node:net';
 import { availableParallelism as available_parallelism } from 'node:os';
 import type { Duplex as duplex_stream } from 'node:stream';
@@ -953,6 +955,16 @@ function now(): number {
   return performance.now();
 }
 
+/**
+ * Espera um prazo, sem segurar o processo por isso.
+ * @param ms milissegundos
+ */
+function wait(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, ms).unref();
+  });
+}
+
 /** Um prazo que se esgotou antes da resposta. */
 class deadline_error extends Error {}
 
@@ -997,12 +1009,18 @@ const answer_limit_ms = 2000;
 const clean_limit_ms = 1000;
 
 /** De quanto em quanto tempo a conexão é conferida. */
-const watch_ms = 5000;
+const watch_ms = 2000;
+
+/** Silêncio a partir do qual se tenta outra conexão; se ela responde, é a primeira que morreu. */
+const suspect_ms = 6000;
+
+/** Quanto se espera, depois disso, pelas respostas de um Redis que só tinha travado. */
+const settle_ms = 1000;
 
 /**
- * Silêncio a partir do qual a conexão é trocada. Não antes de MAXTIME: uma retirada já escrita
- * ainda pode ser respondida, e até lá algum fluxo a espera. Mas nem um MAXTIME de horas a segura
- * além disso.
+ * Silêncio a partir do qual a conexão é trocada mesmo que nenhuma outra responda. Não antes de
+ * MAXTIME: se foi o Redis que travou, uma retirada já escrita ainda pode ser respondida, e até lá
+ * algum fluxo a espera. Mas nem um MAXTIME de horas a segura além disso.
  */
 const silence_limit_ms = { least: 10_000, most: 60_000 };
 
@@ -1424,7 +1442,7 @@ async function redis_sweep(): Promise<void> {
       const page = await redis_ready().client.scan(cursor, { MATCH: pattern, COUNT: page_size });
       adopted += await redis_sweep_page(page.keys);
       cursor = page.cursor;
-      if (cursor !== '0') await new Promise((resolve) => setTimeout(resolve, pause_ms).unref());
+      if (cursor !== '0') await wait(pause_ms);
     } while (cursor !== '0');
   } catch (error) {
     log('warn', 'sweep_failed', { reason: explain_redis_error(error) });
@@ -1459,7 +1477,7 @@ async function redis_settled(): Promise<boolean> {
       if (!(error instanceof error_reply)) return false;
       if (!transient_reply.test(error.message)) return true;
     }
-    await new Promise((resolve) => setTimeout(resolve, reconnect_ms.last));
+    await wait(reconnect_ms.last);
   }
 }
 
@@ -1585,25 +1603,56 @@ async function redis_connect(hooks: redis_hooks): Promise<void> {
 }
 
 /**
- * Confere a conexão de tempos em tempos. Uma que se calou sem fechar (o host sumiu, um firewall
- * perdeu o fluxo) não dá erro por muitos minutos; ela é trocada por outra.
+ * Pergunta ao Redis, por outra conexão, se ele atende.
+ * @returns true se ele respondeu ao PING a tempo
  */
-function redis_watch(): void {
-  const { least, most } = silence_limit_ms;
-  const limit = Math.min(Math.max(MAXTIME, least), most);
-  const watch = () => {
-    const { client } = redis_link;
-    const answered = () => {
-      redis_link.alive_at = now();
-    };
-    client?.ping().then(answered, () => {});
-    if (!client || now() - redis_link.alive_at < limit) return;
-    redis_note_loss(new deadline_error('sem resposta'));
-    client.destroy();
-    client.connect().catch(() => {}); // tenta para sempre; os erros chegam ao ouvinte
+async function redis_answers_elsewhere(): Promise<boolean> {
+  const { client } = redis_make_client(() => false, false);
+  client.on('error', () => {}); // connect() o lança também
+  const answered = client.connect().then(() => client.ping());
+  try {
+    await within(answered, connect_limit_ms);
+    return true;
+  } catch {
+    return false;
+  } finally {
+    if (client.isOpen) client.destroy();
+  }
+}
+
+/**
+ * Confere se a conexão se calou sem fechar (o host sumiu, um firewall esqueceu o fluxo), o que não
+ * dá erro por muitos minutos. Se o Redis atende por outra, a calada é trocada. Se não, foi ele que
+ * travou, e trocá-la jogaria fora as respostas que ainda pode dar.
+ * @param limit_ms silêncio a partir do qual ela é trocada de qualquer modo
+ */
+async function redis_check_silence(limit_ms: number): Promise<void> {
+  const { client } = redis_link;
+  const alive = () => {
+    redis_link.alive_at = now();
   };
+  const silence_ms = () => now() - redis_link.alive_at;
+  client?.ping().then(alive, (error) => error instanceof error_reply && alive());
+  if (!client || silence_ms() < suspect_ms) return;
+  const answers_elsewhere = await redis_answers_elsewhere();
+  if (answers_elsewhere) await wait(settle_ms); // acaba de destravar? as nossas respostas já vêm
+  if (silence_ms() < (answers_elsewhere ? suspect_ms : limit_ms)) return;
+  redis_note_loss(new deadline_error('sem resposta'));
+  client.destroy();
+  client.connect().catch(() => {}); // tenta para sempre; os erros chegam ao ouvinte
+}
+
+/**
+ * Confere a conexão de tempos em tempos, uma conferência de cada vez.
+ */
+async function redis_watch(): Promise<void> {
+  const { least, most } = silence_limit_ms;
+  const limit_ms = Math.min(Math.max(MAXTIME, least), most);
   redis_link.alive_at = now();
-  setInterval(watch, watch_ms).unref();
+  for (;;) {
+    await wait(watch_ms);
+    await redis_check_silence(limit_ms);
+  }
 }
 
 /**
@@ -1629,8 +1678,24 @@ const keep_alive_ms = 76_000;
 const headers_limit_ms = 30_000;
 const headers_check_ms = 1000;
 
-/** Prazo para o pedido inteiro, corpo incluído. */
+/** Prazo para o pedido inteiro, corpo incluído, e o de um corpo que parou de chegar. */
 const request_limit_ms = 300_000;
+const body_limit_ms = 30_000;
+
+/** Silêncio de um cliente até o sistema perguntar se ele está lá; 10 s sem resposta encerram. */
+const probe_after_ms = 30_000;
+
+/** De quanto em quanto tempo se procura quem sumiu com dados a caminho. */
+const vanish_check_ms = 5000;
+
+/** As conexões TCP do sistema, como o Linux as mostra. */
+const tcp_tables = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
+
+/**
+ * Uma linha delas, de conexão aberta (01 e 08) com dados retransmitidos (temporizador 01) ao menos
+ * uma vez: endereço local, porta local, endereço remoto, porta remota.
+ */
+const unheard_row = /^ *\d+: (\w+):(\w+) (\w+):(\w+) 0[18] \w+:\w+ 01:\w+ (?!00000000)\w+ /gm;
 
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
@@ -1681,7 +1746,7 @@ type request_turn = {
  * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último, o fim da vez dele, e
  * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
  * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
- * corpo.
+ * corpo. `unheard_since` é desde quando o outro lado não confirma o que recebe, 0 se confirma.
  */
 type connection_state = {
   socket: net_socket;
@@ -1691,6 +1756,7 @@ type connection_state = {
   last_response: http.ServerResponse | undefined;
   broken: refusal | undefined;
   on_broken: () => void;
+  unheard_since: number;
 };
 
 const connections = new Map<duplex_stream, connection_state>();
@@ -1868,6 +1934,7 @@ function watch_connection(socket: net_socket): void {
     last_response: undefined,
     broken: undefined,
     on_broken: () => {},
+    unheard_since: 0,
   };
   const client_left = () => {
     for (const turn of state.turns) interrupt(turn, 'client_gone');
@@ -1879,6 +1946,60 @@ function watch_connection(socket: net_socket): void {
     connections.delete(socket);
     client_left();
   });
+}
+
+/**
+ * Escreve um endereço da tabela do sistema como o Node o escreve.
+ * @param hex 8 ou 32 dígitos, em palavras de 32 bits com os bytes ao contrário
+ * @returns por exemplo "127.0.0.1" ou "::1"
+ */
+export function table_address(hex: string): string {
+  const bytes = Buffer.from(hex, 'hex').swap32();
+  if (bytes.length === 4) return bytes.join('.');
+  const groups = bytes.toString('hex').replace(/(.{4})(?=.)/g, '$1:');
+  return new socket_address({ family: 'ipv6', address: groups }).address;
+}
+
+/**
+ * Diz quais conexões esperam por uma confirmação que não vem.
+ * @returns uma chave por conexão, porta local, endereço e porta remotos; vazio fora do Linux
+ */
+async function unheard_connections(): Promise<Set<string>> {
+  const tables = await Promise.all(
+    tcp_tables.map((table) => read_file_later(table, 'latin1').catch(() => '')),
+  );
+  const rows = tables.flatMap((table) => [...table.matchAll(unheard_row)]);
+  return new Set(
+    rows.map(([, , port = '', peer = '', peer_port = '']) =>
+      [Number.parseInt(port, 16), table_address(peer), Number.parseInt(peer_port, 16)].join(' '),
+    ),
+  );
+}
+
+/**
+ * Corta quem some sem fechar com dados a caminho: a sonda do TCP só vale para conexões ociosas, e o
+ * sistema insistiria por um quarto de hora. Quem lê devagar confirma, e não é cortado aqui.
+ */
+async function drop_vanished_clients(): Promise<void> {
+  const unheard = await unheard_connections();
+  for (const state of connections.values()) {
+    const { localPort: port, remoteAddress: peer, remotePort: peer_port } = state.socket;
+    if (!unheard.has([port, peer, peer_port].join(' '))) state.unheard_since = 0;
+    else state.unheard_since ||= now();
+    if (state.unheard_since === 0 || now() - state.unheard_since < MAXTIME) continue;
+    log('warn', 'vanished_client', { peer: peer ?? '', maxtime: MAXTIME });
+    state.socket.destroy();
+  }
+}
+
+/**
+ * Procura clientes que sumiram de tempos em tempos, enquanto há conexões.
+ */
+async function watch_clients(): Promise<void> {
+  for (;;) {
+    await wait(vanish_check_ms);
+    if (connections.size > 0) await drop_vanished_clients();
+  }
 }
 
 /**
@@ -1963,7 +2084,8 @@ function expects_continue(request: http.IncomingMessage): boolean {
  * @param response a resposta, para o 100 Continue
  * @param turn a vez do pedido; interrompida, a leitura para
  * @returns os bytes do corpo, vazio se não há
- * @throws refusal 413 se passar de MAXBODY, ou a do analisador; Error se o cliente sair no meio
+ * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, ou a do analisador; Error se o
+ *   cliente sair no meio
  */
 function read_body(
   request: http.IncomingMessage,
@@ -1977,18 +2099,22 @@ function read_body(
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
     let size = 0;
+    const stalled = () => reject(new refusal(408, 'request body stopped arriving'));
+    const timer = setTimeout(stalled, body_limit_ms);
     const check_broken = () => {
       if (state?.broken && !request.complete) reject(state.broken);
     };
     if (state) state.on_broken = check_broken;
     check_broken();
     request.on('data', (chunk: Buffer) => {
+      timer.refresh();
       size += chunk.length;
       if (size <= MAXBODY) chunks.push(chunk);
       else reject(too_large());
     });
     request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
     request.once('error', reject);
+    request.once('close', () => clearTimeout(timer));
     turn.on_interrupt = () => reject(new Error('interrompido'));
     if (turn.interrupted) turn.on_interrupt();
   });
@@ -3168,6 +3294,8 @@ function make_server(): http.Server {
     requestTimeout: request_limit_ms,
     connectionsCheckingInterval: headers_check_ms,
     requireHostHeader: false, // a recusa é nossa, com os nossos cabeçalhos
+    keepAlive: true, // o do TCP, não o do HTTP
+    keepAliveInitialDelay: probe_after_ms,
   });
   server.on('connection', watch_connection);
   server.on('request', handle_request);
@@ -3304,7 +3432,8 @@ async function serve(): Promise<void> {
   } catch (error) {
     die({ host: HTTP_HOST, port: HTTP_PORT, reason: explain_listen_error(error as Error) });
   }
-  redis_watch();
+  void redis_watch();
+  void watch_clients();
   if (worker_slot <= 1) void sweep_forever();
 }
 

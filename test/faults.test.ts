@@ -43,6 +43,9 @@ const tests_at_once = 4;
 /** Maior que a paciência dos testes: um fluxo que só notasse algo depois disto os faria falhar. */
 const forever = ['-t', '120000'];
 
+/** O programa promete notar uma conexão calada em 15 s; o resto é folga. */
+const silence_noticed_ms = 25_000;
+
 /** Um fluxo que, depois da primeira consulta vazia, só acorda quando a conexão é refeita. */
 const asleep = [...forever, '-i', '60000', '--wakeup', 'off'];
 
@@ -266,16 +269,18 @@ const tests: Record<string, () => Promise<void>> = {
   'conexão que se cala sem fechar: é trocada, e tudo volta sem reiniciar o proxy': async () => {
     const redis = await start_redis();
     const relay = await start_relay(redis.port);
-    const proxy = await start_proxy({ server: relay.server }, ['-t', '1000', '--grace', '0']);
+    const proxy = await start_proxy({ server: relay.server }, [...forever, ...brisk]);
     const worker = await start_worker(redis);
+    const before = await begin(proxy, worker, ['antes']);
     relay.swallow();
+    await worker.client.rPush(before.task.task_list, ['durante', 'EOF']);
     assert.equal((await fetch_all(proxy, { path: '/ping' })).status, 500);
-    const is_back = async () => (await fetch_all(proxy, { path: '/ping' })).status === 200;
-    await until('troca da conexão', is_back, 40_000);
+    assert.deepEqual(await before.stream.rest(silence_noticed_ms), ['durante']);
     await link_back(proxy);
     const { stream, task } = await begin(proxy, worker, ['depois']);
     await worker.client.del(task.task_key);
     assert.deepEqual(await stream.rest(), []);
+    assert.deepEqual(await worker.client.keys('*'), []);
     await check_sound(proxy);
   },
 

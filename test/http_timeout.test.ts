@@ -14,10 +14,14 @@ const headers_limit_ms = 30_000 - 100;
 /** Quanto se espera por ele, com folga para uma máquina carregada. */
 const long_patience_ms = 60_000;
 
-/** De quanto em quanto tempo a conexão que pinga manda mais um byte. */
+/** De quanto em quanto tempo as conexões que pingam mandam mais um byte. */
 const drip_ms = 500;
 
+/** Um corpo que ainda estará chegando quando os 30 s tiverem passado. */
+const slow_length = 1000;
+
 const late = 'request not received in time';
+const stopped = 'request body stopped arriving';
 
 type talk = Awaited<ReturnType<typeof open_talk>>;
 
@@ -33,14 +37,18 @@ let behind: talk;
 let silent: talk;
 let idle: talk;
 let slow_body: talk;
+let slow_drip: NodeJS.Timeout;
+let slow_sent = 0;
+let stalled_body: talk;
 
 /**
  * Espera a resposta de uma conexão, que deve ser um 408 seguido do fechamento.
  * @param late_talk a conexão
+ * @param message o motivo que ela deve dar
  */
-async function assert_late(late_talk: talk): Promise<void> {
+async function assert_late(late_talk: talk, message = late): Promise<void> {
   const reply = await late_talk.reply(true, long_patience_ms);
-  assert_error(reply, 408, late);
+  assert_error(reply, 408, message);
   assert.equal(reply.headers.connection, 'close');
   await late_talk.closed();
   assert.equal(late_talk.leftover(), '');
@@ -57,17 +65,21 @@ before(async () => {
   behind = await open_talk(main_proxy, raw_request('GET /na-frente') + half_request);
   silent = await open_talk(main_proxy, raw_request('GET /calado'));
   idle = await open_talk(main_proxy, raw_request('GET /ping'));
-  slow_body = await open_talk(
-    main_proxy,
-    `${raw_request('PUT /aos-poucos', ['Content-Length: 6'])}abc`,
-  );
+  const put = (path: string) => raw_request(`PUT ${path}`, [`Content-Length: ${slow_length}`]);
+  slow_body = await open_talk(main_proxy, put('/aos-poucos'));
+  slow_drip = setInterval(() => {
+    slow_body.send('a');
+    slow_sent += 1;
+  }, drip_ms);
   assert.equal((await idle.reply()).body, 'pong');
   turned_at = performance.now();
+  stalled_body = await open_talk(main_proxy, `${put('/parado')}abc`);
   hourglass = await open_talk(main_proxy);
 });
 
 after(async () => {
   clearInterval(drip);
+  clearInterval(slow_drip);
   assert.equal(await main_proxy.stop(), 0);
   assert.match(main_proxy.stdout(), / stop signal=SIGTERM streams=0 /, 'um pedido ficou preso');
   assert.doesNotMatch(main_proxy.stderr(), / (request_error|stream_error|fatal) /);
@@ -112,11 +124,17 @@ test('uma conexão ociosa por mais de 30 s ainda serve', async () => {
   assert.equal((await idle.reply()).body, 'pong');
 });
 
-test('um corpo que leva mais de 30 s para chegar vira tarefa inteiro', async () => {
-  await hourglass.closed(long_patience_ms);
-  slow_body.send('def');
+test('um corpo que para de chegar por 30 s recebe 408, e não antes', async () => {
+  await assert_late(stalled_body, stopped);
+  assert.ok(performance.now() - turned_at >= headers_limit_ms);
+});
+
+test('um corpo que leva mais de 30 s para chegar, aos poucos, vira tarefa inteiro', async () => {
+  await stalled_body.closed(long_patience_ms);
+  clearInterval(slow_drip);
+  slow_body.send('a'.repeat(slow_length - slow_sent));
   const task = await desk.task('/aos-poucos');
-  assert.equal(task.body, 'abcdef');
+  assert.equal(task.body, 'a'.repeat(slow_length));
   await desk.finish(task);
   assert.equal((await slow_body.reply()).status, 200);
 });
