@@ -56,7 +56,8 @@ ensure_python() {
 ensure_network() {
   [ "$(uname)" = Linux ] || return 0
   command -v ip >/dev/null && command -v tc >/dev/null && return
-  apt_install "apt-get install iproute2 (Debian) ou dnf install iproute iproute-tc (Fedora)" iproute2
+  apt_install "apt-get install iproute2 (Debian) ou dnf install iproute iproute-tc (Fedora)" \
+    iproute2
 }
 
 # Instala os concorrentes que o bench sabe medir, sem que nenhum serviço suba por isso.

@@ -5,7 +5,7 @@
  * soubesse do descarte não se portaria como na rede.
  */
 
-import { execFileSync as run } from 'node:child_process';
+import { execSync as exec_sync } from 'node:child_process';
 import { randomBytes as random_bytes, randomInt as random_int } from 'node:crypto';
 import { on_stop } from '../../scripts/local';
 import { start_proxy, start_redis, start_worker } from '../harness';
@@ -20,7 +20,7 @@ export type network_scene = Awaited<ReturnType<typeof start_network_scene>>;
 const test_blocks = 2 ** 15;
 
 /** Uma linha lenta: atrasa o que é grande, com fila bastante para não perder nada. */
-const slow_line = ['tbf', 'rate', '4mbit', 'burst', '16kb', 'latency', '400ms'];
+const slow_line = 'tbf rate 4mbit burst 16kb latency 400ms';
 
 /**
  * Escreve, na linguagem do BPF clássico, um filtro que perde parte dos pacotes TCP de uma porta,
@@ -46,80 +46,69 @@ function loss_program(port: number, share: number): string {
 }
 
 /**
- * Desfaz uma ligação, inteira ou pela metade.
- * @param near_device interface do lado de cá
- * @param name nome do namespace
+ * Roda um comando e espera por ele.
+ * @param command uma linha de shell
+ * @returns o que ele escreveu
+ * @throws Error com o que ele disse, se falhou
  */
-function remove_link(near_device: string, name: string): void {
-  const steps = [
-    ['link', 'del', near_device],
-    ['netns', 'del', name],
-  ];
-  for (const step of steps) {
-    try {
-      run('ip', step, { stdio: 'pipe' });
-    } catch {
-      // não chegou a existir
-    }
-  }
+function run(command: string): string {
+  return exec_sync(command, { stdio: 'pipe', encoding: 'utf8' });
 }
 
 /**
- * Cria um namespace e o liga ao da máquina; tudo some em stop_all.
- * @returns `name`: o namespace; `near` e `far`: os endereços; `lose`: passa a perder, nos dois
- *   sentidos, uma parte dos pacotes de uma porta; `mend`: deixa de perder; `slow_down`: os dois
- *   sentidos ficam lentos; `lost`: quantos pacotes se perderam ao sair do namespace e ao entrar;
- *   `unconfirmed_bytes`: quantos o outro lado ainda não confirmou a quem está no namespace
+ * Cria um namespace e o liga ao da máquina; tudo some em stop_all, mesmo o que ficou pela metade.
+ * @returns `launcher`: o comando que roda outro lá dentro; `near` e `far`: os endereços; `lose`:
+ *   passa a perder, nos dois sentidos, uma parte dos pacotes de uma porta; `mend`: deixa de perder;
+ *   `slow_down`: os dois sentidos ficam lentos; `lost`: quantos pacotes se perderam ao sair do
+ *   namespace e ao entrar; `unconfirmed_bytes`: quantos bytes ainda não lhe foram confirmados, de
+ *   uma porta ou de todas
  * @throws Error se a máquina não permite
  */
 export function make_link() {
   const name = `jp${random_bytes(5).toString('hex')}`;
-  const devices = { near: `${name}n`, far: `${name}f` };
+  const [near_device, far_device] = [`${name}n`, `${name}f`];
   const base = random_int(test_blocks) * 4;
-  const address = (n: number) =>
-    `198.${18 + (base >> 16)}.${(base >> 8) & 255}.${(base & 255) + n}`;
-  const [near, far] = [address(1), address(2)];
-  const inside = ['netns', 'exec', name];
-  const ip = (...args: string[]) => run('ip', args, { stdio: 'pipe' });
-  const tc_both = (make_args: (device: string) => string[]) => {
-    run('tc', make_args(devices.near), { stdio: 'pipe' });
-    ip(...inside, 'tc', ...make_args(devices.far));
+  const network = `198.${18 + (base >> 16)}.${(base >> 8) & 255}`;
+  const [near, far] = [`${network}.${(base & 255) + 1}`, `${network}.${(base & 255) + 2}`];
+  const inside = `ip netns exec ${name}`;
+  on_stop(async () => run(`ip link del ${near_device}; ip netns del ${name}; true`));
+  run(`ip netns add ${name}`);
+  run(`ip link add ${near_device} type veth peer name ${far_device} netns ${name}`);
+  run(`ip addr add ${near}/30 dev ${near_device}`);
+  run(`ip link set ${near_device} up`);
+  run(`${inside} ip addr add ${far}/30 dev ${far_device}`);
+  run(`${inside} ip link set ${far_device} up`);
+
+  /** Muda as duas pontas: o que entra por uma é o que saiu pela outra. */
+  const both = (change: string) => {
+    const [object, verb, ...rest] = change.split(' ');
+    const at = (device: string) => `tc ${object} ${verb} dev ${device} ${rest.join(' ')}`;
+    run(at(near_device));
+    run(`${inside} ${at(far_device)}`);
   };
-  on_stop(async () => remove_link(devices.near, name));
-  ip('netns', 'add', name);
-  ip('link', 'add', devices.near, 'type', 'veth', 'peer', 'name', devices.far, 'netns', name);
-  ip('addr', 'add', `${near}/30`, 'dev', devices.near);
-  ip('link', 'set', devices.near, 'up');
-  ip('-n', name, 'addr', 'add', `${far}/30`, 'dev', devices.far);
-  ip('-n', name, 'link', 'set', devices.far, 'up');
-  tc_both((device) => ['qdisc', 'add', 'dev', device, 'clsact']);
+  both('qdisc add clsact');
   const lose = (port: number, share = 1) => {
-    const filter = [
-      'protocol',
-      'ip',
-      'bpf',
-      'direct-action',
-      'bytecode',
-      loss_program(port, share),
-    ];
-    tc_both((device) => ['filter', 'add', 'dev', device, 'ingress', ...filter]);
+    const bytecode = loss_program(port, share);
+    both(`filter add ingress protocol ip bpf direct-action bytecode '${bytecode}'`);
   };
-  const mend = () => tc_both((device) => ['filter', 'del', 'dev', device, 'ingress']);
-  const slow_down = () =>
-    tc_both((device) => ['qdisc', 'add', 'dev', device, 'root', ...slow_line]);
-  const unconfirmed_bytes = () => {
-    const sockets = ip(...inside, 'ss', '-Htn', 'state', 'established')
-      .toString()
-      .trim();
-    const queues = sockets.split('\n').map((line) => Number(line.split(/ +/)[1] ?? 0));
-    return queues.reduce((sum, bytes) => sum + bytes, 0);
+  const count_drops = (report: string) => Number(/clsact[^(]*\(dropped (\d+)/.exec(report)?.[1]);
+  return {
+    near,
+    far,
+    launcher: inside.split(' '),
+    lose,
+    mend: () => both('filter del ingress'),
+    slow_down: () => both(`qdisc add root ${slow_line}`),
+    lost: () => ({
+      outward: count_drops(run(`tc -s qdisc show dev ${near_device}`)),
+      inward: count_drops(run(`${inside} tc -s qdisc show dev ${far_device}`)),
+    }),
+    unconfirmed_bytes: (port = 0) => {
+      const filter = port ? `"dport = :${port}"` : '';
+      const rows = run(`${inside} ss -Htn state established ${filter}`).matchAll(/^\d+ +(\d+) /gm);
+      return [...rows].reduce((sum, [, bytes]) => sum + Number(bytes), 0);
+    },
   };
-  const drops = (report: Buffer) => Number(/clsact[^(]*\(dropped (\d+)/.exec(String(report))?.[1]);
-  const lost = () => ({
-    outward: drops(run('tc', ['-s', 'qdisc', 'show', 'dev', devices.near])),
-    inward: drops(ip(...inside, 'tc', '-s', 'qdisc', 'show', 'dev', devices.far)),
-  });
-  return { name, near, far, lose, mend, slow_down, lost, unconfirmed_bytes };
 }
 
 /**
@@ -146,9 +135,8 @@ export async function start_network_scene(args: string[], env: NodeJS.ProcessEnv
   const link = make_link();
   const redis = await start_redis(['--bind', '127.0.0.1', link.near, '--protected-mode', 'no']);
   const server = `${link.near}:${redis.port}/1`;
-  const launcher = ['ip', 'netns', 'exec', link.name];
   const [inner, worker] = await Promise.all([
-    start_proxy({ server }, ['--host', link.far, ...args], env, launcher),
+    start_proxy({ server }, ['--host', link.far, ...args], env, link.launcher),
     start_worker(redis),
   ]);
   return { link, redis, proxy: { ...inner, host: link.far }, worker, db: worker.client };
