@@ -13,6 +13,7 @@ import {
   delay,
   end_of,
   fetch_all,
+  type http_reply,
   open_socket,
   open_stream,
   type proxy,
@@ -43,6 +44,9 @@ const vanish_limit_ms = 70_000;
 
 /** Prazo para notar um cliente que não confirma o que recebe: MAXTIME, aqui de 10 s, e folga. */
 const unread_limit_ms = 30_000;
+
+/** O prazo prometido para uma recusa é 2 s; uma conexão calada só é largada depois de 10 s. */
+const refusal_limit_ms = 8000;
 
 /** Quanto dura a queda do caminho até o Redis. */
 const outage_ms = 20_000;
@@ -219,10 +223,14 @@ async function cut_path({ link, redis, proxy, worker }: network_scene): Promise<
   link.lose(redis.port);
   await delay(stale_answer_ms);
   const restored = delay(outage_ms).then(link.mend); // a queda dura isto; nada espera por ela
-  const [reply, ping] = await Promise.all([
-    fetch_all(proxy, { body: 'oi' }),
-    fetch_all(proxy, { path: '/ping' }),
-  ]);
+  const refused: Record<string, http_reply> = {};
+  for (const path of ['/', '/ping']) {
+    void fetch_all(proxy, { path }).then((reply) => {
+      refused[path] = reply;
+    });
+  }
+  const reply = await until('recusa', () => refused['/'], refusal_limit_ms);
+  const ping = await until('recusa do /ping', () => refused['/ping'], refusal_limit_ms);
   assert.deepEqual([reply.status, reply.body], [504, '{"error": "redis does not answer"}\n']);
   assert.equal(ping.status, 500);
   await restored;
