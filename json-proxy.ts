@@ -13,7 +13,7 @@
  *   curl -N http://127.0.0.1:8771/qualquer/caminho -d '{"pergunta": "..."}'
  *
  * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
- *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE         o lado HTTP
+ *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE  TLS_CERT  TLS_KEY          o lado HTTP
  *   REDIS_SERVER  REDIS_PASSWORD  REDIS_PASSWORD_FILE  REDIS_CHANNEL  REDIS_PREFIX
  *   REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP                     o lado Redis
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
@@ -81,6 +81,7 @@ import http, {
   validateHeaderName as validate_header_name,
   validateHeaderValue as validate_header_value,
 } from 'node:http';
+import https from 'node:https';
 import {
   isIP as is_ip,
   isIPv6 as is_ipv6,
@@ -91,6 +92,7 @@ import {
 import { availableParallelism as available_parallelism } from 'node:os';
 import type { Duplex as duplex_stream } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
 import {
   createClient as create_client,
@@ -120,6 +122,9 @@ export type redis_address = {
 
 /** Quantos pedidos um endereço pode fazer, e em quantos segundos. */
 type rate_limit = { count: number; seconds: number };
+
+/** O certificado, com a cadeia, e a chave dele, em PEM. */
+type tls_pair = { cert: string; key: string };
 
 /** Uma linha da tabela de configurações. `read` lança Error com a descrição do que é aceito. */
 type setting = {
@@ -165,6 +170,8 @@ let CORS_ORIGIN: string[];
 let MAXTASKS: number;
 let FAILFAST: boolean;
 let HEARTBEAT: number;
+let TLS_CERT: string;
+let TLS_KEY: string;
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
@@ -296,6 +303,28 @@ function read_setting_file(file: string): string {
     const { code = '' } = error as NodeJS.ErrnoException;
     throw new Error(`o caminho de um arquivo que se possa ler (${code})`);
   }
+}
+
+/**
+ * Lê o caminho de um arquivo que se possa ler.
+ * @param text o caminho; vazio desliga
+ * @returns o mesmo texto
+ * @throws Error com a descrição do que é aceito
+ */
+function parse_file(text: string): string {
+  if (text !== '') read_setting_file(text);
+  return text;
+}
+
+/**
+ * Lê o certificado e a chave de TLS_CERT e TLS_KEY.
+ * @returns os dois em PEM
+ * @throws Error se não se leem ou não formam um par
+ */
+function read_tls_pair(): tls_pair {
+  const pair = { cert: read_setting_file(TLS_CERT), key: read_setting_file(TLS_KEY) };
+  make_tls_context(pair);
+  return pair;
 }
 
 /**
@@ -674,6 +703,24 @@ export const settings_table: setting[] = [
       CORS_ORIGIN = parse_origins(text);
     },
   },
+  {
+    name: 'TLS_CERT',
+    long: 'tls-cert',
+    fallback: '',
+    help: 'arquivo do certificado, em PEM: atende por HTTPS',
+    read: (text) => {
+      TLS_CERT = parse_file(text);
+    },
+  },
+  {
+    name: 'TLS_KEY',
+    long: 'tls-key',
+    fallback: '',
+    help: 'arquivo da chave do certificado, em PEM, sem senha',
+    read: (text) => {
+      TLS_KEY = parse_file(text);
+    },
+  },
 ];
 
 /** Duas formas da mesma configuração: só uma pode ser dada. */
@@ -774,6 +821,23 @@ function gather_settings(
 }
 
 /**
+ * Confere o certificado e a chave do HTTPS: nenhum dos dois, ou um par.
+ * @throws usage_error que os nomeia e diz o que é aceito
+ */
+function check_tls_settings(): void {
+  if (TLS_CERT === '' && TLS_KEY === '') return;
+  const shown = `TLS_CERT ${JSON.stringify(TLS_CERT)} e TLS_KEY ${JSON.stringify(TLS_KEY)}`;
+  const accepted = 'aceito: os dois, em PEM, a chave sem senha e deste certificado';
+  if (TLS_CERT === '' || TLS_KEY === '') throw new usage_error(`${shown} inválidos; ${accepted}`);
+  try {
+    read_tls_pair();
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    throw new usage_error(`${shown} inválidos (${code ?? message}); ${accepted}`);
+  }
+}
+
+/**
  * Confere as configurações que só valem umas com as outras.
  * @param gathered texto em vigor de cada configuração
  * @throws usage_error que as nomeia e diz o que é aceito
@@ -793,6 +857,7 @@ function check_settings_together(gathered: gathered_settings): void {
       throw new usage_error(`${plain} e ${file} dados ao mesmo tempo; aceito: só um deles`);
     }
   }
+  check_tls_settings();
 }
 
 /**
@@ -1685,18 +1750,6 @@ const body_limit_ms = 30_000;
 /** Silêncio de um cliente até o sistema perguntar se ele está lá; 10 s sem resposta encerram. */
 const probe_after_ms = 30_000;
 
-/** De quanto em quanto tempo se procura quem sumiu com dados a caminho. */
-const vanish_check_ms = 5000;
-
-/** As conexões TCP do sistema, como o Linux as mostra. */
-const tcp_tables = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
-
-/**
- * Uma linha delas, de conexão aberta (01 e 08) com dados retransmitidos (temporizador 01) ao menos
- * uma vez: endereço local, porta local, endereço remoto, porta remota.
- */
-const unheard_row = /^ *\d+: (\w+):(\w+) (\w+):(\w+) 0[18] \w+:\w+ 01:\w+ (?!00000000)\w+ /gm;
-
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
 
@@ -1746,7 +1799,7 @@ type request_turn = {
  * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último, o fim da vez dele, e
  * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
  * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
- * corpo. `unheard_since` é desde quando o outro lado não confirma o que recebe, 0 se confirma.
+ * corpo.
  */
 type connection_state = {
   socket: net_socket;
@@ -1756,7 +1809,6 @@ type connection_state = {
   last_response: http.ServerResponse | undefined;
   broken: refusal | undefined;
   on_broken: () => void;
-  unheard_since: number;
 };
 
 const connections = new Map<duplex_stream, connection_state>();
@@ -1928,13 +1980,12 @@ function interrupt(turn: request_turn, why: interruption): void {
 function watch_connection(socket: net_socket): void {
   const state: connection_state = {
     socket,
-    bytes_at_rest: 0,
+    bytes_at_rest: socket.bytesRead,
     turns: [],
     last_turn: Promise.resolve(),
     last_response: undefined,
     broken: undefined,
     on_broken: () => {},
-    unheard_since: 0,
   };
   const client_left = () => {
     for (const turn of state.turns) interrupt(turn, 'client_gone');
@@ -1946,60 +1997,6 @@ function watch_connection(socket: net_socket): void {
     connections.delete(socket);
     client_left();
   });
-}
-
-/**
- * Escreve um endereço da tabela do sistema como o Node o escreve.
- * @param hex 8 ou 32 dígitos, em palavras de 32 bits com os bytes ao contrário
- * @returns por exemplo "127.0.0.1" ou "::1"
- */
-export function table_address(hex: string): string {
-  const bytes = Buffer.from(hex, 'hex').swap32();
-  if (bytes.length === 4) return bytes.join('.');
-  const groups = bytes.toString('hex').replace(/(.{4})(?=.)/g, '$1:');
-  return new socket_address({ family: 'ipv6', address: groups }).address;
-}
-
-/**
- * Diz quais conexões esperam por uma confirmação que não vem.
- * @returns uma chave por conexão, porta local, endereço e porta remotos; vazio fora do Linux
- */
-async function unheard_connections(): Promise<Set<string>> {
-  const tables = await Promise.all(
-    tcp_tables.map((table) => read_file_later(table, 'latin1').catch(() => '')),
-  );
-  const rows = tables.flatMap((table) => [...table.matchAll(unheard_row)]);
-  return new Set(
-    rows.map(([, , port = '', peer = '', peer_port = '']) =>
-      [Number.parseInt(port, 16), table_address(peer), Number.parseInt(peer_port, 16)].join(' '),
-    ),
-  );
-}
-
-/**
- * Corta quem some sem fechar com dados a caminho: a sonda do TCP só vale para conexões ociosas, e o
- * sistema insistiria por um quarto de hora. Quem lê devagar confirma, e não é cortado aqui.
- */
-async function drop_vanished_clients(): Promise<void> {
-  const unheard = await unheard_connections();
-  for (const state of connections.values()) {
-    const { localPort: port, remoteAddress: peer, remotePort: peer_port } = state.socket;
-    if (!unheard.has([port, peer, peer_port].join(' '))) state.unheard_since = 0;
-    else state.unheard_since ||= now();
-    if (state.unheard_since === 0 || now() - state.unheard_since < MAXTIME) continue;
-    log('warn', 'vanished_client', { peer: peer ?? '', maxtime: MAXTIME });
-    state.socket.destroy();
-  }
-}
-
-/**
- * Procura clientes que sumiram de tempos em tempos, enquanto há conexões.
- */
-async function watch_clients(): Promise<void> {
-  for (;;) {
-    await wait(vanish_check_ms);
-    if (connections.size > 0) await drop_vanished_clients();
-  }
 }
 
 /**
@@ -2195,7 +2192,14 @@ async function refuse_broken_request(
   socket: duplex_stream,
 ): Promise<void> {
   const state = connections.get(socket);
-  if (!state || state.broken) return; // cada pedaço que chega depois repete o erro
+  if (!state) {
+    // não chegou a haver conexão; quem só abre e fecha a porta (um balanceador) não é notícia
+    const is_news = TLS_CERT !== '' && error.code !== 'ECONNRESET';
+    if (is_news) log('warn', 'tls_failed', { reason: error.code ?? error.message });
+    socket.destroy();
+    return;
+  }
+  if (state.broken) return; // cada pedaço que chega depois repete o erro
   const answers: Record<string, [number, string]> = {
     HPE_HEADER_OVERFLOW: [431, 'request headers too large'],
     HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, 'chunk extensions too large'],
@@ -2317,7 +2321,10 @@ type ending_rule = {
 /** Por que um fluxo está parado. Só "interval" pode ser encurtado por uma notícia do Redis. */
 type wait_kind = 'interval' | 'pause' | 'drain';
 
-/** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
+/**
+ * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `unheard_since` é desde
+ * quando o cliente não confirma o que recebe, 0 se confirma.
+ */
 type stream_state = {
   task: task_names;
   response: http.ServerResponse;
@@ -2339,6 +2346,7 @@ type stream_state = {
   open_timer: NodeJS.Timeout | undefined;
   beat_timer: NodeJS.Timeout | undefined;
   sent_at: number;
+  unheard_since: number;
   waiting: wait_kind | undefined;
   has_news: boolean;
   wake: () => void;
@@ -2376,6 +2384,18 @@ const reserved_header =
  * fluxos parados; os que caem no mesmo quadro de `frame_ms` consultam juntos, numa ida e volta.
  */
 const safety_poll = { every_ms: 60_000, frame_ms: 100 };
+
+/** De quanto em quanto tempo se procura quem sumiu com dados a caminho. */
+const vanish_check_ms = 5000;
+
+/** As conexões TCP do sistema, como o Linux as mostra. */
+const tcp_tables = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
+
+/**
+ * Uma linha delas, de conexão aberta (01 e 08) com dados retransmitidos (temporizador 01) ao menos
+ * uma vez: endereço local, porta local, endereço remoto, porta remota.
+ */
+const unheard_row = /^ *\d+: (\w+):(\w+) (\w+):(\w+) 0[18] \w+:\w+ 01:\w+ (?!00000000)\w+ /gm;
 
 /** O último trecho de uma chave de tarefa ou de lista. */
 const uuid_length = 36;
@@ -2599,6 +2619,7 @@ function make_stream(
     open_timer: undefined,
     beat_timer: undefined,
     sent_at: now(),
+    unheard_since: 0,
     waiting: undefined,
     has_news: false,
     wake: () => {},
@@ -2823,6 +2844,66 @@ function drop_stalled_reader(stream: stream_state): void {
   log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
   interrupt(stream.turn, 'client_gone');
   stream.response.destroy();
+}
+
+/**
+ * Escreve um endereço da tabela do sistema como o Node o escreve.
+ * @param hex 8 ou 32 dígitos, em palavras de 32 bits com os bytes ao contrário
+ * @returns por exemplo "127.0.0.1" ou "::1"
+ */
+export function table_address(hex: string): string {
+  const bytes = Buffer.from(hex, 'hex').swap32();
+  if (bytes.length === 4) return bytes.join('.');
+  const groups = bytes.toString('hex').replace(/(.{4})(?=.)/g, '$1:');
+  return new socket_address({ family: 'ipv6', address: groups }).address;
+}
+
+/**
+ * Diz quais conexões esperam por uma confirmação que não vem.
+ * @returns uma chave por conexão, porta local, endereço e porta remotos; vazio fora do Linux
+ */
+async function unheard_connections(): Promise<Set<string>> {
+  const tables = await Promise.all(
+    tcp_tables.map((table) => read_file_later(table, 'latin1').catch(() => '')),
+  );
+  const rows = tables.flatMap((table) => [...table.matchAll(unheard_row)]);
+  return new Set(
+    rows.map(([, , port = '', peer = '', peer_port = '']) =>
+      [Number.parseInt(port, 16), table_address(peer), Number.parseInt(peer_port, 16)].join(' '),
+    ),
+  );
+}
+
+/**
+ * Corta quem some sem fechar com dados a caminho: a sonda do TCP só vale para conexões ociosas, e o
+ * sistema insistiria por um quarto de hora. Quem lê devagar confirma, e não é cortado aqui. A
+ * tabela só é lida se algo foi enviado há pouco, ou se já se desconfia de alguém.
+ */
+async function drop_vanished_clients(): Promise<void> {
+  const suspects = [...live_streams.values()].filter(
+    (stream) => stream.unheard_since > 0 || now() - stream.sent_at < 2 * vanish_check_ms,
+  );
+  const unheard = suspects.length > 0 ? await unheard_connections() : new Set();
+  for (const stream of suspects) {
+    const { response, turn, task } = stream;
+    const { localPort: port, remoteAddress: peer, remotePort: peer_port } = response.req.socket;
+    if (!unheard.has([port, peer, peer_port].join(' '))) stream.unheard_since = 0;
+    else stream.unheard_since ||= now();
+    if (stream.unheard_since === 0 || now() - stream.unheard_since < MAXTIME) continue;
+    log('warn', 'vanished_client', { task: task.uuid, maxtime: MAXTIME });
+    interrupt(turn, 'client_gone');
+    response.destroy();
+  }
+}
+
+/**
+ * Procura de tempos em tempos clientes que sumiram.
+ */
+async function watch_clients(): Promise<void> {
+  for (;;) {
+    await wait(vanish_check_ms);
+    await drop_vanished_clients();
+  }
 }
 
 /**
@@ -3258,6 +3339,9 @@ async function handle_request(
 // que restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora. Com WORKERS acima
 // de 1 essa é a vida de cada processo, e a do supervisor é cuidar deles, sem atender ninguém.
 
+/** De quanto em quanto tempo o certificado é relido. */
+const certificate_check_ms = 10_000;
+
 /** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
 const farewell_ms = 3000;
 
@@ -3284,11 +3368,37 @@ const crew = {
 };
 
 /**
- * Cria o servidor HTTP com todos os seus ouvintes, ainda sem abrir a porta.
+ * Relê o certificado de tempos em tempos: quem o renova só precisa trocar os arquivos. Enquanto os
+ * dois não formam um par, vale o anterior.
+ * @param server o servidor
+ * @param pair o par em uso
+ */
+async function watch_certificate(server: https.Server, pair: tls_pair): Promise<void> {
+  let in_use = pair;
+  let complaint = '';
+  for (;;) {
+    await wait(certificate_check_ms);
+    try {
+      const found = read_tls_pair();
+      complaint = '';
+      if (found.cert === in_use.cert && found.key === in_use.key) continue;
+      in_use = found;
+      server.setSecureContext(found);
+      log('info', 'tls_renewed', { cert: TLS_CERT });
+    } catch (error) {
+      const reason = (error as Error).message;
+      if (reason !== complaint) log('warn', 'tls_refused', { cert: TLS_CERT, reason });
+      complaint = reason;
+    }
+  }
+}
+
+/**
+ * Cria o servidor HTTP ou HTTPS com todos os seus ouvintes, ainda sem abrir a porta.
  * @returns o servidor
  */
 function make_server(): http.Server {
-  const server = http.createServer({
+  const options = {
     keepAliveTimeout: keep_alive_ms,
     headersTimeout: headers_limit_ms,
     requestTimeout: request_limit_ms,
@@ -3296,8 +3406,17 @@ function make_server(): http.Server {
     requireHostHeader: false, // a recusa é nossa, com os nossos cabeçalhos
     keepAlive: true, // o do TCP, não o do HTTP
     keepAliveInitialDelay: probe_after_ms,
-  });
-  server.on('connection', watch_connection);
+    handshakeTimeout: headers_limit_ms,
+  };
+  let server: http.Server;
+  if (TLS_CERT) {
+    const pair = read_tls_pair();
+    server = https.createServer({ ...options, ...pair });
+    void watch_certificate(server as https.Server, pair);
+  } else {
+    server = http.createServer(options);
+  }
+  server.on(TLS_CERT ? 'secureConnection' : 'connection', watch_connection);
   server.on('request', handle_request);
   server.on('checkContinue', handle_request);
   server.on('checkExpectation', handle_request);
@@ -3325,10 +3444,11 @@ function explain_listen_error(error: NodeJS.ErrnoException): string {
 /**
  * Dá a URL em que o programa atende.
  * @param port a porta real
- * @returns por exemplo "http://0.0.0.0:8771"
+ * @returns por exemplo "http://0.0.0.0:8771", ou https com TLS_CERT
  */
 function url_at(port: number): string {
-  return `http://${HTTP_HOST.includes(':') ? `[${HTTP_HOST}]` : HTTP_HOST}:${port}`;
+  const host = HTTP_HOST.includes(':') ? `[${HTTP_HOST}]` : HTTP_HOST;
+  return `${TLS_CERT ? 'https' : 'http'}://${host}:${port}`;
 }
 
 /**

@@ -7,7 +7,9 @@ import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
+import { isDeepStrictEqual as is_deep_equal } from 'node:util';
 import { parse_origins, parse_rate } from '../json-proxy';
+import { probe_env, take_probe } from '../scripts/probe';
 import {
   begin,
   connect_redis,
@@ -23,6 +25,7 @@ import {
   start_proxy,
   start_redis,
   start_scene,
+  start_worker,
   temp_dir,
   until,
 } from './harness';
@@ -409,9 +412,22 @@ describe('HEARTBEAT', { concurrency: true }, () => {
     assert.equal((await end_of(proxy, task)).lines, '1');
   });
 
+  test('com o fluxo acabam os temporizadores dele', async () => {
+    const args = ['-C', 'jobs_beat', '--heartbeat', '30'];
+    const proxy = await start_proxy(redis, args, await probe_env());
+    const worker = await start_worker(redis, 'jobs_beat');
+    const { resources: at_rest } = await take_probe(proxy);
+    const { stream, task } = await begin(proxy, worker);
+    assert.equal(await stream.next(), beat);
+    await worker.client.rPush(task.task_list, 'EOF');
+    await stream.rest();
+    await end_of(proxy, task);
+    await until('repouso', async () => is_deep_equal((await take_probe(proxy)).resources, at_rest));
+  });
+
   test('elas não adiam MAXTIME', async () => {
     const { proxy } = await start_scene(redis, ['--heartbeat', '20', '-t', '300']);
-    const lines = (await fetch_all(proxy)).body.trimEnd().split('\n');
+    const lines = await open_stream(proxy).rest();
     assert.equal(lines.at(-1), '{"error": "timeout"}');
     assert.deepEqual([...new Set(lines.slice(0, -1))], [beat]);
     assert.ok(lines.length > 3, `${lines.length} linhas`);

@@ -6,6 +6,7 @@
 
 import assert from 'node:assert/strict';
 import http from 'node:http';
+import https from 'node:https';
 import net from 'node:net';
 import path from 'node:path';
 import { after } from 'node:test';
@@ -61,13 +62,14 @@ export type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
 /** Uma resposta inteira. */
 export type http_reply = { status: number; headers: http.IncomingHttpHeaders; body: string };
 
-/** O que um pedido pode levar. */
+/** O que um pedido pode levar. Com `ca`, o certificado em que confia, ele vai por HTTPS. */
 export type http_options = {
   method?: string;
   path?: string;
   headers?: http.OutgoingHttpHeaders;
   body?: string | Buffer;
   agent?: http.Agent;
+  ca?: string;
 };
 
 let built: Promise<string> | undefined;
@@ -119,7 +121,7 @@ export async function start_proxy(
 ): Promise<proxy> {
   const basics = ['-p', '0', '--host', '127.0.0.1', '-R', redis.server];
   const program = await run_proxy([...basics, ...args], env, launcher);
-  const [, url = '', port = ''] = await program.wait_for(/ listen url=(http:\/\/\S+?:(\d+))\n/);
+  const [, url = '', port = ''] = await program.wait_for(/ listen url=(https?:\/\/\S+?:(\d+))\n/);
   return { ...program, url, port: Number(port) };
 }
 
@@ -195,13 +197,15 @@ export async function start_scene(
  */
 function send_request(proxy: Pick<proxy, 'port' | 'host'>, options: http_options) {
   const { method = options.body === undefined ? 'GET' : 'POST', headers = {}, body } = options;
-  const request = http.request({
+  const { ca, agent = false } = options;
+  const request = (ca ? https : http).request({
     host: proxy.host ?? '127.0.0.1',
     port: proxy.port,
     path: options.path ?? '/',
     method,
     headers,
-    agent: options.agent ?? false,
+    agent,
+    ...(ca && { ca }),
   });
   const arrived = new Promise<http.IncomingMessage>((resolve, reject) => {
     request.once('response', resolve);

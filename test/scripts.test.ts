@@ -183,3 +183,15 @@ test('package.json e fonte dizem a mesma versão, e o pacote leva o programa', (
   assert.deepEqual(Object.keys(manifest.dependencies), ['redis']);
   assert.ok(manifest.files.includes('json-proxy.js'));
 });
+
+test('o package-lock.json fixa tudo o que roda, e nada disso tem script de instalação', () => {
+  const lock = JSON.parse(read_file(path.join(root, 'package-lock.json'), 'utf8'));
+  const entries = Object.entries<Record<string, unknown>>(lock.packages);
+  const running = entries.filter(([name, { dev }]) => name !== '' && !dev);
+  assert.ok(running.length > 0);
+  for (const [name, { integrity, hasInstallScript: has_script }] of running) {
+    assert.match(name, /^node_modules\/(redis|@redis\/\w[\w-]*)$/);
+    assert.match(String(integrity), /^sha512-/);
+    assert.equal(has_script, undefined);
+  }
+});

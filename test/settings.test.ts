@@ -57,6 +57,8 @@ const contract: [string, string | undefined, string, string][] = [
   ['RATE', undefined, 'rate', ''],
   ['TRUST_PROXY', undefined, 'trust-proxy', 'off'],
   ['CORS_ORIGIN', undefined, 'cors-origin', ''],
+  ['TLS_CERT', undefined, 'tls-cert', ''],
+  ['TLS_KEY', undefined, 'tls-key', ''],
 ];
 
 /** Para cada configuração, um valor pelo ambiente e outro por argumento, todos diferentes. */
@@ -87,6 +89,8 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   RATE: { by_environment: '10/61', by_argument: '10/62' },
   TRUST_PROXY: { by_environment: 'true', by_argument: 'ON' },
   CORS_ORIGIN: { by_environment: 'https://env.example', by_argument: '*' },
+  TLS_CERT: { by_environment: '/run/e', by_argument: '/run/f' },
+  TLS_KEY: { by_environment: '/run/g', by_argument: '/run/h' },
 };
 
 /** Para cada configuração que tem valor ruim, um deles, e um trecho do que deve ser dito aceito. */
@@ -116,6 +120,8 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   RATE: { value: '60', accepted: 'pedidos/segundos, como 60/60' },
   TRUST_PROXY: { value: '1.2.3.4', accepted: 'on, off, 1, 0, true ou false' },
   CORS_ORIGIN: { value: 'exemplo.com', accepted: '* ou origens separadas por vírgula' },
+  TLS_CERT: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
+  TLS_KEY: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
 };
 
 /**

@@ -1,0 +1,48 @@
+/*
+ * Dois certificados autoassinados de localhost e 127.0.0.1, de cem anos, que só servem a testes.
+ */
+
+/** Um certificado e a chave dele, em PEM. */
+export type test_pair = { cert: string; key: string };
+
+/** O primeiro: CN=first.test. */
+export const first_pair: test_pair = {
+  cert: `-----BEGIN CERTIFICATE-----
+MIIBajCCAQ+gAwIBAgIBATAKBggqhkjOPQQDAjAVMRMwEQYDVQQDDApmaXJzdC50
+ZXN0MCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAVMRMwEQYDVQQD
+DApmaXJzdC50ZXN0MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE4+ZCNH3UbPPA
+R+c+5XTpBfAVU3Hcp9ONllY2OGs+GOJ9+l6sK6dDWiSf+dZQVI+loow878340ZYt
+b94v20F66KNOMEwwGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8GA1UdEwEB
+/wQFMAMBAf8wHQYDVR0OBBYEFBpcllOvk0/OdLyQd0mKP5fDrT/GMAoGCCqGSM49
+BAMCA0kAMEYCIQDqrmiu3q2SdJcIN9oGj3fzM6MKYGzM32gvQHfwDQU/+AIhAPCC
+jwXbsCGs2ZbTGM2kk0zaQJQVL6CYUcqkKoyfaJ71
+-----END CERTIFICATE-----
+`,
+  key: `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgOmxTTZFt0+uuBMNm
+fjzMJ4nnv8JT3PKgq+n1THk+5KOhRANCAATj5kI0fdRs88BH5z7ldOkF8BVTcdyn
+042WVjY4az4Y4n36Xqwrp0NaJJ/51lBUj6WijDzvzfjRli1v3i/bQXro
+-----END PRIVATE KEY-----
+`,
+};
+
+/** O que o substitui: CN=second.test. */
+export const second_pair: test_pair = {
+  cert: `-----BEGIN CERTIFICATE-----
+MIIBbDCCARGgAwIBAgIBATAKBggqhkjOPQQDAjAWMRQwEgYDVQQDDAtzZWNvbmQu
+dGVzdDAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowFjEUMBIGA1UE
+AwwLc2Vjb25kLnRlc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASWxq0kcBDn
+HwThqfgmKVHn6RLMfP466YKvmmoRyl/bUR3GBPRea2IhXGGepql9WQHGyvpyj6AU
+Zk3PrRqvypWRo04wTDAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwDwYDVR0T
+AQH/BAUwAwEB/zAdBgNVHQ4EFgQUFiHrZ/UKMJbLGKRUv4sdh5x9q8cwCgYIKoZI
+zj0EAwIDSQAwRgIhAJ0xW2GTWe7FZKQqQ0ubP80/YUQA0Zh6LjW5NCEGeaUUAiEA
+goQ4pkokEe3zYdenftu5g+d4rz+F9wA7hwAaUG84jUA=
+-----END CERTIFICATE-----
+`,
+  key: `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg6yjzGUqhOjKF9cOg
+ffk0J455GWdow1DXp29/545zEFmhRANCAASWxq0kcBDnHwThqfgmKVHn6RLMfP46
+6YKvmmoRyl/bUR3GBPRea2IhXGGepql9WQHGyvpyj6AUZk3PrRqvypWR
+-----END PRIVATE KEY-----
+`,
+};
