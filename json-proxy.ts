@@ -2336,8 +2336,8 @@ type wait_kind = 'interval' | 'pause' | 'drain';
 
 /**
  * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `is_complete` diz que o
- * worker apagou a tarefa: ninguém mais escreve na lista. `unheard_since` é desde quando o cliente
- * não confirma o que recebe, 0 se confirma.
+ * worker apagou a tarefa: ninguém mais escreve na lista. `unheard_ms` é há quanto tempo, na última
+ * conferência, o cliente não confirmava o que recebe, 0 se confirmava.
  */
 type stream_state = {
   task: task_names;
@@ -2361,7 +2361,7 @@ type stream_state = {
   open_timer: NodeJS.Timeout | undefined;
   beat_timer: NodeJS.Timeout | undefined;
   sent_at: number;
-  unheard_since: number;
+  unheard_ms: number;
   waiting: wait_kind | undefined;
   has_news: boolean;
   wake: () => void;
@@ -2403,14 +2403,25 @@ const safety_poll = { every_ms: 60_000, frame_ms: 100 };
 /** De quanto em quanto tempo se procura quem sumiu com dados a caminho. */
 const vanish_check_ms = 5000;
 
+/**
+ * O maior silêncio que se tolera, ainda que MAXTIME seja maior: é também o maior intervalo entre
+ * retransmissões do Linux, até onde a soma delas o mede.
+ */
+const max_unheard_ms = 120_000;
+
 /** As conexões TCP do sistema, como o Linux as mostra. */
 const tcp_tables = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
 
 /**
  * Uma linha delas, de conexão aberta (01 e 08) com dados retransmitidos (temporizador 01) ao menos
- * uma vez: endereço local, porta local, endereço remoto, porta remota.
+ * uma vez: porta local, endereço e porta remotos, quanto falta para retransmitir outra vez, quantas
+ * vezes já se retransmitiu (em hexadecimal até aqui), e o intervalo entre a última vez e a próxima.
  */
-const unheard_row = /^ *\d+: (\w+):(\w+) (\w+):(\w+) 0[18] \w+:\w+ 01:\w+ (?!00000000)\w+ /gm;
+const unheard_row =
+  /^ *\d+: \w+:(\w+) (\w+):(\w+) 0[18] \w+:\w+ 01:(\w+) (?!0+ )(\w+) +\d+ +\d+ \d+ \d+ \S+ (\d+) /gm;
+
+/** O Linux conta esses tempos em centésimos de segundo. */
+const tick_ms = 10;
 
 /** O último trecho de uma chave de tarefa ou de lista. */
 const uuid_length = 36;
@@ -2635,7 +2646,7 @@ function make_stream(
     open_timer: undefined,
     beat_timer: undefined,
     sent_at: now(),
-    unheard_since: 0,
+    unheard_ms: 0,
     waiting: undefined,
     has_news: false,
     wake: () => {},
@@ -2879,18 +2890,22 @@ export function table_address(hex: string): string {
 }
 
 /**
- * Diz quais conexões esperam por uma confirmação que não vem.
- * @returns uma chave por conexão, porta local, endereço e porta remotos; vazio fora do Linux
+ * Diz há quanto tempo cada conexão que espera por uma confirmação não ouve nenhuma. O Linux zera a
+ * conta a cada confirmação e dobra o intervalo a cada retransmissão: a soma deles é o silêncio. Ver
+ * retransmissões em várias conferências seguidas não bastaria: numa rede ruim é o comum.
+ * @returns por porta local, endereço e porta remotos, o silêncio em ms; vazio fora do Linux
  */
-async function unheard_connections(): Promise<Set<string>> {
+async function unheard_connections(): Promise<Map<string, number>> {
   const tables = await Promise.all(
     tcp_tables.map((table) => read_file_later(table, 'latin1').catch(() => '')),
   );
+  const hex = (digits = '') => Number.parseInt(digits, 16);
   const rows = tables.flatMap((table) => [...table.matchAll(unheard_row)]);
-  return new Set(
-    rows.map(([, , port = '', peer = '', peer_port = '']) =>
-      [Number.parseInt(port, 16), table_address(peer), Number.parseInt(peer_port, 16)].join(' '),
-    ),
+  return new Map(
+    rows.map(([, port, peer = '', peer_port, left, times, interval]) => {
+      const ticks = Number(interval) * (2 - 2 ** -hex(times)) - hex(left);
+      return [[hex(port), table_address(peer), hex(peer_port)].join(' '), ticks * tick_ms];
+    }),
   );
 }
 
@@ -2901,15 +2916,14 @@ async function unheard_connections(): Promise<Set<string>> {
  */
 async function drop_vanished_clients(): Promise<void> {
   const suspects = [...live_streams.values()].filter(
-    (stream) => stream.unheard_since > 0 || now() - stream.sent_at < 2 * vanish_check_ms,
+    (stream) => stream.unheard_ms > 0 || now() - stream.sent_at < 2 * vanish_check_ms,
   );
-  const unheard = suspects.length > 0 ? await unheard_connections() : new Set();
+  const unheard = suspects.length > 0 ? await unheard_connections() : new Map<string, number>();
   for (const stream of suspects) {
     const { response, turn, task } = stream;
     const { localPort: port, remoteAddress: peer, remotePort: peer_port } = response.req.socket;
-    if (!unheard.has([port, peer, peer_port].join(' '))) stream.unheard_since = 0;
-    else stream.unheard_since ||= now();
-    if (stream.unheard_since === 0 || now() - stream.unheard_since < MAXTIME) continue;
+    stream.unheard_ms = unheard.get([port, peer, peer_port].join(' ')) ?? 0;
+    if (stream.unheard_ms < Math.min(MAXTIME, max_unheard_ms)) continue;
     log('warn', 'vanished_client', { task: task.uuid, maxtime: MAXTIME });
     interrupt(turn, 'client_gone');
     response.destroy();

@@ -5,6 +5,8 @@
 #   sh scripts/setup.sh redis             redis-server, pelo apt onde houver
 #   sh scripts/setup.sh redis-unless-given   idem, salvo se REDIS_SERVER aponta para um
 #   sh scripts/setup.sh python            python3 e redis-py, para test:extra
+#   sh scripts/setup.sh network           ip e tc, para test:extra; só no Linux
+#   sh scripts/setup.sh openssl           o comando openssl, para test:extra
 #   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/.."
@@ -51,6 +53,20 @@ ensure_python() {
   apt_install "apt-get install python3-redis, ou pip install redis" python3 python3-redis
 }
 
+# Instala as ferramentas de rede do Linux; nos outros sistemas os testes da rede são pulados.
+ensure_network() {
+  [ "$(uname)" = Linux ] || return 0
+  command -v ip >/dev/null && command -v tc >/dev/null && return
+  apt_install "apt-get install iproute2 (Debian) ou dnf install iproute iproute-tc (Fedora)" \
+    iproute2
+}
+
+# Instala o comando openssl.
+ensure_openssl() {
+  command -v openssl >/dev/null && return
+  apt_install "apt-get install openssl (Debian) ou dnf install openssl (Fedora)" openssl
+}
+
 # Instala os concorrentes que o bench sabe medir, sem que nenhum serviço suba por isso.
 ensure_peers() {
   command -v webdis >/dev/null && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] && return
@@ -70,9 +86,12 @@ for part in "$@"; do
     redis) ensure_redis ;;
     redis-unless-given) [ -n "${REDIS_SERVER:-}" ] || ensure_redis ;;
     python) ensure_python ;;
+    network) ensure_network ;;
+    openssl) ensure_openssl ;;
     peers) ensure_peers ;;
     *)
-      echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python peers" >&2
+      echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
+openssl peers" >&2
       exit 2
       ;;
   esac

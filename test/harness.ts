@@ -47,8 +47,8 @@ export const goodbye = '{"error": "server shutting down"}';
 /** Mais do que os buffers de uma conexão local guardam: com isto pendente, o socket está cheio. */
 export const clog = { lines: 40, bytes: 1_000_000 };
 
-/** O proxy no ar. */
-export type proxy = local_program & { port: number; url: string };
+/** O proxy no ar. `host` só se os clientes o alcançam por outro endereço que não 127.0.0.1. */
+export type proxy = local_program & { port: number; url: string; host?: string };
 
 /** Um cliente do Redis nos testes. */
 export type redis_client = Awaited<ReturnType<typeof connect_redis>>;
@@ -92,14 +92,17 @@ export function program_file(): Promise<string> {
  * Roda o programa com argumentos quaisquer, sem esperar que fique pronto.
  * @param args argumentos
  * @param env variáveis de ambiente a mais
+ * @param launcher comando que o põe a rodar noutro lugar: ['ip', 'netns', 'exec', 'nome']
  * @returns o programa filho
  */
 export async function run_proxy(
   args: string[],
   env: NodeJS.ProcessEnv = {},
+  launcher: string[] = [],
 ): Promise<local_program> {
   const file = await program_file();
-  return start_program(process.execPath, [file, ...args], env, path.dirname(file));
+  const [command = '', ...rest] = [...launcher, process.execPath, file, ...args];
+  return start_program(command, rest, env, path.dirname(file));
 }
 
 /**
@@ -107,15 +110,17 @@ export async function run_proxy(
  * @param redis o Redis
  * @param args argumentos a mais; os últimos vencem
  * @param env variáveis de ambiente a mais
+ * @param launcher comando que o põe a rodar noutro lugar
  * @returns o proxy
  */
 export async function start_proxy(
   redis: Pick<local_redis, 'server'>,
   args: string[] = [],
   env: NodeJS.ProcessEnv = {},
+  launcher: string[] = [],
 ): Promise<proxy> {
   const basics = ['-p', '0', '--host', '127.0.0.1', '-R', redis.server];
-  const program = await run_proxy([...basics, ...args], env);
+  const program = await run_proxy([...basics, ...args], env, launcher);
   const [, url = '', port = ''] = await program.wait_for(/ listen url=(https?:\/\/\S+?:(\d+))\n/);
   return { ...program, url, port: Number(port) };
 }
@@ -190,11 +195,11 @@ export async function start_scene(
  * @param options método, caminho, cabeçalhos e corpo
  * @returns `arrived`: a resposta; `request`: para desistir dela
  */
-function send_request(proxy: Pick<proxy, 'port'>, options: http_options) {
+function send_request(proxy: Pick<proxy, 'port' | 'host'>, options: http_options) {
   const { method = options.body === undefined ? 'GET' : 'POST', headers = {}, body } = options;
   const { ca, agent = false } = options;
   const request = (ca ? https : http).request({
-    host: '127.0.0.1',
+    host: proxy.host ?? '127.0.0.1',
     port: proxy.port,
     path: options.path ?? '/',
     method,
@@ -218,7 +223,7 @@ function send_request(proxy: Pick<proxy, 'port'>, options: http_options) {
  * @returns status, cabeçalhos e corpo em texto
  */
 export async function fetch_all(
-  proxy: Pick<proxy, 'port'>,
+  proxy: Pick<proxy, 'port' | 'host'>,
   options: http_options = {},
 ): Promise<http_reply> {
   const response = await send_request(proxy, options).arrived;
@@ -236,7 +241,7 @@ export async function fetch_all(
  *   espera o fim e devolve as linhas que faltavam; `arrivals`: instante de cada linha;
  *   `pause`/`resume`: o cliente para e volta a ler; `leave`: o cliente vai embora
  */
-export function open_stream(proxy: Pick<proxy, 'port'>, options: http_options = {}) {
+export function open_stream(proxy: Pick<proxy, 'port' | 'host'>, options: http_options = {}) {
   const { request, arrived } = send_request(proxy, options);
   const lines: string[] = [];
   const arrivals: number[] = [];
@@ -287,11 +292,12 @@ export function open_stream(proxy: Pick<proxy, 'port'>, options: http_options = 
 /**
  * Abre um socket cru, para falar HTTP byte a byte.
  * @param port porta do proxy
+ * @param host endereço do proxy
  * @returns `send`; `text`: tudo o que chegou; `wait_for`: espera um padrão; `closed`: espera o
  *   fechamento; `destroy`: fecha na hora
  */
-export async function open_socket(port: number) {
-  const socket = net.connect(port, '127.0.0.1');
+export async function open_socket(port: number, host = '127.0.0.1') {
+  const socket = net.connect(port, host);
   let received = '';
   let is_closed = false;
   socket.setEncoding('latin1').on('data', (text) => {
