@@ -2924,7 +2924,8 @@ async function drop_vanished_clients(): Promise<void> {
     const { localPort: port, remoteAddress: peer, remotePort: peer_port } = response.req.socket;
     stream.unheard_ms = unheard.get([port, peer, peer_port].join(' ')) ?? 0;
     if (stream.unheard_ms < Math.min(MAXTIME, max_unheard_ms)) continue;
-    log('warn', 'vanished_client', { task: task.uuid, maxtime: MAXTIME });
+    const silent_ms = Math.round(stream.unheard_ms);
+    log('warn', 'vanished_client', { task: task.uuid, silent_ms });
     interrupt(turn, 'client_gone');
     response.destroy();
   }

@@ -342,6 +342,7 @@ const tests: Record<string, () => Promise<void>> = {
       return (await db.eval(push_if_alive, { keys, arguments: ['depois'] })) === 0;
     };
     await until('fim da tarefa', is_over, unread_limit_ms);
+    await proxy.wait_for(new RegExp(` vanished_client task=${task.uuid} silent_ms=\\d{5}\n`));
     assert.equal((await outcome_of(proxy, task))[0], 'client_gone');
     await see_tombstone(db, task);
     await check_sound(scene);
