@@ -8,6 +8,9 @@ import { chmodSync as change_mode, statSync as file_stats } from 'node:fs';
 import path from 'node:path';
 import { build } from 'esbuild';
 
+/** Por onde quem roda os testes diz onde está o programa que eles devem usar. */
+export const program_variable = 'JSON_PROXY_PROGRAM';
+
 const root = path.join(__dirname, '..');
 
 /**

@@ -12,7 +12,7 @@ import path from 'node:path';
 import { after } from 'node:test';
 import { createClient as create_client } from 'redis';
 import type { task_record } from '../json-proxy';
-import { build_program } from '../scripts/build';
+import { build_program, program_variable } from '../scripts/build';
 import {
   delay,
   type local_program,
@@ -76,11 +76,13 @@ let built: Promise<string> | undefined;
 let scenes = 0;
 
 /**
- * Monta o programa, uma vez por arquivo de teste, numa pasta sem mais nada.
+ * Monta o programa numa pasta sem mais nada, salvo se quem roda os testes já o montou.
  * @returns o caminho de json-proxy.js
  */
 export function program_file(): Promise<string> {
   built ??= (async () => {
+    const ready = process.env[program_variable];
+    if (ready) return ready;
     const outfile = path.join(temp_dir(), 'json-proxy.js');
     await build_program(outfile);
     return outfile;
