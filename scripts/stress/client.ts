@@ -27,7 +27,10 @@ const hang_margin_ms = 12_000;
 const watch_ms = 500;
 
 /** Quem não foi atendido espera um pouco, como faria um cliente de verdade. */
-const refused_pause_ms = 100;
+const refused_pause_ms = 200;
+
+/** Os status a partir deste são recusas do proxy; nenhuma cabeça os pede. */
+const refusal_status = 500;
 
 const keepalive_line = '{"type":"keepalive"}';
 
@@ -35,7 +38,7 @@ const keepalive_line = '{"type":"keepalive"}';
 const plain_rules: Record<string, Record<number, fault_kind[] | 'always'>> = {
   ping: { 200: 'always', 500: link_faults, 503: ['handover'] },
   head: { 200: 'always', 504: link_faults, 503: ['handover'] },
-  broken: { 400: 'always', 503: ['handover'] },
+  broken: { 400: 'always', 503: ['handover'], 504: link_faults },
 };
 
 /**
@@ -180,6 +183,7 @@ async function read_stream(
   const is_prompt = plan.slow === undefined;
   judge_stream(book, stream, work, { how, ...seen, error, from, to, is_prompt }, checker);
   book.totals.lines += checker.count();
+  if (seen.status >= refusal_status) await delay(refused_pause_ms);
   return how === 'complete' && !seen.closes;
 }
 
@@ -262,7 +266,7 @@ export async function make_visit(context: client_context, plan: visit_plan): Pro
     return;
   }
   const whole = plan.requests.filter(({ leave }) => leave?.when !== 'half_sent');
-  if (plan.pipelined) for (const request of whole) link.send(request_bytes(request));
+  if (plan.pipelined) link.send(Buffer.concat(whole.map(request_bytes)));
   for (const request of plan.requests) {
     if (request.leave?.when === 'half_sent') {
       await leave_half_sent(context, link, request);

@@ -62,6 +62,12 @@ const broken_requests = [
   'POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n',
 ];
 
+/**
+ * O maior corpo. Pedidos mandados de uma vez têm de caber nos buffers do sistema: quem ainda escreve
+ * quando o servidor recusa e fecha recebe um erro de escrita, e nem lê a resposta.
+ */
+const max_body = { alone: 3_000_000, pipelined: 20_000 };
+
 /** Um status que a cabeça do worker pede, entre os que nenhuma falha daria. */
 const head_statuses = [200, 201, 302, 404, 418];
 
@@ -172,12 +178,15 @@ function plan_leave(dice: dice): leave_plan | undefined {
  * Planeja um pedido.
  * @param dice o sorteador
  * @param stream número do fluxo que ele abre, se abre um
+ * @param pipelined se vai junto com outros
  * @returns o plano
  */
-function plan_request(dice: dice, stream: number): request_plan {
+function plan_request(dice: dice, stream: number, pipelined: boolean): request_plan {
   const is_plain = dice.chance(0.12);
   const kind = is_plain ? dice.pick(['ping', 'head', 'broken'] as const) : 'stream';
-  const bytes = dice.chance(0.5) ? 0 : dice.skewed(1, dice.chance(0.03) ? 3_000_000 : 20_000);
+  const is_large = dice.chance(0.03) && !pipelined;
+  const most = is_large ? max_body.alone : max_body.pipelined;
+  const bytes = dice.chance(0.5) ? 0 : dice.skewed(1, most);
   const is_slow = dice.chance(0.1);
   return {
     kind,
@@ -197,12 +206,13 @@ function plan_request(dice: dice, stream: number): request_plan {
  */
 export function plan_visit(seed: number, visit: number): visit_plan {
   const dice = roll(seed, 'cliente', visit);
+  const pipelined = dice.chance(0.5);
   const count = dice.chance(0.6) ? 1 : dice.integer(2, requests_per_visit);
   const requests: request_plan[] = [];
   for (let index = 0; index < count; index += 1) {
-    const request = plan_request(dice, visit * requests_per_visit + index);
+    const request = plan_request(dice, visit * requests_per_visit + index, pipelined);
     requests.push(request);
     if (request.kind === 'broken' || request.leave) break; // a conexão acaba aí
   }
-  return { visit, pipelined: dice.chance(0.5), requests };
+  return { visit, pipelined, requests };
 }
