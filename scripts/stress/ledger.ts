@@ -99,6 +99,9 @@ const silence_margin_ms = 1500;
 /** Falhas que se escrevem por extenso; as outras só se contam. */
 const max_written_failures = 20;
 
+/** O começo de uma linha: cabe a ficha dela, ou um erro do proxy. */
+const shown_bytes = 60;
+
 /**
  * Abre um livro.
  * @param maxtime_ms o MAXTIME do proxy
@@ -193,15 +196,13 @@ export function make_checker(book: ledger, stream: number, plan: work_plan): lin
     fail(book, `fluxo ${stream}: a linha ${index} veio ${is_late ? 'fora de ordem' : 'de novo'}`);
   };
   const take = (line: Buffer) => {
-    const start = line.toString('latin1', 0, 64);
+    const start = line.toString('latin1', 0, shown_bytes);
     if (error) fail(book, `fluxo ${stream}: depois do erro veio ${start}`);
-    const [, owner, position] = /^\{"s":"@(\d+):(\d+)@/.exec(start) ?? [];
-    if (position === undefined) {
-      error = /^\{"error": "(.*)"\}$/.exec(start)?.[1] ?? `linha estranha: ${start}`;
-      return;
-    }
-    const index = Number(position);
+    error = /^\{"error": "(.*)"\}$/.exec(start)?.[1] ?? '';
+    if (error) return;
     count += 1;
+    const [, owner, position] = /^\{"s":"@(\d+):(\d+)@/.exec(start) ?? [];
+    const index = Number(position);
     const size = plan.sizes[index];
     const is_exact =
       Number(owner) === stream &&

@@ -87,8 +87,8 @@ export function choose_settings(options: stress_options): proxy_settings {
   const dice = roll(options.seed, 'proxy', 0);
   const clamp = (value: number, min: number, max: number) =>
     Math.round(Math.min(Math.max(value, min), max));
-  const maxtime_ms = clamp(options.seconds * 100, 1500, 5000);
-  const ttl_s = clamp(options.seconds / 4, 3, 15);
+  const maxtime_ms = clamp(options.seconds * 100, 1000, 5000);
+  const ttl_s = clamp(options.seconds / 4, 2, 15);
   const values: Record<string, string | number> = {
     '-i': 20,
     '-P': dice.pick([0, 0, 1]),
