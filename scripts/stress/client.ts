@@ -4,7 +4,12 @@
  */
 
 import { delay } from '../local';
-import { type connection, open_connection, type response_end } from './connection';
+import {
+  type connection,
+  open_connection,
+  type response_end,
+  type response_events,
+} from './connection';
 import {
   fail,
   type fault_kind,
@@ -78,22 +83,21 @@ function line_splitter(on_line: (line: Buffer) => void): (piece: Buffer) => void
 /** Uma resposta que está sendo lida: o último sinal de vida, e como desistir dela. */
 type reading = { alive_at: number; give_up: (how: 'left' | 'hung') => void };
 
+/** O que se faz com uma resposta; `on_start` recebe como desistir dela. */
+type reading_events = Omit<response_events, 'has_body'> & { on_start: (reading: reading) => void };
+
 /**
  * Lê uma resposta até que ela, o cliente ou a paciência acabe.
  * @param link a conexão
  * @param has_body se a resposta pode ter corpo
- * @param events o que fazer com ela; `on_start` recebe como desistir
+ * @param events o que fazer com ela
  * @param hang_ms silêncio a partir do qual o cliente está preso
  * @returns como acabou, e o erro, se o que veio não é HTTP
  */
 async function read_response(
   link: connection,
   has_body: boolean,
-  events: {
-    on_start: (reading: reading) => void;
-    on_head: (status: number, headers: Map<string, string>) => void;
-    on_body: (piece: Buffer) => void;
-  },
+  events: reading_events,
   hang_ms: number,
 ): Promise<{ how: outcome['how']; reason: string }> {
   const reading: reading = { alive_at: performance.now(), give_up: () => {} };

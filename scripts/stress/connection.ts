@@ -12,7 +12,7 @@ export type response_events = {
   on_body: (piece: Buffer) => void;
 };
 
-/** Como uma resposta acabou: inteira; cortada no meio; ou a conexão acabou antes do primeiro byte. */
+/** Como uma resposta acabou: inteira; cortada no meio; ou nem o primeiro byte dela veio. */
 export type response_end = 'complete' | 'broken' | 'nothing';
 
 /** Uma conexão aberta. */

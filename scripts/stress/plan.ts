@@ -63,8 +63,8 @@ const broken_requests = [
 ];
 
 /**
- * O maior corpo. Pedidos mandados de uma vez têm de caber nos buffers do sistema: quem ainda escreve
- * quando o servidor recusa e fecha recebe um erro de escrita, e nem lê a resposta.
+ * O maior corpo. Pedidos mandados de uma vez têm de caber nos buffers do sistema: quem escreve
+ * depois que o servidor recusa e fecha recebe um erro de escrita, e nem lê a resposta.
  */
 const max_body = { alone: 3_000_000, pipelined: 20_000 };
 
