@@ -133,8 +133,8 @@ function join(near: net.Socket, port: number, book: Pick<relay, 'lost' | 'doubts
  * Sobe o intermediário.
  * @param port porta do Redis
  * @returns o intermediário. `server`: o endereço dele, na forma de REDIS_SERVER; `cut`: corta as
- *   conexões de agora, deixando passar uma fração de 0 a 1 da resposta que estiver passando; `mute`:
- *   as de agora se calam sem fechar, as novas não; `counts`: conexões inteiras, cortadas que ainda
+ *   conexões de agora, deixando passar uma fração de 0 a 1 da resposta em curso; `mute`: as de
+ *   agora se calam sem fechar, as novas não; `counts`: conexões inteiras, cortadas que ainda
  *   esperam pelo Redis, e quantas já houve; `lost`: linhas em respostas que o proxy não recebeu,
  *   por fluxo; `doubts`: quantas o Redis pode ter tirado antes de morrer sem responder, por tarefa
  */
