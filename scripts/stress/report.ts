@@ -49,6 +49,8 @@ export function text_report(options: stress_options, book: ledger, findings: fin
   const { leaks, in_cut_replies, in_doubt, seconds } = findings;
   const by_kind = new Map<string, number>();
   for (const { kind } of faults) by_kind.set(kind, (by_kind.get(kind) ?? 0) + 1);
+  const stalls = by_kind.get('stall') ?? 0;
+  by_kind.delete('stall');
   const megabytes = (bytes: number) => (bytes / 1e6).toFixed(1).replace('.', ',');
   const rows: [string, string][] = [
     ['semente', String(options.seed)],
@@ -58,8 +60,9 @@ export function text_report(options: stress_options, book: ledger, findings: fin
     ...sorted_rows(endings),
     ['linhas', show(totals.lines)],
     ['megabytes', megabytes(totals.bytes)],
-    ['falhas', show(faults.length)],
+    ['falhas provocadas', show(faults.length - stalls)],
     ...sorted_rows(by_kind),
+    ['pausas da máquina', show(stalls)],
     ['linhas em respostas cortadas', show(in_cut_replies)],
     ['linhas em dúvida', show(in_doubt)],
     ['cortados por FLUSHALL, sem avisos', show(totals.cut_short)],
