@@ -62,7 +62,15 @@ export type ledger = {
   failure_count: number;
   endings: Map<string, number>;
   totals: Record<
-    'visits' | 'streams' | 'lines' | 'bytes' | 'lost' | 'doubled' | 'reordered' | 'cut_short',
+    | 'visits'
+    | 'streams'
+    | 'lines'
+    | 'bytes'
+    | 'wiped'
+    | 'lost'
+    | 'doubled'
+    | 'reordered'
+    | 'cut_short',
     number
   >;
 };
@@ -123,6 +131,7 @@ export function make_ledger(maxtime_ms: number, polls_only: boolean): ledger {
       streams: 0,
       lines: 0,
       bytes: 0,
+      wiped: 0,
       lost: 0,
       doubled: 0,
       reordered: 0,
@@ -279,10 +288,11 @@ function judge_success(
   plan: work_plan,
 ): void {
   const ended = book.works.get(stream)?.has_ended === true;
-  const is_whole = ended && checker.next() === plan.sizes.length;
-  if (is_whole) return;
+  const is_whole = checker.next() === plan.sizes.length;
+  if (is_whole && ended && checker.missing.size === 0) return;
   if (book.polls_only && is_explained(book, ['flush'], outcome.from, outcome.to)) {
     book.totals.cut_short += 1;
+    checker.missing.clear();
     return;
   }
   if (!ended) {
@@ -368,7 +378,11 @@ export function judge_stream(
   }
   book.endings.set(ending, (book.endings.get(ending) ?? 0) + 1);
   book.totals.streams += 1;
-  const { uuid } = outcome;
+  const { uuid, from, to } = outcome;
+  if (ending !== 'inteiro' && is_explained(book, data_faults, from, to)) {
+    book.totals.wiped += checker.missing.size; // o Redis as perdeu, e nada disse que era sucesso
+    checker.missing.clear();
+  }
   const indexes = [...checker.missing];
   if (indexes.length > 0) book.absences.push({ stream, uuid, indexes });
   close_side(book, stream);

@@ -15,7 +15,7 @@ export type work_step = { wait_ms: number; count: number };
 /**
  * O que o worker faz num fluxo. `sizes`: caracteres de enchimento de cada linha; `head`: a cabeça,
  * vazia se não há; `ends_together`: o fim vai no mesmo comando que as últimas linhas; `stubborn`:
- * segue até o fim mesmo depois que a tarefa se foi.
+ * segue até o fim mesmo depois que a tarefa se foi, ou que o Redis voltou sem os dados.
  */
 export type work_plan = {
   head: { status: number; text: string };

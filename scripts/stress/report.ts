@@ -65,6 +65,7 @@ export function text_report(options: stress_options, book: ledger, findings: fin
     ['pausas da máquina', show(stalls)],
     ['linhas em respostas cortadas', show(in_cut_replies)],
     ['linhas em dúvida', show(in_doubt)],
+    ['linhas apagadas com os dados', show(totals.wiped)],
     ['cortados por FLUSHALL, sem avisos', show(totals.cut_short)],
     ['linhas perdidas', show(totals.lost)],
     ['linhas repetidas', show(totals.doubled)],

@@ -38,14 +38,16 @@ const blank_every_steps = 4;
 
 /**
  * Empurra e anota num ato só. KEYS: lista, tarefa, progresso. ARGV: passo de antes, passo deste, se
- * é teimoso, o fim ("del" ou nada), elementos.
+ * é teimoso, o fim ("del" ou nada), elementos. Um progresso que sumiu é um Redis que perdeu os
+ * dados; o teimoso, como quase todo worker de verdade, nem percebe.
  */
 const step_script = `
   local at = redis.call('get', KEYS[3])
+  if at == false and ARGV[3] == '1' then at = ARGV[1] end
   if at == ARGV[2] then return 'done' end
   if at ~= ARGV[1] then return 'lost' end
   if ARGV[3] == '0' and redis.call('exists', KEYS[2]) == 0 then return 'gone' end
-  redis.call('set', KEYS[3], ARGV[2], 'KEEPTTL')
+  redis.call('set', KEYS[3], ARGV[2], 'EX', '${progress_ttl_s}')
   if #ARGV > 4 then redis.call('rpush', KEYS[1], unpack(ARGV, 5)) end
   if ARGV[4] == 'del' then redis.call('del', KEYS[2]) end
   return 'done'`;
