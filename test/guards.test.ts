@@ -29,6 +29,7 @@ import {
   temp_dir,
   until,
 } from './harness';
+import { assert_error, open_talk, raw_request } from './http_helpers';
 
 let redis: local_redis;
 
@@ -113,6 +114,17 @@ describe('API_KEY', { concurrency: true }, () => {
       assert.doesNotMatch(`${proxy.stdout()}${proxy.stderr()}`, /chave/);
     });
   }
+
+  test('POST recusado que já mandou o corpo: a conexão serve o pedido seguinte', async () => {
+    const proxy = await start_proxy(redis, keys);
+    const talk = await open_talk(proxy, raw_request('POST /', [], 'corpo'));
+    for (const next of ['segundo', '']) {
+      const reply = await talk.reply();
+      assert_error(reply, 401, no_key);
+      assert.equal(reply.headers.connection, 'keep-alive');
+      if (next) talk.send(raw_request('POST /', [], next));
+    }
+  });
 
   test('o Authorization que não é nosso chega ao worker', async () => {
     const { proxy, worker } = await start_scene(redis, keys);
