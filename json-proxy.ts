@@ -2148,6 +2148,7 @@ async function send_refusal(
     reason: why.message,
   });
   const body = `${error_line(why.message)}\n`;
+  if (!request.complete) await new Promise((resolve) => setImmediate(resolve)); // veio junto?
   const closing = !request.complete && { Connection: 'close' };
   response.writeHead(why.status, { ...error_headers(body), ...why.headers, ...closing });
   if (request.complete) {
@@ -2796,7 +2797,9 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
     const is_proof = task_exists || (stream.is_complete && has_lines);
     if (is_proof) stream.identity = identity || stream.identity;
-    else if (identity !== '' && identity === stream.identity) stream.is_complete = true;
+    // um FLUSHALL entre a pergunta e a resposta já mudou a identidade
+    const is_same = identity !== '' && identity === redis_link.identity;
+    if (!is_proof && is_same && identity === stream.identity) stream.is_complete = true;
     return poll;
   } catch (error) {
     if (is_refusal(error)) throw error;

@@ -265,6 +265,26 @@ describe('avisos', { concurrency: true }, () => {
     await proxy.wait_for(/ ending=redis_lost /);
   });
 
+  test('FLUSHALL com uma consulta a caminho, e um worker que segue: também não', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await start_scene(own, [...rare_polls, '-P', '1000']);
+    const admin = await connect_redis(own);
+    const stream = open_stream(proxy);
+    const task = await worker.next();
+    await db.rPush(task.task_list, ['1', '2']);
+    assert.equal(await stream.next(), '1'); // a pausa dá tempo ao FLUSHALL de entrar na fila
+    await admin.sendCommand(['CLIENT', 'PAUSE', '60000', 'WRITE']);
+    const wiped = db.multi().flushAll().rPush(task.task_list, ['3', '4']).exec();
+    const blocked = async (count: number) =>
+      Number(/^blocked_clients:(\d+)/m.exec(await admin.info('clients'))?.[1]) === count;
+    await until('FLUSHALL na fila', () => blocked(1));
+    await until('consulta na fila, atrás dele', () => blocked(2));
+    await admin.sendCommand(['CLIENT', 'UNPAUSE']);
+    await wiped;
+    assert.equal((await stream.rest()).at(-1), '{"error": "redis lost"}');
+    assert.equal((await end_of(proxy, task)).ending, 'redis_lost');
+  });
+
   test('FLUSHALL enquanto a última linha ainda sai não desfaz o sucesso', async () => {
     const own = await start_redis();
     const { proxy, worker, db } = await start_scene(own, rare_polls);
