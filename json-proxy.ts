@@ -57,8 +57,8 @@
  * LIMITES ACEITOS
  *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
  *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
- *   - Um Redis que volta sem os últimos instantes (AOF "everysec") perde as linhas desses
- *     instantes.
+ *   - Um Redis que volta sem os últimos instantes (AOF "everysec", um snapshot) perdeu as linhas
+ *     desses instantes, e entrega de novo as que neles já tinham saído.
  *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s, se ele atende por outra; se
  *     ele travou, depois de MAXTIME (de 10 a 60 s). Um LPOP que estava a caminho nela se perde.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
@@ -75,6 +75,7 @@ import {
   randomUUID as random_uuid,
   timingSafeEqual as same_bytes,
 } from 'node:crypto';
+import { subscribe } from 'node:diagnostics_channel';
 import { fstatSync as file_stats, readFileSync as read_file } from 'node:fs';
 import { readFile as read_file_later } from 'node:fs/promises';
 import http, {
@@ -134,6 +135,7 @@ type setting = {
   fallback: string;
   help: string;
   secret?: boolean;
+  is_path?: boolean;
   read: (text: string) => void;
 };
 
@@ -199,6 +201,9 @@ const max_rate = { count: 1_000_000, seconds: 86_400 };
 
 /** Nomes de chave e canal vão em cabeçalhos e logs: ASCII visível, de tamanho razoável. */
 const key_name_pattern = /^[\x21-\x7e]{1,200}$/;
+
+/** O que se mostra como caminho; outra coisa pode ser o próprio segredo, dado por engano. */
+const path_pattern = /^([./~]|[\w-]+\.\w+$)[^\x00-\x1f]*$/;
 
 const redis_forms =
   'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
@@ -663,6 +668,7 @@ export const settings_table: setting[] = [
     long: 'api-key-file',
     fallback: '',
     help: 'arquivo com as chaves de API_KEY',
+    is_path: true,
     read: (text) => {
       if (text !== '') API_KEY = parse_api_keys(read_setting_file(text));
     },
@@ -672,6 +678,7 @@ export const settings_table: setting[] = [
     long: 'secret-file',
     fallback: '',
     help: 'arquivo com a senha do Redis',
+    is_path: true,
     read: (text) => {
       if (text !== '') REDIS_PASSWORD = read_setting_file(text).replace(/\r?\n$/, '');
     },
@@ -708,6 +715,7 @@ export const settings_table: setting[] = [
     long: 'tls-cert',
     fallback: '',
     help: 'arquivo do certificado, em PEM: atende por HTTPS',
+    is_path: true,
     read: (text) => {
       TLS_CERT = parse_file(text);
     },
@@ -717,6 +725,7 @@ export const settings_table: setting[] = [
     long: 'tls-key',
     fallback: '',
     help: 'arquivo da chave do certificado, em PEM, sem senha',
+    is_path: true,
     read: (text) => {
       TLS_KEY = parse_file(text);
     },
@@ -733,10 +742,12 @@ const rival_settings = [
  * Mostra o valor de uma configuração sem revelar segredos.
  * @param row linha da tabela
  * @param text valor em texto
- * @returns o texto; "***" no lugar de um segredo; endereços sem usuário e senha
+ * @returns o texto; "***" no lugar de um segredo, ou do que foi dado em vez do caminho dele;
+ *   endereços sem usuário e senha
  */
 function show_setting(row: setting, text: string): string {
-  if (row.secret) return text === '' ? '' : '***';
+  const is_hidden = row.secret || (row.is_path && !path_pattern.test(text));
+  if (is_hidden) return text === '' ? '' : '***';
   return row.name === 'REDIS_SERVER' ? redact_address(text) : text;
 }
 
@@ -1182,8 +1193,9 @@ function redis_make_client(keep_trying: () => boolean, tracking: boolean) {
  * com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões já
  * houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
  * já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último motivo registrado;
- * `alive_at`, o último sinal de vida; `tracking`, se o servidor avisa das mudanças;
- * `pending_cleanups`, o que espera a volta dele.
+ * `alive_at`, o último sinal de vida; `socket`, o da conexão de agora, para ver se chegam bytes
+ * (sobre TLS não se vê), e `bytes_seen`, quantos tinham chegado; `tracking`, se o servidor avisa
+ * das mudanças; `asks_news`, se isso foi pedido; `pending_cleanups`, o que espera a volta dele.
  */
 const redis_link = {
   uuid_head: random_uuid().slice(0, 8),
@@ -1196,7 +1208,10 @@ const redis_link = {
   lost_at: 0,
   lost_reason: '',
   alive_at: 0,
+  socket: undefined as net_socket | undefined,
+  bytes_seen: 0,
   tracking: false,
+  asks_news: false,
   pending_cleanups: new Map<string, cleanup>(),
 };
 
@@ -1438,7 +1453,11 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
     count > 1 ? buffers.lPopCount(task.task_list, count) : buffers.lPop(task.task_list),
     redis_presence(task),
   ]);
-  if (popped.status === 'rejected') throw popped.reason;
+  if (popped.status === 'rejected') {
+    // o LPOP pode ter sido atendido: o que ele retirou se perdeu com a conexão
+    if (!(popped.reason instanceof error_reply)) log('warn', 'poll_lost', { task: task.uuid });
+    throw popped.reason;
+  }
   redis_link.alive_at = now();
   const found = popped.value ?? [];
   const elements = Array.isArray(found) ? found : [found];
@@ -1587,10 +1606,10 @@ function redis_log_wakeup(reason = ''): void {
  * Atende a conexão que ficou pronta: identifica o servidor e, se ela foi refeita, espera que ele
  * atenda, pede os avisos de novo, faz as limpezas guardadas e acorda os fluxos. Até lá, quem
  * consulta dorme só INTERVAL.
- * @param asks_news se é um cliente que pede avisos
  * @param hooks o que fazer a cada reconexão
  */
-async function redis_note_ready(asks_news: boolean, hooks: redis_hooks): Promise<void> {
+async function redis_note_ready(hooks: redis_hooks): Promise<void> {
+  const { asks_news } = redis_link;
   redis_link.tracking = false;
   void redis_identify();
   if (!redis_link.was_ready || !(await redis_settled())) return;
@@ -1630,21 +1649,36 @@ function redis_note_change(key: unknown, hooks: redis_hooks): void {
 }
 
 /**
+ * Prepara um cliente, que passa a ser o do processo, ainda sem conectar.
+ * @param asks_news se o servidor deve avisar das mudanças
+ * @param hooks o que fazer a cada notícia da conexão
+ * @returns o cliente
+ */
+function redis_open(asks_news: boolean, hooks: redis_hooks) {
+  const { client, buffers } = redis_make_client(() => redis_link.was_ready, asks_news);
+  client.on('error', redis_note_loss);
+  client.on('ready', () => redis_note_ready(hooks));
+  client.on('invalidate', (key) => redis_note_change(key, hooks));
+  Object.assign(redis_link, { client, buffers, asks_news });
+  return client;
+}
+
+/**
  * Tenta a primeira conexão de um modo, e a confirma com um PING.
- * @param tracking se o servidor deve avisar das mudanças
+ * @param asks_news se o servidor deve avisar das mudanças
  * @param ms prazo em milissegundos
  * @param hooks o que fazer a cada notícia da conexão
  * @throws o erro da conexão, do PING ou do prazo
  */
-async function redis_try_connect(tracking: boolean, ms: number, hooks: redis_hooks): Promise<void> {
-  const { client, buffers } = redis_make_client(() => redis_link.was_ready, tracking);
-  client.on('error', redis_note_loss);
-  client.on('ready', () => redis_note_ready(tracking, hooks));
-  client.on('invalidate', (key) => redis_note_change(key, hooks));
-  Object.assign(redis_link, { client, buffers });
+async function redis_try_connect(
+  asks_news: boolean,
+  ms: number,
+  hooks: redis_hooks,
+): Promise<void> {
+  const client = redis_open(asks_news, hooks);
   const confirmed = client
     .connect()
-    .then(() => Promise.all([client.ping(), tracking && redis_track()]));
+    .then(() => Promise.all([client.ping(), asks_news && redis_track()]));
   try {
     await within(confirmed, ms);
   } catch (error) {
@@ -1660,6 +1694,9 @@ async function redis_try_connect(tracking: boolean, ms: number, hooks: redis_hoo
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
 async function redis_connect(hooks: redis_hooks): Promise<void> {
+  subscribe('net.client.socket', (message) => {
+    redis_link.socket = (message as { socket: net_socket }).socket; // só ao Redis se conecta
+  });
   const deadline = now() + connect_limit_ms;
   let reason = 'WAKEUP off';
   if (WAKEUP) {
@@ -1681,16 +1718,45 @@ async function redis_connect(hooks: redis_hooks): Promise<void> {
  */
 async function redis_answers_elsewhere(): Promise<boolean> {
   const { client } = redis_make_client(() => false, false);
+  const { socket } = redis_link;
   client.on('error', () => {}); // connect() o lança também
   const answered = client.connect().then(() => client.ping());
+  redis_link.socket = socket; // o desta não conta
   try {
     await within(answered, connect_limit_ms);
     return true;
   } catch {
     return false;
   } finally {
-    if (client.isOpen) client.destroy();
+    client.destroy();
   }
+}
+
+/**
+ * Diz há quanto tempo a conexão não dá sinal de vida: nem uma resposta, nem um byte de uma. Uma
+ * linha de muitos megabytes pode demorar, e o PING espera atrás dela.
+ * @returns milissegundos
+ */
+function redis_silence_ms(): number {
+  const bytes = redis_link.socket?.bytesRead ?? 0;
+  if (bytes !== redis_link.bytes_seen) redis_link.alive_at = now();
+  redis_link.bytes_seen = bytes;
+  return now() - redis_link.alive_at;
+}
+
+/**
+ * Troca a conexão por outra. Num cliente novo: o laço de tentativas do anterior acaba com ele.
+ * @param hooks o que fazer a cada notícia da conexão
+ */
+function redis_replace(hooks: redis_hooks): void {
+  const { client, asks_news } = redis_link;
+  redis_note_loss(new deadline_error('sem resposta'));
+  for (const event of ['error', 'ready', 'invalidate']) client?.removeAllListeners(event);
+  client?.on('error', () => {});
+  redis_open(asks_news, hooks)
+    .connect()
+    .catch(() => {}); // tenta para sempre; os erros chegam ao ouvinte
+  client?.destroy();
 }
 
 /**
@@ -1698,33 +1764,32 @@ async function redis_answers_elsewhere(): Promise<boolean> {
  * dá erro por muitos minutos. Se o Redis atende por outra, a calada é trocada. Se não, foi ele que
  * travou, e trocá-la jogaria fora as respostas que ainda pode dar.
  * @param limit_ms silêncio a partir do qual ela é trocada de qualquer modo
+ * @param hooks o que fazer a cada notícia da conexão
  */
-async function redis_check_silence(limit_ms: number): Promise<void> {
-  const { client } = redis_link;
+async function redis_check_silence(limit_ms: number, hooks: redis_hooks): Promise<void> {
+  const { client, socket } = redis_link;
   const alive = () => {
     redis_link.alive_at = now();
   };
-  const silence_ms = () => now() - redis_link.alive_at;
   client?.ping().then(alive, (error) => error instanceof error_reply && alive());
-  if (!client || silence_ms() < suspect_ms) return;
-  const answers_elsewhere = await redis_answers_elsewhere();
-  if (answers_elsewhere) await wait(settle_ms); // acaba de destravar? as nossas respostas já vêm
-  if (silence_ms() < (answers_elsewhere ? suspect_ms : limit_ms)) return;
-  redis_note_loss(new deadline_error('sem resposta'));
-  client.destroy();
-  client.connect().catch(() => {}); // tenta para sempre; os erros chegam ao ouvinte
+  if (redis_silence_ms() < suspect_ms) return;
+  const is_dead = socket !== undefined && (await redis_answers_elsewhere());
+  if (is_dead) await wait(settle_ms); // acaba de destravar? as nossas respostas já vêm
+  if (redis_silence_ms() < (is_dead ? suspect_ms : limit_ms)) return;
+  if (redis_link.was_ready) redis_replace(hooks);
 }
 
 /**
  * Confere a conexão de tempos em tempos, uma conferência de cada vez.
+ * @param hooks o que fazer a cada notícia da conexão
  */
-async function redis_watch(): Promise<void> {
+async function redis_watch(hooks: redis_hooks): Promise<void> {
   const { least, most } = silence_limit_ms;
   const limit_ms = Math.min(Math.max(MAXTIME, least), most);
   redis_link.alive_at = now();
   for (;;) {
     await wait(watch_ms);
-    await redis_check_silence(limit_ms);
+    await redis_check_silence(limit_ms, hooks);
   }
 }
 
@@ -2208,7 +2273,8 @@ async function refuse_broken_request(
   if (!state) {
     // não chegou a haver conexão; quem só abre e fecha a porta (um balanceador) não é notícia
     const is_news = TLS_CERT !== '' && error.code !== 'ECONNRESET';
-    if (is_news) log('warn', 'tls_failed', { reason: error.code ?? error.message });
+    const peer = (socket as net_socket).remoteAddress ?? '';
+    if (is_news) log('warn', 'tls_failed', { peer, reason: error.code ?? error.message });
     socket.destroy();
     return;
   }
@@ -2288,8 +2354,10 @@ export function collect_headers(raw_headers: string[]): Record<string, string> {
 function hide_api_keys(headers: Record<string, string>): Record<string, string> {
   if (API_KEY.length === 0) return headers;
   const { 'X-Api-Key': _key, Authorization: authorization, ...others } = headers;
-  const is_ours = authorization === undefined || is_api_key(bearer_of(authorization));
-  return is_ours ? others : { ...others, Authorization: authorization };
+  const credentials = (authorization ?? '').split(','); // repetidos vêm juntos
+  const is_ours = credentials.some((text) => is_api_key(bearer_of(text.trim())));
+  if (authorization === undefined || is_ours) return others;
+  return { ...others, Authorization: authorization };
 }
 
 /**
@@ -3248,28 +3316,33 @@ async function serve_task(
 }
 
 /**
- * Confere o que um pedido é, antes de saber o que ele quer.
+ * Confere o que um pedido é, antes de saber o que ele quer. O que dois programas no caminho podem
+ * entender de dois modos é recusado.
  * @param request o pedido
  * @throws refusal se ele não pode ser atendido
  */
 function check_request(request: http.IncomingMessage): void {
+  const { httpVersion: http_version, headers, rawHeaders: raw_headers } = request;
+  const closing = { Connection: 'close' };
   if (lifetime.stopping) {
-    throw new refusal(503, 'server shutting down', { Connection: 'close', 'Retry-After': '1' });
+    throw new refusal(503, 'server shutting down', { ...closing, 'Retry-After': '1' });
   }
-  if (request.httpVersion !== '1.1' && request.httpVersion !== '1.0') {
-    throw new refusal(505, 'only HTTP/1.0 and HTTP/1.1 are supported', { Connection: 'close' });
+  if (!/^1\.[01]$/.test(http_version)) {
+    throw new refusal(505, 'only HTTP/1.0 and HTTP/1.1 are supported', closing);
   }
-  if (request.httpVersion === '1.1' && request.headers.host === undefined) {
-    throw new refusal(400, 'missing Host header', { Connection: 'close' });
+  const hosts = raw_headers.filter((text, index) => index % 2 === 0 && /^host$/i.test(text));
+  if (hosts.length > 1) throw new refusal(400, 'more than one Host header', closing);
+  if (hosts.length === 0 && http_version === '1.1') {
+    throw new refusal(400, 'missing Host header', closing);
   }
-  const { 'transfer-encoding': coding = 'chunked' } = request.headers;
-  const host_count = request.headersDistinct.host?.length ?? 0;
-  if (host_count > 1 || coding.toLowerCase() !== 'chunked') {
-    throw new refusal(400, 'malformed request', { Connection: 'close' });
+  const coding = headers['transfer-encoding'];
+  const is_understood = coding?.toLowerCase() === 'chunked' && http_version === '1.1';
+  if (coding !== undefined && !is_understood) {
+    throw new refusal(400, 'unsupported Transfer-Encoding', closing);
   }
-  const { expect = '100-continue' } = request.headers;
+  const { expect = '100-continue' } = headers;
   if (expect.toLowerCase() !== '100-continue') {
-    throw new refusal(417, 'only "Expect: 100-continue" is supported', { Connection: 'close' });
+    throw new refusal(417, 'only "Expect: 100-continue" is supported', closing);
   }
 }
 
@@ -3426,16 +3499,18 @@ const crew = {
  * @param pair o par em uso
  */
 async function watch_certificate(server: https.Server, pair: tls_pair): Promise<void> {
+  const files = [TLS_CERT, TLS_KEY];
   let in_use = pair;
   let complaint = '';
   for (;;) {
     await wait(certificate_check_ms);
     try {
-      const found = read_tls_pair();
+      const texts = await Promise.all(files.map((file) => read_file_later(file, 'utf8')));
+      const [cert = '', key = ''] = texts;
+      if (cert === in_use.cert && key === in_use.key) continue;
+      server.setSecureContext({ cert, key }); // lança se não formam um par
+      in_use = { cert, key };
       complaint = '';
-      if (found.cert === in_use.cert && found.key === in_use.key) continue;
-      in_use = found;
-      server.setSecureContext(found);
       log('info', 'tls_renewed', { cert: TLS_CERT });
     } catch (error) {
       const reason = (error as Error).message;
@@ -3443,6 +3518,18 @@ async function watch_certificate(server: https.Server, pair: tls_pair): Promise<
       complaint = reason;
     }
   }
+}
+
+/**
+ * Cria o servidor HTTPS, que renova sozinho o seu certificado.
+ * @param options as opções de todo servidor
+ * @returns o servidor
+ */
+function make_tls_server(options: http.ServerOptions): https.Server {
+  const pair = read_tls_pair();
+  const server = https.createServer({ ...options, ...pair, handshakeTimeout: headers_limit_ms });
+  void watch_certificate(server, pair);
+  return server;
 }
 
 /**
@@ -3458,16 +3545,9 @@ function make_server(): http.Server {
     requireHostHeader: false, // a recusa é nossa, com os nossos cabeçalhos
     keepAlive: true, // o do TCP, não o do HTTP
     keepAliveInitialDelay: probe_after_ms,
-    handshakeTimeout: headers_limit_ms,
   };
-  let server: http.Server;
-  if (TLS_CERT) {
-    const pair = read_tls_pair();
-    server = https.createServer({ ...options, ...pair });
-    void watch_certificate(server as https.Server, pair);
-  } else {
-    server = http.createServer(options);
-  }
+  const server = TLS_CERT ? make_tls_server(options) : http.createServer(options);
+  server.maxHeadersCount = 0; // o Node jogaria fora os de mais sem dizer; 16 KiB já os limitam
   server.on(TLS_CERT ? 'secureConnection' : 'connection', watch_connection);
   server.on('request', handle_request);
   server.on('checkContinue', handle_request);
@@ -3604,7 +3684,7 @@ async function serve(): Promise<void> {
   } catch (error) {
     die({ host: HTTP_HOST, port: HTTP_PORT, reason: explain_listen_error(error as Error) });
   }
-  void redis_watch();
+  void redis_watch(stream_hooks);
   void watch_clients();
   if (worker_slot <= 1) void sweep_forever();
 }

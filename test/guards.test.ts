@@ -19,6 +19,7 @@ import {
   type http_options,
   type http_reply,
   type local_redis,
+  open_socket,
   open_stream,
   run_proxy,
   served,
@@ -125,6 +126,23 @@ describe('API_KEY', { concurrency: true }, () => {
       if (next) talk.send(raw_request('POST /', [], next));
     }
   });
+
+  for (const [what, lines] of [
+    ['antes de outra credencial', ['Bearer chave-um', 'Basic Zm9v']],
+    ['depois de outra credencial', ['Basic Zm9v', 'Bearer chave-dois']],
+    ['numa linha com outra', ['Bearer chave-um, Basic Zm9v']],
+  ] as const) {
+    test(`a chave ${what} também não chega ao worker`, async () => {
+      const { proxy, worker, db } = await start_scene(redis, keys);
+      const socket = await open_socket(proxy.port);
+      const headers = lines.map((line) => `Authorization: ${line}\r\n`).join('');
+      socket.send(`GET / HTTP/1.1\r\nHost: a\r\nX-API-Key: chave-dois\r\n${headers}\r\n`);
+      const task = await worker.next();
+      assert.doesNotMatch(JSON.stringify(task), /chave/);
+      await db.rPush(task.task_list, 'EOF');
+      await socket.wait_for(/\r\n0\r\n\r\n$/);
+    });
+  }
 
   test('o Authorization que não é nosso chega ao worker', async () => {
     const { proxy, worker } = await start_scene(redis, keys);

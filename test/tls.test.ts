@@ -185,7 +185,7 @@ describe('quem não fala TLS', { concurrency: true }, () => {
       const socket = net.connect(proxy.port, '127.0.0.1', () => socket.write(hello));
       socket.on('error', () => {}).resume();
       await until('fechamento', () => socket.closed);
-      await proxy.wait_for(new RegExp(` tls_failed reason=${reason}\n`));
+      await proxy.wait_for(new RegExp(` tls_failed peer=127\\.0\\.0\\.1 reason=${reason}\n`));
       const reply = await fetch_all(proxy, { path: '/ping', ca: first_pair.cert });
       assert.equal(reply.body, 'pong');
       assert.doesNotMatch(proxy.stderr(), /\bat \S+ \(|request_error|fatal/);
@@ -203,7 +203,7 @@ describe('quem não fala TLS', { concurrency: true }, () => {
     }
     const old = { minVersion: 'TLSv1', maxVersion: 'TLSv1.1', ciphers: 'ALL:@SECLEVEL=0' } as const;
     await assert.rejects(shake_hands(proxy.port, old));
-    await proxy.wait_for(/ tls_failed reason=ERR_SSL_UNSUPPORTED_PROTOCOL\n/);
+    await proxy.wait_for(/ tls_failed peer=\S+ reason=ERR_SSL_UNSUPPORTED_PROTOCOL\n/);
   });
 
   test('quem só abre e fecha a porta não é notícia', async () => {
@@ -245,6 +245,22 @@ describe('erros de uso', { concurrency: true }, () => {
       const line = await usage_error_of(args);
       assert.match(line, /TLS_CERT ".*" e TLS_KEY ".*" inválidos; /);
       assert.match(line, accepted);
+    }
+  });
+
+  test('a própria chave em vez do caminho não é mostrada', async () => {
+    const { cert } = write_pair(first_pair);
+    const env = { TLS_CERT: cert, TLS_KEY: first_pair.key };
+    for (const args of [[], ['--help']]) {
+      const program = await run_proxy(args, env);
+      await exit_of(program);
+      assert.match(`${program.stdout()}${program.stderr()}`, /TLS_KEY .*\*\*\*/);
+      assert.doesNotMatch(`${program.stdout()}${program.stderr()}`, /PRIVATE|MIG/);
+    }
+    for (const name of ['API_KEY_FILE', 'REDIS_PASSWORD_FILE']) {
+      const program = await run_proxy([], { [name]: 'segredo+direto' });
+      assert.equal(await exit_of(program), 2);
+      assert.match(program.stderr(), new RegExp(`${name} .*inválido: "\\*\\*\\*"; aceito: o cam`));
     }
   });
 
