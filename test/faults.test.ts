@@ -466,7 +466,7 @@ const tests: Record<string, () => Promise<void>> = {
 
   'Redis fora por mais que MAXTIME: linha de erro; as chaves somem quando ele volta': async () => {
     const { redis, proxy, worker, db } = await set_scene(durable, ['-t', '6000']);
-    const begun = await begin_many(proxy, worker);
+    const begun = await begin_many(proxy, worker, 10); // todos bem antes de MAXTIME
     await redis.stop();
     for (const { stream, task, before } of begun) {
       assert.deepEqual(await stream.rest(), [lost_line]);
