@@ -348,7 +348,7 @@ const accept_table: [string | undefined, string][] = [
   ['', standard_type],
   ['*/*', standard_type],
   ['application/json', standard_type],
-  ['text/event-stream, application/json', standard_type],
+  ['text/event-stream, application/json', 'text/event-stream'],
   ['application/x-ndjson', standard_type],
   ['application/json-lines', 'application/json-lines'],
   ['application/jsonl', 'application/jsonl'],

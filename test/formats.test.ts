@@ -11,6 +11,7 @@ import {
   clog_reader,
   end_of,
   fetch_all,
+  freeze_redis,
   goodbye,
   type http_options,
   type local_redis,
@@ -187,15 +188,23 @@ describe('os eventos de um fluxo', { concurrency: true }, () => {
     });
   }
 
-  test('"end" só vem depois que as chaves se foram', async () => {
-    const { proxy, worker, db } = await start_scene(redis, brisk);
+  test('"end" espera pela limpeza: com o Redis mudo, vem 1 s depois da última linha', async () => {
+    const own = await start_redis();
+    const { proxy, worker } = await start_scene(own, [...brisk, '-t', '300']);
     const stream = open_stream(proxy, accept_events);
-    const task = await worker.next();
-    await db.rPush(task.task_list, ['1', 'EOF']);
-    for (const line of [`id: ${task.uuid}`, '', 'data: 1', '', 'event: end']) {
-      assert.equal(await stream.next(), line);
-    }
-    assert.deepEqual(await db.keys(`*${task.uuid}`), []);
+    await worker.next();
+    await freeze_redis(own);
+    const lines = await stream.rest();
+    own.process.kill('SIGCONT');
+    assert.deepEqual(lines.slice(2), [
+      'data: {"error": "redis lost"}',
+      '',
+      'event: end',
+      'data: redis_lost',
+      '',
+    ]);
+    const [, , last = 0, , end = 0] = stream.arrivals;
+    assert.ok(end - last > 500, `${end - last} ms`);
   });
 
   test('um fluxo sem linhas abre em 1 s, com o id, e termina com "end"', async () => {

@@ -65,7 +65,7 @@ describe('EventSource no Chromium', { skip: skip_browser, concurrency: true }, (
     await page.evaluate(`
       globalThis.shown = [];
       console.log = (...values) => shown.push(values);
-      ${code.replace('http://127.0.0.1:8771', proxy.url).replace('const source', 'globalThis.source')}
+      ${code.replace('http://127.0.0.1:8771', proxy.url).replace('const ', 'globalThis.')}
     `);
     const task = await worker.next();
     assert.equal(task.headers.Accept, 'text/event-stream');
