@@ -155,7 +155,7 @@ describe('os eventos de um fluxo', { concurrency: true }, () => {
   /** Como cada fim é provocado depois da primeira linha, e o último evento com dados antes dele. */
   const ends: [string, string[], string | undefined, (with_all: ending_scene) => unknown][] = [
     ['done', [], undefined, ({ db, task }) => db.del(task.task_key)],
-    ['timeout', ['-t', '300'], '{"error": "timeout"}', () => {}],
+    ['timeout', ['-t', '1500'], '{"error": "timeout"}', () => {}],
     [
       'failed',
       ['-i', '20'],
@@ -190,7 +190,7 @@ describe('os eventos de um fluxo', { concurrency: true }, () => {
 
   test('"end" espera pela limpeza: com o Redis mudo, vem 1 s depois da última linha', async () => {
     const own = await start_redis();
-    const { proxy, worker } = await start_scene(own, [...brisk, '-t', '300']);
+    const { proxy, worker } = await start_scene(own, [...brisk, '-t', '1500']);
     const stream = open_stream(proxy, accept_events);
     await worker.next();
     await freeze_redis(own);

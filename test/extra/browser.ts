@@ -7,7 +7,7 @@ import { spawnSync as run, spawn } from 'node:child_process';
 import type { Readable as readable, Writable as writable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { on_stop } from '../../scripts/local';
-import { patience_ms, temp_dir, until } from '../harness';
+import { temp_dir, until } from '../harness';
 
 /** Uma resposta do navegador; o que ele conta sem ser perguntado não tem `id`. */
 type browser_message = {
@@ -30,6 +30,9 @@ export const chromium = executables.find((name) => run(name, ['--version']).stat
 
 /** Por que um teste do navegador é pulado; false se não é. */
 export const skip_browser = !chromium && 'sem Chromium: sh scripts/setup.sh chromium';
+
+/** Prazo de uma espera pelo navegador, que divide a máquina com tudo o que os testes sobem. */
+export const browser_limit_ms = 30_000;
 
 /** Prazo para o navegador sair depois do pedido, antes do SIGKILL. */
 const exit_limit_ms = 5000;
@@ -62,7 +65,7 @@ function speak_cdp(to: writable, from: readable) {
       answer = message;
     });
     to.write(`${JSON.stringify({ id, method, params, sessionId: session_id })}\0`);
-    const { error, result = {} } = await until(method, () => answer);
+    const { error, result = {} } = await until(method, () => answer, browser_limit_ms);
     if (error) throw new Error(`${method}: ${error.message}`);
     return result;
   };
@@ -93,7 +96,7 @@ async function open_page(
     if (failure) throw new Error(`${expression}: ${JSON.stringify(failure)}`);
     return (result as { value: result }).value;
   };
-  const wait_for = <result>(expression: string, ms = patience_ms) =>
+  const wait_for = <result>(expression: string, ms = browser_limit_ms) =>
     until(`${expression} em ${url}`, () => evaluate<result>(expression), ms);
   const { errorText: problem } = await ask('Page.navigate', { url });
   if (problem) throw new Error(`${url}: ${problem}`);

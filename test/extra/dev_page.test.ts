@@ -10,7 +10,7 @@ import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
 import { free_port, start_program, until } from '../harness';
-import { type page, skip_browser, start_browser } from './browser';
+import { browser_limit_ms, type page, skip_browser, start_browser } from './browser';
 
 /** O maior tamanho de uma imagem do manual, em bytes. */
 const max_image_bytes = 200_000;
@@ -59,7 +59,7 @@ function text_of(id: string): Promise<string> {
  * @param pattern o que se espera
  */
 async function see(id: string, pattern: RegExp): Promise<void> {
-  await until(`${pattern} em ${id}`, async () => pattern.test(await text_of(id)));
+  await until(`${pattern} em ${id}`, async () => pattern.test(await text_of(id)), browser_limit_ms);
 }
 
 /**

@@ -12,9 +12,6 @@ import { brisk, end_of, type local_redis, start_proxy, start_redis, start_scene 
 import { read_manual } from '../readme_helpers';
 import { type browser, skip_browser, start_browser } from './browser';
 
-/** O Chromium espera 3 s para voltar; uma máquina carregada, mais. */
-const return_limit_ms = 30_000;
-
 let chrome: browser;
 let redis: local_redis;
 
@@ -104,7 +101,7 @@ describe('EventSource no Chromium', { skip: skip_browser, concurrency: true }, (
     await page.evaluate(careless_page(proxy.url));
     const task = await worker.next();
     await db.rPush(task.task_list, ['1', 'EOF']);
-    await page.wait_for('source.readyState === EventSource.CLOSED', return_limit_ms);
+    await page.wait_for('source.readyState === EventSource.CLOSED');
     assert.deepEqual(await page.evaluate('seen'), ['1', 'estado 0', 'estado 2']);
     assert.deepEqual(worker.pending, []);
     assert.equal(proxy.stdout().split(' task task=').length, 2);
@@ -120,7 +117,7 @@ describe('EventSource no Chromium', { skip: skip_browser, concurrency: true }, (
       await proxy.stop('SIGKILL');
       const args = ['-C', channel, '-p', String(proxy.port), '--cors-origin', origin];
       const heir = await start_proxy(redis, args);
-      await page.wait_for('source.readyState === EventSource.CLOSED', return_limit_ms);
+      await page.wait_for('source.readyState === EventSource.CLOSED');
       assert.deepEqual(worker.pending, []);
       assert.doesNotMatch(heir.stdout(), / task task=/);
     });
