@@ -33,12 +33,16 @@
  *   EOF                          fim (também EOL, END-OF-FILE e END-OF-LIST), em vez do DEL
  *
  * RESPOSTAS HTTP
- *   200 fluxo NDJSON, ou "pong" em /ping    204 OPTIONS              400 pedido malformado
+ *   200 fluxo, ou "pong" em /ping    204 OPTIONS, EventSource que volta  400 pedido malformado
  *   401 sem a chave de API_KEY              408 pedido lento demais  413 corpo acima de MAXBODY
  *   417 Expect desconhecido                 429 acima de RATE        431 cabeçalhos grandes
  *   500 /ping sem Redis                     501 CONNECT          505 nem HTTP/1.0 nem 1.1
  *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
+ *
+ * FORMATOS (pelo Accept do pedido)
+ *   text/event-stream      um evento por linha, para o EventSource; o último, "end", diz o fim
+ *   qualquer outra coisa   NDJSON
  *
  * COMO UM FLUXO TERMINA (campo ending= da linha de log "end")
  *   done  timeout  client_gone  redis_lost  failed  shutdown      (a tabela está em ending_rules)
@@ -1834,8 +1838,16 @@ const preflight_age_s = 600;
 /** Quanto um cliente recusado por falta de lugar ou de worker deve esperar, em s. */
 const retry_after_s = 5;
 
-/** Tipos de mídia de NDJSON que o cliente pode escolher em Accept; o primeiro é o padrão. */
-const ndjson_types = ['application/x-ndjson', 'application/json-lines', 'application/jsonl'];
+/** O tipo de mídia dos eventos que o EventSource de um navegador lê. */
+const event_type = 'text/event-stream';
+
+/** Tipos de mídia que o cliente pode escolher em Accept: os de NDJSON e o dos eventos. */
+const stream_types = [
+  'application/x-ndjson',
+  'application/json-lines',
+  'application/jsonl',
+  event_type,
+];
 
 /** Uma recusa antes de haver tarefa: status e mensagem que o cliente vê. */
 class refusal extends Error {
@@ -2026,12 +2038,12 @@ export function path_of(target: string): string {
 /**
  * Escolhe o tipo de mídia da resposta.
  * @param accept cabeçalho Accept do pedido
- * @returns o primeiro tipo de NDJSON que o Accept nomeia sem q=0, ou application/x-ndjson
+ * @returns o primeiro de stream_types que o Accept nomeia sem q=0, ou application/x-ndjson
  */
 export function choose_media_type(accept = ''): string {
   const wanted = accept.split(',').filter((item) => !/;\s*q=0(\.0*)?\s*(;|$)/i.test(item));
   const named = wanted.map((item) => (item.split(';')[0] ?? '').trim().toLowerCase());
-  return named.find((type) => ndjson_types.includes(type)) ?? 'application/x-ndjson';
+  return named.find((type) => stream_types.includes(type)) ?? 'application/x-ndjson';
 }
 
 /**
@@ -2400,6 +2412,17 @@ type ending_rule = {
   worker_may_write: boolean;
 };
 
+/**
+ * Como as linhas vão para o cliente: o que fica antes e depois de cada uma, o que HEARTBEAT envia,
+ * e o que fecha o fluxo.
+ */
+type stream_format = {
+  before: Buffer;
+  after: Buffer;
+  heartbeat: string;
+  closing: (how: ending) => string;
+};
+
 /** Por que um fluxo está parado. Só "interval" pode ser encurtado por uma notícia do Redis. */
 type wait_kind = 'interval' | 'pause' | 'drain';
 
@@ -2413,6 +2436,7 @@ type stream_state = {
   response: http.ServerResponse;
   turn: request_turn;
   media_type: string;
+  format: stream_format;
   receivers: number;
   started_at: number;
   last_pop_at: number;
@@ -2501,10 +2525,25 @@ const live_streams = new Map<string, stream_state>();
 /** Os bytes que decidem o que um elemento é. */
 const ascii = { tab: 0x09, line_feed: 0x0a, carriage_return: 0x0d, space: 0x20, E: 0x45, H: 0x48 };
 
-const line_break = Buffer.from('\n');
+/** Uma linha por linha: o formato de todos os tipos de NDJSON, e o de quem escolhe outro tipo. */
+const ndjson_format: stream_format = {
+  before: Buffer.alloc(0),
+  after: Buffer.from('\n'),
+  heartbeat: '{"type":"keepalive"}\n',
+  closing: () => '',
+};
 
-/** O que HEARTBEAT envia num fluxo calado, para que nenhum proxy no caminho o corte. */
-const heartbeat_line = '{"type":"keepalive"}\n';
+/**
+ * Um evento por linha. Um EventSource reconecta sozinho depois de qualquer fim, e criaria outra
+ * tarefa: o evento "end" deixa a página fechá-lo antes, e o id, que ele repete em Last-Event-ID,
+ * deixa reconhecer quem volta (is_reconnection).
+ */
+const event_format: stream_format = {
+  before: Buffer.from('data: '),
+  after: Buffer.from('\n\n'),
+  heartbeat: ': keepalive\n\n',
+  closing: (how) => `event: end\ndata: ${how}\n\n`,
+};
 
 /** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
 const ending_rules: Record<ending, ending_rule> = {
@@ -2625,7 +2664,7 @@ export function parse_element(raw: Buffer): list_element {
  */
 function stream_headers(media_type: string, task?: task_names): Record<string, string> {
   const headers = common_headers();
-  headers['Content-Type'] = media_type;
+  headers['Content-Type'] = media_type === event_type ? `${media_type}; charset=utf-8` : media_type;
   headers['Cache-Control'] = 'no-store, no-transform';
   headers['X-Accel-Buffering'] = 'no';
   headers['X-Content-Type-Options'] = 'nosniff';
@@ -2659,7 +2698,9 @@ const stream_hooks: redis_hooks = {
 };
 
 /**
- * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço.
+ * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço. O
+ * formato é o do Content-Type que sai: quem pediu eventos não os recebe num erro, que é JSON, nem
+ * se o worker escolhe outro tipo.
  * @param stream o fluxo
  * @param status status HTTP
  * @param headers cabeçalhos pedidos pelo worker; vencem os do fluxo
@@ -2677,6 +2718,10 @@ function open_response(
   for (const name in ours) response.setHeader(name, ours[name] ?? '');
   for (const name in headers) response.setHeader(name, headers[name] ?? '');
   response.writeHead(status);
+  const sent_type = stream.media_type === event_type && response.getHeader('Content-Type');
+  if (!sent_type || !String(sent_type).toLowerCase().startsWith(event_type)) return;
+  stream.format = event_format;
+  response.write(`id: ${stream.task.uuid}\n\n`);
 }
 
 /**
@@ -2698,6 +2743,7 @@ function make_stream(
     response,
     turn,
     media_type: choose_media_type(request.headers.accept),
+    format: ndjson_format,
     receivers: 0,
     started_at: now(),
     last_pop_at: now(),
@@ -2734,7 +2780,7 @@ function send_heartbeat(stream: stream_state): void {
   const quiet_ms = now() - stream.sent_at;
   if (quiet_ms >= HEARTBEAT && stream.waiting !== 'drain') {
     open_response(stream);
-    stream.response.write(heartbeat_line);
+    stream.response.write(stream.format.heartbeat);
     stream.sent_at = now();
   }
   const wait_ms = quiet_ms >= HEARTBEAT ? HEARTBEAT : HEARTBEAT - quiet_ms;
@@ -2917,12 +2963,15 @@ function take_head(
  * Reparte linhas em pedaços para escrever: as pequenas juntas numa cópia, as grandes em fatias, sem
  * cópia.
  * @param lines linhas sem quebra
+ * @param format o que vai antes e depois de cada uma
  * @returns pedaços de até write_slice_bytes, com as quebras
  */
-function* cut_pieces(lines: Buffer[]): Generator<Buffer> {
+function* cut_pieces(lines: Buffer[], { before, after }: stream_format): Generator<Buffer> {
   let together: Buffer[] = [];
   let size = 0;
   for (const line of lines) {
+    if (before.length > 0) together.push(before);
+    size += before.length;
     if (size > 0 && size + line.length >= write_slice_bytes) {
       yield Buffer.concat(together);
       together = [];
@@ -2932,8 +2981,8 @@ function* cut_pieces(lines: Buffer[]): Generator<Buffer> {
     for (; rest.length >= write_slice_bytes; rest = rest.subarray(write_slice_bytes)) {
       yield rest.subarray(0, write_slice_bytes);
     }
-    together.push(rest, line_break);
-    size += rest.length + line_break.length;
+    together.push(rest, after);
+    size += rest.length + after.length;
   }
   yield Buffer.concat(together);
 }
@@ -3021,7 +3070,7 @@ async function watch_clients(): Promise<void> {
  */
 async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
   open_response(stream);
-  for (const piece of cut_pieces(lines)) {
+  for (const piece of cut_pieces(lines, stream.format)) {
     stream.bytes += piece.length;
     stream.sent_at = now();
     if (stream.response.write(piece)) continue;
@@ -3133,7 +3182,8 @@ function say_ending(stream: stream_state, how: ending): void {
   open_response(stream, rule.status, {
     ...(rule.status !== 200 && { 'Content-Type': 'application/json' }),
   });
-  if (last_line !== undefined) response.write(`${last_line}\n`);
+  const { before, after } = stream.format;
+  if (last_line !== undefined) response.write(`${before}${last_line}${after}`);
 }
 
 /**
@@ -3171,7 +3221,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   if (stream.keys_left || worker_may_write) {
     await within(redis_clean({ task_uuid, worker_may_write }), clean_limit_ms).catch(() => {});
   }
-  if (how !== 'client_gone') stream.response.end();
+  if (how !== 'client_gone') stream.response.end(stream.format.closing(how));
   live_streams.delete(task_uuid);
   log_ending(stream, how);
 }
@@ -3364,6 +3414,17 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
 }
 
 /**
+ * Diz se um pedido é o de um EventSource cujo fluxo acabou, ou caiu, e que volta sozinho. Ele não
+ * quer outra tarefa, e com um 204 desiste.
+ * @param request o pedido
+ * @returns true se ele traz o id que event_format lhe deu
+ */
+function is_reconnection(request: http.IncomingMessage): boolean {
+  const { accept, 'last-event-id': last_event } = request.headers;
+  return Boolean(last_event) && choose_media_type(accept) === event_type;
+}
+
+/**
  * Decide o que fazer com um pedido.
  * @param request o pedido
  * @param response a resposta
@@ -3387,6 +3448,11 @@ async function dispatch(
   }
   if (!is_authorized(request)) {
     throw new refusal(401, 'missing or unknown API key', { 'WWW-Authenticate': 'Bearer' });
+  }
+  if (is_reconnection(request)) {
+    response.writeHead(204, common_headers());
+    response.end();
+    return;
   }
   if (!(await redis_ping(fresh_answer_ms))) throw new refusal(504, 'redis does not answer');
   await check_rate(request);

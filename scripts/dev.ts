@@ -1,7 +1,7 @@
 /*
  * O ambiente de quem mexe no programa: um Redis (só dele, salvo se REDIS_SERVER ou -R apontar para
- * um), o proxy direto do fonte, recarregado a cada mudança, e o worker de exemplo. Ctrl-C desce
- * tudo.
+ * um), o proxy direto do fonte, recarregado a cada mudança, o worker de exemplo, e uma página que
+ * mostra um pedido, as linhas que chegam e as chaves no Redis. Ctrl-C desce tudo.
  *
  *   npm run dev
  *   npm run dev -- -p 9000 -R 127.0.0.1:6379/1 -P 0     as opções são as do proxy
@@ -9,6 +9,7 @@
 
 import path from 'node:path';
 import { load_settings } from '../json-proxy';
+import { start_page } from './dev_page';
 import { type local_program, start_program, start_redis, stop_all } from './local';
 
 const root = path.join(__dirname, '..');
@@ -41,6 +42,28 @@ function start_part(name: string, args: string[], env: NodeJS.ProcessEnv): local
 }
 
 /**
+ * Serve a página, e diz ao proxy de que origens ela vem.
+ * @param gathered texto em vigor de cada configuração
+ * @param server o Redis, na forma de REDIS_SERVER
+ * @param log_text dá o log do proxy até agora
+ * @returns o endereço da página, e o que CORS_ORIGIN deve ser
+ */
+async function serve_page(
+  gathered: ReturnType<typeof load_settings>['gathered'],
+  server: string,
+  log_text: () => string,
+) {
+  const text_of = (name: string) => gathered.get(name)?.text ?? '';
+  const origins = await start_page({
+    redis: { server, password: text_of('REDIS_PASSWORD') },
+    prefixes: [text_of('REDIS_PREFIX'), text_of('REDIS_LIST_PREFIX'), 'ndjson_claim_'],
+    log_text,
+  });
+  const given = text_of('CORS_ORIGIN');
+  return { page: origins[0], cors: [...(given ? [given] : []), ...origins].join(',') };
+}
+
+/**
  * Sobe as partes e mostra o que experimentar.
  */
 async function main(): Promise<void> {
@@ -50,11 +73,11 @@ async function main(): Promise<void> {
   const own_redis = given?.source === 'default' ? await start_redis([], { detached: true }) : null;
   const server = own_redis?.server ?? given?.text ?? '';
   const env = { REDIS_SERVER: server, GRACE: process.env.GRACE ?? '1000' };
-  const proxy = start_part(
-    'proxy',
-    ['--watch', '--watch-preserve-output', 'json-proxy.ts', ...argv],
-    env,
-  );
+  const log_text = () => proxy.stdout() + proxy.stderr();
+  const { page, cors } = await serve_page(gathered, server, log_text);
+  const watching = ['--watch', '--watch-preserve-output'];
+  const args = ['json-proxy.ts', ...argv, '--cors-origin', cors];
+  const proxy = start_part('proxy', [...watching, ...args], env);
   const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n/);
   const names = ['REDIS_PASSWORD', 'REDIS_CHANNEL', 'REDIS_PREFIX', 'REDIS_LIST_PREFIX'];
   const shared = names.map((name) => [name, gathered.get(name)?.text]);
@@ -63,6 +86,7 @@ async function main(): Promise<void> {
   await worker.wait_for(/ouvindo/);
   const address = url.replace('//0.0.0.0', '//127.0.0.1');
   console.log(`\nexperimente:  curl -N ${address}/teste -d '{"pergunta": "olá"}'`);
+  console.log(`ou na página: ${page}`);
   if (own_redis) console.log(`e olhe:       redis-cli -p ${own_redis.port} -n 1 monitor`);
   console.log('Ctrl-C desce tudo\n');
   const code = await Promise.race([proxy.exited, worker.exited]);

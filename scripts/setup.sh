@@ -7,6 +7,7 @@
 #   sh scripts/setup.sh python            python3 e redis-py, para test:extra
 #   sh scripts/setup.sh network           ip e tc, para test:extra; só no Linux
 #   sh scripts/setup.sh openssl           o comando openssl, para test:extra
+#   sh scripts/setup.sh chromium          um Chromium sem janela, para test:extra; só com o apt
 #   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/.."
@@ -67,6 +68,16 @@ ensure_openssl() {
   apt_install "apt-get install openssl (Debian) ou dnf install openssl (Fedora)" openssl
 }
 
+# Instala um Chromium; sem ele os testes do navegador são pulados.
+ensure_chromium() {
+  for name in chromium chromium-headless-shell chromium-browser google-chrome; do
+    command -v $name >/dev/null && return
+  done
+  (apt_install "no Debian, apt-get install chromium-headless-shell" \
+    chromium-headless-shell fonts-dejavu-core) ||
+    echo "sem Chromium: os testes do navegador serão pulados" >&2
+}
+
 # Instala os concorrentes que o bench sabe medir, sem que nenhum serviço suba por isso.
 ensure_peers() {
   command -v webdis >/dev/null && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] && return
@@ -88,10 +99,11 @@ for part in "$@"; do
     python) ensure_python ;;
     network) ensure_network ;;
     openssl) ensure_openssl ;;
+    chromium) ensure_chromium ;;
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl peers" >&2
+openssl chromium peers" >&2
       exit 2
       ;;
   esac

@@ -348,7 +348,7 @@ const accept_table: [string | undefined, string][] = [
   ['', standard_type],
   ['*/*', standard_type],
   ['application/json', standard_type],
-  ['text/event-stream, application/json', standard_type],
+  ['text/event-stream, application/json', 'text/event-stream'],
   ['application/x-ndjson', standard_type],
   ['application/json-lines', 'application/json-lines'],
   ['application/jsonl', 'application/jsonl'],
@@ -359,6 +359,11 @@ const accept_table: [string | undefined, string][] = [
   ['application/x-ndjson, application/jsonl', standard_type],
   ['application/jsonlx', standard_type],
   ['x-application/jsonl', standard_type],
+  ['application/json, text/event-stream', 'text/event-stream'],
+  ['text/event-stream, application/jsonl', 'text/event-stream'],
+  ['application/jsonl, text/event-stream', 'application/jsonl'],
+  ['text/event-stream;q=0, application/jsonl', 'application/jsonl'],
+  ['text/*', standard_type],
 ];
 
 describe('choose_media_type', () => {

@@ -331,7 +331,7 @@ describe('a resposta', () => {
     ['*/*', ndjson],
     ['application/*', ndjson],
     ['application/json', ndjson],
-    ['text/event-stream', ndjson],
+    ['text/event-stream', 'text/event-stream; charset=utf-8'],
     [ndjson, ndjson],
     ['application/json-lines', 'application/json-lines'],
     ['application/jsonl', 'application/jsonl'],

@@ -70,6 +70,24 @@ describe('comandos', { concurrency: true }, () => {
     assert.equal(Number(shown_port), port);
     const reply = await fetch_all({ port }, { path: pathname, body: 'oi' });
     assert.equal(reply.body.trim().split('\n').length, 5);
+    const [, page = ''] = await dev.wait_for(/ou na página: (\S+)\n/);
+    const ask_page = async (target: string) => (await fetch(page + target)).text();
+    assert.match(await ask_page('/'), /^<!doctype html>\n<html lang="pt-BR">/);
+    assert.equal(JSON.parse(await ask_page('/proxy')).url, `http://127.0.0.1:${port}`);
+    const uuid = String(reply.headers['x-task-uuid']);
+    const { keys, log } = JSON.parse(await ask_page(`/task?uuid=${uuid}`));
+    const key_names = keys.map(({ name, type }: Record<string, string>) => [name, type]);
+    const prefixes = ['pedido:', 'linhas:', 'ndjson_claim_'];
+    assert.deepEqual(
+      key_names,
+      prefixes.map((prefix) => [prefix + uuid, 'none']),
+    );
+    assert.match(log.join('\n'), / task task=\S+ method=POST [\s\S]* end task=\S+ ending=done /);
+    for (const wrong of ['/task', '/task?uuid=*', '/x']) {
+      assert.equal((await fetch(page + wrong)).status, 404);
+    }
+    const { headers } = await fetch_all({ port }, { path: '/ping', headers: { origin: page } });
+    assert.equal(headers['access-control-allow-origin'], page);
     assert.equal(await dev.stop('SIGINT'), 0);
     assert.throws(() => run('redis-cli', ['-p', redis_port, 'ping'], { stdio: 'pipe' }));
     await assert.rejects(fetch_all({ port }, { path: '/ping' }), { code: 'ECONNREFUSED' });

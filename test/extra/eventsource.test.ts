@@ -1,0 +1,134 @@
+/*
+ * O EventSource de um navegador de verdade contra o proxy: o trecho do manual, o fim que a página
+ * ouve, e o que acontece quando ela não fecha a tempo ou o proxy cai: nunca uma segunda tarefa.
+ */
+
+import assert from 'node:assert/strict';
+import http from 'node:http';
+import type { AddressInfo as address_info } from 'node:net';
+import { before, describe, test } from 'node:test';
+import { on_stop } from '../../scripts/local';
+import { brisk, end_of, type local_redis, start_proxy, start_redis, start_scene } from '../harness';
+import { read_manual } from '../readme_helpers';
+import { type browser, skip_browser, start_browser } from './browser';
+
+let chrome: browser;
+let redis: local_redis;
+
+before(async () => {
+  if (skip_browser) return;
+  chrome = await start_browser();
+  redis = await start_redis();
+});
+
+/**
+ * Serve uma página vazia, de outra origem que não a do proxy.
+ * @returns o endereço
+ */
+async function serve_blank(): Promise<string> {
+  const server = http.createServer((_, response) => {
+    response.setHeader('Content-Type', 'text/html; charset=utf-8');
+    response.end('<!doctype html><title>página</title>');
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  on_stop(async () => server.close());
+  return `http://127.0.0.1:${(server.address() as address_info).port}`;
+}
+
+/**
+ * Sobe um proxy que aceita uma página, e a abre.
+ * @returns o proxy com o seu worker, a origem e a página
+ */
+async function start_visit() {
+  const origin = await serve_blank();
+  const scene = await start_scene(redis, [...brisk, '--cors-origin', origin]);
+  return { ...scene, origin, page: await chrome.open(origin) };
+}
+
+/** Uma página que não ouve "end" e nunca fecha. */
+const careless_page = (url: string) => `
+  globalThis.seen = [];
+  globalThis.source = new EventSource('${url}');
+  source.onmessage = (event) => seen.push(event.data);
+  source.onerror = () => seen.push('estado ' + source.readyState);
+`;
+
+describe('EventSource no Chromium', { skip: skip_browser, concurrency: true }, () => {
+  test('o trecho do manual recebe cada linha na hora, e fecha no fim', async () => {
+    const blocks = read_manual('README.md').blocks;
+    const code = blocks.find(({ text }) => text.includes('new EventSource('))?.text ?? '';
+    assert.ok(code.trimEnd().split('\n').length <= 5, code);
+    const { proxy, worker, db, page } = await start_visit();
+    await page.evaluate(`
+      globalThis.shown = [];
+      console.log = (...values) => shown.push(values);
+      ${code.replace('http://127.0.0.1:8771', proxy.url).replace('const ', 'globalThis.')}
+    `);
+    const task = await worker.next();
+    assert.equal(task.headers.Accept, 'text/event-stream');
+    for (const n of [1, 2, 3]) {
+      await db.rPush(task.task_list, JSON.stringify({ n, texto: 'olá' }));
+      await page.wait_for(`shown.length === ${n}`);
+    }
+    await db.del(task.task_key);
+    await page.wait_for('source.readyState === EventSource.CLOSED');
+    const shown = await page.evaluate('shown');
+    const lines = [1, 2, 3].map((n) => [{ n, texto: 'olá' }]);
+    assert.deepEqual(shown, [...lines, ['done']]);
+    assert.equal((await end_of(proxy, task)).ending, 'done');
+  });
+
+  test('um erro no meio é uma linha comum, e "end" diz qual foi', async () => {
+    const { proxy, worker, db, page } = await start_visit();
+    await page.evaluate(`
+      ${careless_page(proxy.url)}
+      source.addEventListener('end', (event) => {
+        source.close();
+        seen.push([event.data, event.lastEventId]);
+      });
+    `);
+    const task = await worker.next();
+    await db.rPush(task.task_list, '1');
+    await page.wait_for('seen.length === 1');
+    proxy.process.kill('SIGTERM');
+    await page.wait_for('source.readyState === EventSource.CLOSED');
+    const last = '{"error": "server shutting down"}';
+    assert.deepEqual(await page.evaluate('seen'), ['1', last, ['shutdown', task.uuid]]);
+  });
+
+  test('uma página que não fecha volta uma vez, leva 204 e desiste', async () => {
+    const { proxy, worker, db, page } = await start_visit();
+    await page.evaluate(careless_page(proxy.url));
+    const task = await worker.next();
+    await db.rPush(task.task_list, ['1', 'EOF']);
+    await page.wait_for('source.readyState === EventSource.CLOSED');
+    assert.deepEqual(await page.evaluate('seen'), ['1', 'estado 0', 'estado 2']);
+    assert.deepEqual(worker.pending, []);
+    assert.equal(proxy.stdout().split(' task task=').length, 2);
+  });
+
+  for (const lines of [[], ['1']]) {
+    test(`o proxy morre depois de ${lines.length} linhas: quem volta leva 204`, async () => {
+      const { proxy, worker, db, page, origin, channel } = await start_visit();
+      await page.evaluate(careless_page(proxy.url));
+      const task = await worker.next();
+      if (lines.length > 0) await db.rPush(task.task_list, lines);
+      await page.wait_for(`source.readyState === 1 && seen.length === ${lines.length}`);
+      await proxy.stop('SIGKILL');
+      const args = ['-C', channel, '-p', String(proxy.port), '--cors-origin', origin];
+      const heir = await start_proxy(redis, args);
+      await page.wait_for('source.readyState === EventSource.CLOSED');
+      assert.deepEqual(worker.pending, []);
+      assert.doesNotMatch(heir.stdout(), / task task=/);
+    });
+  }
+
+  test('com a página fechada a tarefa é cancelada', async () => {
+    const { proxy, worker, page } = await start_visit();
+    await page.evaluate(careless_page(proxy.url));
+    const task = await worker.next();
+    await page.wait_for('source.readyState === EventSource.OPEN');
+    await page.ask('Page.close');
+    assert.equal((await end_of(proxy, task)).ending, 'client_gone');
+  });
+});
