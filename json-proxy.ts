@@ -20,6 +20,7 @@
  *   WORKERS                                                  quantos processos atendem
  *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
  *   MAXTASKS  FAILFAST  HEARTBEAT                            o que fazer em apuros
+ *   LOG_FORMAT  LOG_LEVEL                                    o que se vê de fora
  *
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
@@ -172,6 +173,8 @@ let FAILFAST: boolean;
 let HEARTBEAT: number;
 let TLS_CERT: string;
 let TLS_KEY: string;
+let LOG_FORMAT: log_format;
+let LOG_LEVEL: log_level;
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
@@ -196,6 +199,19 @@ const max_tasks_setting = 1_000_000;
 
 /** O maior número de pedidos por janela, e a maior janela, de um dia. */
 const max_rate = { count: 1_000_000, seconds: 86_400 };
+
+/** Como uma linha de log é escrita: para pessoas, ou um objeto JSON. */
+const log_formats = ['text', 'json'] as const;
+
+type log_format = (typeof log_formats)[number];
+
+/** Gravidade de uma linha de log; o número é a prioridade do syslog, que o journald entende. */
+const log_priority = { error: 3, warn: 4, info: 6 };
+
+type log_level = keyof typeof log_priority;
+
+/** As gravidades, da mais grave para a menos. Não há "debug": o que vale uma linha já a tem. */
+const log_levels = Object.keys(log_priority) as log_level[];
 
 /** Nomes de chave e canal vão em cabeçalhos e logs: ASCII visível, de tamanho razoável. */
 const key_name_pattern = /^[\x21-\x7e]{1,200}$/;
@@ -273,6 +289,19 @@ export function parse_switch(text: string): boolean {
   if (/^(on|1|true)$/i.test(text)) return true;
   if (/^(off|0|false)$/i.test(text)) return false;
   throw new Error('on, off, 1, 0, true ou false');
+}
+
+/**
+ * Lê uma escolha entre poucas palavras.
+ * @param text texto dado pelo usuário, em qualquer caixa
+ * @param words as palavras aceitas, em minúsculas
+ * @returns uma delas
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_choice<word>(text: string, words: readonly word[]): word {
+  const chosen = words.find((word) => word === (text.toLowerCase() as word));
+  if (chosen !== undefined) return chosen;
+  throw new Error(words.join(', ').replace(/, (?=[^,]*$)/, ' ou '));
 }
 
 /**
@@ -721,6 +750,24 @@ export const settings_table: setting[] = [
       TLS_KEY = parse_file(text);
     },
   },
+  {
+    name: 'LOG_FORMAT',
+    long: 'log-format',
+    fallback: 'text',
+    help: 'forma das linhas de log: text ou json',
+    read: (text) => {
+      LOG_FORMAT = parse_choice(text, log_formats);
+    },
+  },
+  {
+    name: 'LOG_LEVEL',
+    long: 'log-level',
+    fallback: 'info',
+    help: 'gravidade a partir da qual se registra: error, warn ou info',
+    read: (text) => {
+      LOG_LEVEL = parse_choice(text, log_levels);
+    },
+  },
 ];
 
 /** Duas formas da mesma configuração: só uma pode ser dada. */
@@ -928,15 +975,10 @@ function help_text(gathered: gathered_settings): string {
 }
 
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
-// Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl. As
-// etiquetas são estáveis e estão no README. Corpos, valores de cabeçalhos e a parte da URL depois
-// do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a prioridade vai no prefixo e a hora é
-// dele.
-
-/** Gravidade de uma linha de log; o número é a prioridade do syslog, que o journald entende. */
-const log_priority = { info: 6, warn: 4, error: 3 };
-
-type log_level = keyof typeof log_priority;
+// Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl, ou
+// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no README. Corpos, valores
+// de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a
+// prioridade vai no prefixo do texto e a hora é dele.
 
 /** Um caminho de URL maior que isto é cortado no log. */
 const max_logged_text = 300;
@@ -953,13 +995,23 @@ const slot_variable = 'JSON_PROXY_SLOT';
 /** O número deste processo, de 1 a WORKERS; 0 no supervisor e em quem está só. */
 const worker_slot = cluster.isWorker ? Number(process.env[slot_variable] ?? 0) : 0;
 
+/** Os campos de uma linha de log, na ordem em que aparecem. */
+type log_fields = Record<string, string | number>;
+
+/** O que cada saída recebe: JSON, o texto do journald, o texto, ou o texto com cores. */
+type log_style = 'json' | 'journal' | 'plain' | 'color';
+
+/** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora; e o fim de uma cor. */
+const log_colors = { error: '\x1b[31m', warn: '\x1b[33m', info: '\x1b[36m', time: '\x1b[2m' };
+const log_color_off = '\x1b[0m';
+
 /**
  * Escreve um valor como o logfmt quer: entre aspas só quando preciso, nunca com quebra de linha.
  * @param value valor do campo
  * @returns o texto do campo
  */
 function format_log_value(value: string | number): string {
-  const text = String(value).slice(0, max_logged_text);
+  const text = String(value);
   return /^[^\s"=\x00-\x1f]+$/.test(text) ? text : JSON.stringify(text);
 }
 
@@ -975,11 +1027,48 @@ function goes_to_journal(fd: number): boolean {
   return process.env.JOURNAL_STREAM === `${dev}:${ino}`;
 }
 
+/**
+ * Escolhe o que uma saída recebe. Cores, só num terminal, e se ninguém as recusa (no-color.org).
+ * @param target a saída
+ * @returns o estilo das linhas
+ */
+function choose_log_style(target: NodeJS.WriteStream & { fd: number }): log_style {
+  if (LOG_FORMAT === 'json') return 'json';
+  if (goes_to_journal(target.fd)) return 'journal';
+  const { NO_COLOR: refused, TERM: terminal } = process.env;
+  return target.isTTY && !refused && terminal !== 'dumb' ? 'color' : 'plain';
+}
+
+/**
+ * Monta uma linha de log.
+ * @param style o estilo da saída
+ * @param level gravidade
+ * @param tag etiqueta estável do acontecimento
+ * @param fields campos, na ordem em que aparecem
+ * @returns a linha, com a quebra
+ */
+function format_log_line(
+  style: log_style,
+  level: log_level,
+  tag: string,
+  fields: log_fields,
+): string {
+  const time = new Date().toISOString();
+  if (style === 'json') return `${JSON.stringify({ time, level, tag, ...fields })}\n`;
+  const paint = (color: string, text: string) =>
+    style === 'color' ? color + text + log_color_off : text;
+  const prefix =
+    style === 'journal' ? `<${log_priority[level]}>` : `${paint(log_colors.time, time)} `;
+  let line = prefix + paint(log_colors[level], tag);
+  for (const name in fields) line += ` ${name}=${format_log_value(fields[name] ?? '')}`;
+  return `${line}\n`;
+}
+
 /** As linhas de uma volta do laço de eventos saem numa escrita só; aqui esperam por ela. */
 const log_queue = {
   target: process.stdout as NodeJS.WriteStream,
   text: '',
-  journal_fds: new Map<number, boolean>(),
+  styles: new Map<number, log_style>(),
 };
 
 /**
@@ -992,24 +1081,29 @@ function flush_log(): void {
 }
 
 /**
- * Escreve uma linha de log: `info` em stdout, o resto em stderr.
+ * Escreve uma linha de log, se LOG_LEVEL a quer: `info` em stdout, o resto em stderr.
  * @param level gravidade
  * @param tag etiqueta estável do acontecimento
- * @param fields campos, na ordem em que aparecem
+ * @param fields campos, na ordem em que aparecem; textos longos são cortados
  */
-function log(level: log_level, tag: string, fields: Record<string, string | number>): void {
+function log(level: log_level, tag: string, fields: log_fields): void {
+  if (log_priority[level] > log_priority[LOG_LEVEL]) return;
   const target = level === 'info' ? process.stdout : process.stderr;
-  const { journal_fds } = log_queue;
-  if (!journal_fds.has(target.fd)) journal_fds.set(target.fd, goes_to_journal(target.fd));
-  const is_journal = journal_fds.get(target.fd);
-  let line = (is_journal ? `<${log_priority[level]}>` : `${new Date().toISOString()} `) + tag;
-  for (const name in fields) line += ` ${name}=${format_log_value(fields[name] ?? '')}`;
-  if (worker_slot > 0) line += ` worker=${worker_slot}`;
+  const { styles } = log_queue;
+  const style = styles.get(target.fd) ?? choose_log_style(target);
+  styles.set(target.fd, style);
+  const shown: log_fields = {};
+  for (const name in fields) {
+    const value = fields[name] ?? '';
+    shown[name] = typeof value === 'string' ? value.slice(0, max_logged_text) : value;
+  }
+  if (worker_slot > 0) shown.worker = worker_slot;
+  const line = format_log_line(style, level, tag, shown);
   const is_full = log_queue.text.length + line.length > max_log_write;
   if (is_full || target !== log_queue.target) flush_log(); // a ordem entre as duas se mantém
   if (log_queue.text === '') setImmediate(flush_log);
   log_queue.target = target;
-  log_queue.text += `${line}\n`;
+  log_queue.text += line;
 }
 
 /**
@@ -3581,7 +3675,7 @@ async function sweep_forever(): Promise<void> {
  * Encerra o programa por um motivo que o operador precisa resolver.
  * @param fields o que falhou e por quê
  */
-function die(fields: Record<string, string | number>): never {
+function die(fields: log_fields): never {
   log('error', 'fatal', fields);
   process.exit(1);
 }

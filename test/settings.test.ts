@@ -59,6 +59,8 @@ const contract: [string, string | undefined, string, string][] = [
   ['CORS_ORIGIN', undefined, 'cors-origin', ''],
   ['TLS_CERT', undefined, 'tls-cert', ''],
   ['TLS_KEY', undefined, 'tls-key', ''],
+  ['LOG_FORMAT', undefined, 'log-format', 'text'],
+  ['LOG_LEVEL', undefined, 'log-level', 'info'],
 ];
 
 /** Para cada configuração, um valor pelo ambiente e outro por argumento, todos diferentes. */
@@ -91,6 +93,8 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   CORS_ORIGIN: { by_environment: 'https://env.example', by_argument: '*' },
   TLS_CERT: { by_environment: '/run/e', by_argument: '/run/f' },
   TLS_KEY: { by_environment: '/run/g', by_argument: '/run/h' },
+  LOG_FORMAT: { by_environment: 'json', by_argument: 'JSON' },
+  LOG_LEVEL: { by_environment: 'warn', by_argument: 'error' },
 };
 
 /** Para cada configuração que tem valor ruim, um deles, e um trecho do que deve ser dito aceito. */
@@ -122,6 +126,8 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   CORS_ORIGIN: { value: 'exemplo.com', accepted: '* ou origens separadas por vírgula' },
   TLS_CERT: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
   TLS_KEY: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
+  LOG_FORMAT: { value: 'logfmt', accepted: 'text ou json' },
+  LOG_LEVEL: { value: 'debug', accepted: 'error, warn ou info' },
 };
 
 /**
