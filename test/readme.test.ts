@@ -124,7 +124,7 @@ describe('os manuais e o programa', () => {
         assert.equal(row?.[3], expected[index], `${manual.file}: ${name}`);
       });
     }
-    assert.equal(numbers, 9);
+    assert.equal(numbers, 10);
   });
 
   test('toda etiqueta de log está nos manuais, com níveis e campos, e nenhuma a mais', () => {

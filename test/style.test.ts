@@ -164,11 +164,13 @@ describe('estilo', () => {
     assert.deepEqual(names, [
       'Configurações',
       'Log e tempo',
+      'Contadores',
       'Redis',
       'HTTP',
       'Tarefa',
       'Fluxo',
       'Pedido',
+      'Métricas',
       'Vida do processo',
     ]);
     for (const [, name, text = ''] of banners) {
