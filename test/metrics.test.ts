@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict';
 import net from 'node:net';
 import { before, describe, test } from 'node:test';
+import { metrics_table } from '../json-proxy';
 import { on_stop } from '../scripts/local';
 import {
   begin,
@@ -31,7 +32,10 @@ import {
 } from './harness';
 import {
   counted,
+  labels_of,
   type metered_proxy,
+  metric_of,
+  read_dashboard,
   read_metrics,
   type series,
   start_metered,
@@ -65,7 +69,7 @@ const ending_cases: Record<string, ending_case> = {
   failed: { finish: ({ worker, task }) => worker.client.set(task.task_list, 'não é lista') },
 };
 
-/** Recusas, por um proxy que exige a chave "k" e corpos de até 3 bytes: como se chega a cada uma. */
+/** Recusas de um proxy que exige a chave "k" e corpos de até 3 bytes: como se chega a cada uma. */
 const refusal_cases: [number, (proxy: metered_proxy) => Promise<unknown>][] = [
   [401, (proxy) => fetch_all(proxy)],
   [413, (proxy) => fetch_all(proxy, { body: 'grande', headers: { 'X-Api-Key': 'k' } })],
@@ -453,5 +457,34 @@ describe('vários processos', { concurrency: 3 }, () => {
     assert.deepEqual(await stream.rest(), []);
     assert.equal(await stopped, 0);
     assert.equal(proxy.stderr(), '');
+  });
+});
+
+describe('o painel do Grafana', () => {
+  const panels = read_dashboard();
+
+  test('só usa métricas e rótulos que existem, e usa todas as métricas', () => {
+    const used = new Set<string>();
+    for (const { title, targets } of panels) {
+      assert.ok(targets.length > 0, title);
+      for (const { expr, legend } of targets) {
+        const named = [...expr.matchAll(/json_proxy_\w+/g)].map(([name]) => metric_of(name));
+        assert.ok(named.length > 0, expr);
+        for (const { name } of named) used.add(name);
+        const [of_scrape, le] = [['job', 'instance', 'worker'], 'le'];
+        const known = [...of_scrape, le, ...named.flatMap(labels_of)];
+        const grouped = [...expr.matchAll(/ by \(([^)]*)\)/g)].map(([, list = '']) => list);
+        const shown = [...legend.matchAll(/\{\{(\w+)\}\}/g)].map(([, label]) => label);
+        const chosen = [...expr.matchAll(/(\w+)=~?"/g)].map(([, label]) => label);
+        for (const label of [...grouped.flatMap((list) => list.split(', ')), ...shown, ...chosen]) {
+          assert.ok(known.includes(label ?? ''), `${title}: ${label}`);
+        }
+      }
+    }
+    assert.deepEqual([...used].sort(), metrics_table.map(({ name }) => name).sort());
+  });
+
+  test('cada quadro tem um número só seu', () => {
+    assert.equal(new Set(panels.map(({ id }) => id)).size, panels.length);
   });
 });

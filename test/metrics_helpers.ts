@@ -4,6 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
+import { readFileSync as read_file } from 'node:fs';
 import { metrics_table } from '../json-proxy';
 import { fetch_all, free_port, type local_redis, type proxy, start_proxy } from './harness';
 
@@ -12,6 +13,12 @@ const port_attempts = 5;
 
 /** Uma linha de valor: nome, rótulos e número. */
 const series_line = /^([a-z_]+)(?:\{((?:[a-z]+="[^"\\\n]*",?)+)\})? (\S+)$/;
+
+/** O painel do Grafana que vem com o projeto. */
+const dashboard_file = 'scripts/grafana/json-proxy.json';
+
+/** Um quadro do painel, com as suas consultas e legendas. */
+type dashboard_panel = { id: number; title: string; targets: { expr: string; legend: string }[] };
 
 /** Um proxy cuja porta de métricas está aberta. */
 export type metered_proxy = proxy & { metrics: { port: number } };
@@ -46,10 +53,10 @@ export async function start_metered(
  * @returns a linha da tabela
  */
 export function metric_of(name: string) {
-  const found = metrics_table.find(
-    (row) =>
-      name === row.name ||
-      (row.type === 'histogram' && name.replace(/_(bucket|sum|count)$/, '') === row.name),
+  const found = metrics_table.find((row) =>
+    row.type === 'histogram'
+      ? /_(bucket|sum|count)$/.test(name) && name.replace(/_[a-z]+$/, '') === row.name
+      : name === row.name,
   );
   assert.ok(found, `${name} não está na tabela`);
   return found;
@@ -67,12 +74,13 @@ export function parse_metrics(page: string): series {
   assert.ok(page.endsWith('\n'));
   for (const line of page.trimEnd().split('\n')) {
     const [, kind, name = '', text] = /^# (HELP|TYPE) (\S+) (.+)$/.exec(line) ?? [];
+    const row = metrics_table.find((metric) => metric.name === name);
     if (kind === 'HELP') {
       assert.ok(!seen.includes(name), `${name} aparece em dois lugares`);
       seen.push(name);
-      assert.equal(text, metric_of(name).help);
+      assert.equal(text, row?.help);
     } else if (kind === 'TYPE') {
-      assert.deepEqual([name, text], [seen.at(-1), metric_of(name).type]);
+      assert.deepEqual([name, text], [seen.at(-1), row?.type]);
     } else {
       const [, base = '', labels, value] = series_line.exec(line) ?? [];
       assert.equal(metric_of(base).name, seen.at(-1), line);
@@ -113,4 +121,30 @@ export function counted(before: series, after: series): Record<string, number> {
     value - (before.get(name) ?? 0),
   ]);
   return Object.fromEntries(changes.filter(([name, by]) => is_steady(name) && by !== 0));
+}
+
+/**
+ * Dá os rótulos que uma métrica tem.
+ * @param row linha da tabela
+ * @returns os nomes, na ordem
+ */
+export function labels_of(row: (typeof metrics_table)[number]): string[] {
+  const [labels = ''] = Object.keys(row.read());
+  return [...labels.matchAll(/(\w+)="/g)].map(([, name = '']) => name);
+}
+
+/**
+ * Lê o painel do Grafana.
+ * @returns os quadros dele
+ */
+export function read_dashboard(): dashboard_panel[] {
+  const { panels } = JSON.parse(read_file(dashboard_file, 'utf8'));
+  return panels.map(({ id, title, targets }: Record<string, unknown>) => ({
+    id,
+    title,
+    targets: (targets as Record<string, string>[]).map((target) => ({
+      expr: target.expr,
+      legend: target.legendFormat,
+    })),
+  }));
 }
