@@ -1,6 +1,6 @@
 /*
- * As métricas lidas por quem as lê de verdade: o promtool confere a página e as consultas do painel,
- * e um Prometheus as recolhe, e cada quadro do painel mostra algo.
+ * As métricas lidas por quem as lê de verdade: o promtool confere a página e as consultas do
+ * painel; um Prometheus as recolhe, e cada quadro do painel mostra algo.
  */
 
 import assert from 'node:assert/strict';
