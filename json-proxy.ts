@@ -20,6 +20,7 @@
  *   WORKERS                                                  quantos processos atendem
  *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
  *   MAXTASKS  FAILFAST  HEARTBEAT                            o que fazer em apuros
+ *   LOG_FORMAT  LOG_LEVEL  METRICS_PORT  METRICS_HOST        o que se vê de fora
  *
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
@@ -39,6 +40,7 @@
  *   500 /ping sem Redis                     501 CONNECT          505 nem HTTP/1.0 nem 1.1
  *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
+ *   Numa porta à parte, METRICS_PORT: /metrics, /live e /ready
  *
  * FORMATOS (pelo Accept do pedido)
  *   text/event-stream      um evento por linha, para o EventSource; o último, "end", diz o fim
@@ -68,8 +70,9 @@
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
- * As seções seguem o caminho dos dados: configurações, log, Redis, HTTP, tarefa, fluxo, pedido,
- * vida do processo. Nada aponta para cima: toda função está acima de quem a chama.
+ * As seções seguem o caminho dos dados: configurações, log, contadores, Redis, HTTP, tarefa, fluxo,
+ * pedido, métricas, vida do processo. Nada aponta para cima: toda função está acima de quem a
+ * chama.
  */
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
@@ -178,6 +181,10 @@ let FAILFAST: boolean;
 let HEARTBEAT: number;
 let TLS_CERT: string;
 let TLS_KEY: string;
+let LOG_FORMAT: log_format;
+let LOG_LEVEL: log_level;
+let METRICS_PORT: number;
+let METRICS_HOST: string;
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
@@ -202,6 +209,19 @@ const max_tasks_setting = 1_000_000;
 
 /** O maior número de pedidos por janela, e a maior janela, de um dia. */
 const max_rate = { count: 1_000_000, seconds: 86_400 };
+
+/** Como uma linha de log é escrita: para pessoas, ou um objeto JSON. */
+const log_formats = ['text', 'json'] as const;
+
+type log_format = (typeof log_formats)[number];
+
+/** Gravidade de uma linha de log; o número é a prioridade do syslog, que o journald entende. */
+const log_priority = { error: 3, warn: 4, info: 6 };
+
+type log_level = keyof typeof log_priority;
+
+/** As gravidades, da mais grave para a menos. Não há "debug": o que vale uma linha já a tem. */
+const log_levels = Object.keys(log_priority) as log_level[];
 
 /** Nomes de chave e canal vão em cabeçalhos e logs: ASCII visível, de tamanho razoável. */
 const key_name_pattern = /^[\x21-\x7e]{1,200}$/;
@@ -282,6 +302,19 @@ export function parse_switch(text: string): boolean {
   if (/^(on|1|true)$/i.test(text)) return true;
   if (/^(off|0|false)$/i.test(text)) return false;
   throw new Error('on, off, 1, 0, true ou false');
+}
+
+/**
+ * Lê uma escolha entre poucas palavras.
+ * @param text texto dado pelo usuário, em qualquer caixa
+ * @param words as palavras aceitas, em minúsculas
+ * @returns uma delas
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_choice<word>(text: string, words: readonly word[]): word {
+  const chosen = words.find((word) => word === (text.toLowerCase() as word));
+  if (chosen !== undefined) return chosen;
+  throw new Error(words.join(', ').replace(/, (?=[^,]*$)/, ' ou '));
 }
 
 /**
@@ -734,6 +767,42 @@ export const settings_table: setting[] = [
       TLS_KEY = parse_file(text);
     },
   },
+  {
+    name: 'LOG_FORMAT',
+    long: 'log-format',
+    fallback: 'text',
+    help: 'forma das linhas de log: text ou json',
+    read: (text) => {
+      LOG_FORMAT = parse_choice(text, log_formats);
+    },
+  },
+  {
+    name: 'LOG_LEVEL',
+    long: 'log-level',
+    fallback: 'info',
+    help: 'gravidade a partir da qual se registra: error, warn ou info',
+    read: (text) => {
+      LOG_LEVEL = parse_choice(text, log_levels);
+    },
+  },
+  {
+    name: 'METRICS_PORT',
+    long: 'metrics-port',
+    fallback: '0',
+    help: 'porta de /metrics, /live e /ready; 0 desliga',
+    read: (text) => {
+      METRICS_PORT = parse_integer(text, 0, 65535);
+    },
+  },
+  {
+    name: 'METRICS_HOST',
+    long: 'metrics-host',
+    fallback: '127.0.0.1',
+    help: 'endereço em que ela escuta',
+    read: (text) => {
+      METRICS_HOST = parse_host(text);
+    },
+  },
 ];
 
 /** Duas formas da mesma configuração: só uma pode ser dada. */
@@ -943,15 +1012,10 @@ function help_text(gathered: gathered_settings): string {
 }
 
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
-// Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl. As
-// etiquetas são estáveis e estão no README. Corpos, valores de cabeçalhos e a parte da URL depois
-// do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a prioridade vai no prefixo e a hora é
-// dele.
-
-/** Gravidade de uma linha de log; o número é a prioridade do syslog, que o journald entende. */
-const log_priority = { info: 6, warn: 4, error: 3 };
-
-type log_level = keyof typeof log_priority;
+// Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl, ou
+// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no README. Corpos, valores
+// de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a
+// prioridade vai no prefixo do texto e a hora é dele.
 
 /** Um caminho de URL maior que isto é cortado no log. */
 const max_logged_text = 300;
@@ -968,13 +1032,23 @@ const slot_variable = 'JSON_PROXY_SLOT';
 /** O número deste processo, de 1 a WORKERS; 0 no supervisor e em quem está só. */
 const worker_slot = cluster.isWorker ? Number(process.env[slot_variable] ?? 0) : 0;
 
+/** Os campos de uma linha de log, na ordem em que aparecem. */
+type log_fields = Record<string, string | number>;
+
+/** O que cada saída recebe: JSON, o texto do journald, o texto, ou o texto com cores. */
+type log_style = 'json' | 'journal' | 'plain' | 'color';
+
+/** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora; e o fim de uma cor. */
+const log_colors = { error: '\x1b[31m', warn: '\x1b[33m', info: '\x1b[36m', time: '\x1b[2m' };
+const log_color_off = '\x1b[0m';
+
 /**
  * Escreve um valor como o logfmt quer: entre aspas só quando preciso, nunca com quebra de linha.
  * @param value valor do campo
  * @returns o texto do campo
  */
 function format_log_value(value: string | number): string {
-  const text = String(value).slice(0, max_logged_text);
+  const text = String(value);
   return /^[^\s"=\x00-\x1f]+$/.test(text) ? text : JSON.stringify(text);
 }
 
@@ -990,11 +1064,48 @@ function goes_to_journal(fd: number): boolean {
   return process.env.JOURNAL_STREAM === `${dev}:${ino}`;
 }
 
+/**
+ * Escolhe o que uma saída recebe. Cores, só num terminal, e se ninguém as recusa (no-color.org).
+ * @param target a saída
+ * @returns o estilo das linhas
+ */
+function choose_log_style(target: NodeJS.WriteStream & { fd: number }): log_style {
+  if (LOG_FORMAT === 'json') return 'json';
+  if (goes_to_journal(target.fd)) return 'journal';
+  const { NO_COLOR: refused, TERM: terminal } = process.env;
+  return target.isTTY && !refused && terminal !== 'dumb' ? 'color' : 'plain';
+}
+
+/**
+ * Monta uma linha de log.
+ * @param style o estilo da saída
+ * @param level gravidade
+ * @param tag etiqueta estável do acontecimento
+ * @param fields campos, na ordem em que aparecem
+ * @returns a linha, com a quebra
+ */
+function format_log_line(
+  style: log_style,
+  level: log_level,
+  tag: string,
+  fields: log_fields,
+): string {
+  const time = new Date().toISOString();
+  if (style === 'json') return `${JSON.stringify({ time, level, tag, ...fields })}\n`;
+  const paint = (color: string, text: string) =>
+    style === 'color' ? color + text + log_color_off : text;
+  const prefix =
+    style === 'journal' ? `<${log_priority[level]}>` : `${paint(log_colors.time, time)} `;
+  let line = prefix + paint(log_colors[level], tag);
+  for (const name in fields) line += ` ${name}=${format_log_value(fields[name] ?? '')}`;
+  return `${line}\n`;
+}
+
 /** As linhas de uma volta do laço de eventos saem numa escrita só; aqui esperam por ela. */
 const log_queue = {
   target: process.stdout as NodeJS.WriteStream,
   text: '',
-  journal_fds: new Map<number, boolean>(),
+  styles: new Map<number, log_style>(),
 };
 
 /**
@@ -1007,24 +1118,29 @@ function flush_log(): void {
 }
 
 /**
- * Escreve uma linha de log: `info` em stdout, o resto em stderr.
+ * Escreve uma linha de log, se LOG_LEVEL a quer: `info` em stdout, o resto em stderr.
  * @param level gravidade
  * @param tag etiqueta estável do acontecimento
- * @param fields campos, na ordem em que aparecem
+ * @param fields campos, na ordem em que aparecem; textos longos são cortados
  */
-function log(level: log_level, tag: string, fields: Record<string, string | number>): void {
+function log(level: log_level, tag: string, fields: log_fields): void {
+  if (log_priority[level] > log_priority[LOG_LEVEL]) return;
   const target = level === 'info' ? process.stdout : process.stderr;
-  const { journal_fds } = log_queue;
-  if (!journal_fds.has(target.fd)) journal_fds.set(target.fd, goes_to_journal(target.fd));
-  const is_journal = journal_fds.get(target.fd);
-  let line = (is_journal ? `<${log_priority[level]}>` : `${new Date().toISOString()} `) + tag;
-  for (const name in fields) line += ` ${name}=${format_log_value(fields[name] ?? '')}`;
-  if (worker_slot > 0) line += ` worker=${worker_slot}`;
+  const { styles } = log_queue;
+  const style = styles.get(target.fd) ?? choose_log_style(target);
+  styles.set(target.fd, style);
+  const shown: log_fields = {};
+  for (const name in fields) {
+    const value = fields[name] ?? '';
+    shown[name] = typeof value === 'string' ? value.slice(0, max_logged_text) : value;
+  }
+  if (worker_slot > 0) shown.worker = worker_slot;
+  const line = format_log_line(style, level, tag, shown);
   const is_full = log_queue.text.length + line.length > max_log_write;
   if (is_full || target !== log_queue.target) flush_log(); // a ordem entre as duas se mantém
   if (log_queue.text === '') setImmediate(flush_log);
   log_queue.target = target;
-  log_queue.text += `${line}\n`;
+  log_queue.text += line;
 }
 
 /**
@@ -1061,6 +1177,69 @@ function within<result>(promise: Promise<result>, ms: number): Promise<result> {
     const timer = setTimeout(give_up, ms);
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
+}
+
+// ── Contadores ──────────────────────────────────────────────────────────────────────────────────
+// O que as métricas mostram e ninguém mais precisaria guardar. Contar custa uma soma, haja ou não
+// quem pergunte; o texto só é feito quando pedem (seção Métricas).
+
+/**
+ * Medidas, em segundos, contadas por faixa. `bounds` são os limites de cima, crescentes; `counts`
+ * tem uma faixa a mais, a do que passa de todos; `sum` é a soma das medidas.
+ */
+type histogram = { bounds: number[]; counts: number[]; sum: number };
+
+/** Até a primeira linha: de um worker que só lê um valor pronto ao modelo que pensa antes. */
+const first_line_bounds = [0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+
+/** Uma ida e volta ao Redis: na mesma máquina é a primeira faixa; a última é quase uma recusa. */
+const redis_bounds = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1];
+
+/** Os status das recusas contam desde 0: quem soma aumentos não veria o primeiro de cada um. */
+const refusal_statuses = [400, 401, 408, 413, 417, 429, 431, 500, 501, 503, 504, 505];
+
+/**
+ * Cria um histograma vazio.
+ * @param bounds limites das faixas, em segundos, crescentes
+ * @returns o histograma
+ */
+function make_histogram(bounds: number[]): histogram {
+  return { bounds, counts: [...bounds.map(() => 0), 0], sum: 0 };
+}
+
+/** As contas deste processo, desde que ele subiu. */
+const tally = {
+  tasks: 0,
+  lines: 0,
+  bytes: 0,
+  endings: { done: 0, timeout: 0, client_gone: 0, redis_lost: 0, failed: 0, shutdown: 0 },
+  refusals: new Map(refusal_statuses.map((status) => [status, 0])),
+  first_line: make_histogram(first_line_bounds),
+  redis_ping: make_histogram(redis_bounds),
+  redis_create: make_histogram(redis_bounds),
+  reconnections: 0,
+  deaths: 0,
+};
+
+/**
+ * Conta uma medida num histograma.
+ * @param histogram o histograma
+ * @param ms a medida, em milissegundos
+ */
+function observe(histogram: histogram, ms: number): void {
+  const { bounds, counts } = histogram;
+  const found = bounds.findIndex((bound) => ms <= bound * 1000);
+  const index = found < 0 ? bounds.length : found;
+  counts[index] = (counts[index] ?? 0) + 1;
+  histogram.sum += ms / 1000;
+}
+
+/**
+ * Conta uma recusa.
+ * @param status status HTTP
+ */
+function count_refusal(status: number): void {
+  tally.refusals.set(status, (tally.refusals.get(status) ?? 0) + 1);
 }
 
 // ── Redis ───────────────────────────────────────────────────────────────────────────────────────
@@ -1232,6 +1411,24 @@ function redis_ready() {
 }
 
 /**
+ * Diz se a conexão está de pé.
+ * @returns false até a primeira, e desde que uma cai até que outra atenda
+ */
+function redis_is_connected(): boolean {
+  return redis_link.client?.isReady === true && redis_link.lost_at === 0;
+}
+
+/**
+ * Registra que o Redis respondeu a um comando.
+ * @param asked_at quando se perguntou
+ * @param latency o histograma do comando
+ */
+function redis_note_answer(asked_at: number, latency: histogram): void {
+  redis_link.alive_at = now();
+  observe(latency, redis_link.alive_at - asked_at);
+}
+
+/**
  * Diz se o erro é uma recusa do Redis, que repetir não resolve, e não uma ausência passageira.
  * @param error o que foi lançado
  * @returns true para OOM, READONLY, NOPERM, WRONGTYPE etc.
@@ -1314,9 +1511,10 @@ function explain_redis_error(error: unknown): string {
 async function redis_ping(fresh_ms = 0): Promise<boolean> {
   try {
     const { client } = redis_ready();
-    if (now() - redis_link.alive_at < fresh_ms) return true;
+    const asked_at = now();
+    if (asked_at - redis_link.alive_at < fresh_ms) return true;
     await within(client.ping(), ping_limit_ms);
-    redis_link.alive_at = now();
+    redis_note_answer(asked_at, tally.redis_ping);
     return true;
   } catch (error) {
     const is_connected = redis_link.client?.isReady === true;
@@ -1410,6 +1608,7 @@ async function redis_presence(task: task_names): Promise<task_presence> {
  * @throws deadline_error, ErrorReply ou erro de conexão
  */
 async function redis_create_task(task: task_record): Promise<number> {
+  const asked_at = now();
   const created = redis_ready()
     .client.multi()
     .set(task.task_key, JSON.stringify(task), { expiration: { type: 'EX', value: REDIS_TTL } })
@@ -1417,7 +1616,7 @@ async function redis_create_task(task: task_record): Promise<number> {
     .exec();
   try {
     const [, receivers] = await within(created, answer_limit_ms);
-    redis_link.alive_at = now();
+    redis_note_answer(asked_at, tally.redis_create);
     return Number(receivers);
   } catch (error) {
     if (!is_refusal(error)) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
@@ -1631,6 +1830,7 @@ async function redis_note_ready(hooks: redis_hooks): Promise<void> {
   const down_ms = Math.round(now() - redis_link.lost_at);
   redis_link.lost_at = 0;
   redis_link.lost_reason = '';
+  tally.reconnections += 1;
   log('info', 'redis_up', { redis: format_redis_address(REDIS_SERVER), down_ms });
   if (asks_news) redis_log_wakeup(refused);
   redis_clean_pending();
@@ -1772,9 +1972,8 @@ function redis_replace(hooks: redis_hooks): void {
  */
 async function redis_check_silence(limit_ms: number, hooks: redis_hooks): Promise<void> {
   const { client, socket } = redis_link;
-  const alive = () => {
-    redis_link.alive_at = now();
-  };
+  const asked_at = now();
+  const alive = () => redis_note_answer(asked_at, tally.redis_ping);
   client?.ping().then(alive, (error) => error instanceof error_reply && alive());
   if (redis_silence_ms() < suspect_ms) return;
   const is_dead = socket !== undefined && (await redis_answers_elsewhere());
@@ -2218,6 +2417,7 @@ async function send_refusal(
   response: http.ServerResponse,
   why: refusal,
 ): Promise<void> {
+  count_refusal(why.status);
   log('warn', 'refused', {
     status: why.status,
     method: request.method ?? '',
@@ -2264,6 +2464,7 @@ function end_connection(
   message: string,
   reason: string,
 ): void {
+  count_refusal(status);
   log('warn', 'refused', { status, reason });
   const is_over = connections.get(socket)?.last_response?.shouldKeepAlive === false;
   if (socket.writable) socket.end(is_over ? undefined : raw_error(status, message));
@@ -3070,8 +3271,10 @@ async function watch_clients(): Promise<void> {
  */
 async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
   open_response(stream);
+  if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
   for (const piece of cut_pieces(lines, stream.format)) {
     stream.bytes += piece.length;
+    tally.bytes += piece.length;
     stream.sent_at = now();
     if (stream.response.write(piece)) continue;
     if (!(await stream_wait(stream, MAXTIME, 'drain'))) drop_stalled_reader(stream);
@@ -3079,6 +3282,7 @@ async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> 
     if (stream.turn.interrupted === 'client_gone') return;
   }
   stream.lines += lines.length;
+  tally.lines += lines.length;
 }
 
 /**
@@ -3194,6 +3398,7 @@ function say_ending(stream: stream_state, how: ending): void {
  */
 function log_ending(stream: stream_state, how: ending): void {
   const { task, receivers, lines, bytes, started_at, response } = stream;
+  tally.endings[how] += 1;
   if (how === 'timeout' && stream.elements === 0 && receivers > 0) {
     const hint =
       `${receivers} assinante(s) ouviram e nenhuma linha veio: o worker está no banco ` +
@@ -3302,6 +3507,7 @@ async function open_stream(
     throw refusal_for(error);
   }
   const { receivers } = stream;
+  tally.tasks += 1;
   log('info', 'task', { task: uuid, method, path: path_of(url), body: body.length, receivers });
   if (receivers === 0) {
     const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
@@ -3525,6 +3731,255 @@ async function handle_request(
   }
 }
 
+// ── Métricas ────────────────────────────────────────────────────────────────────────────────────
+// O que um processo conta de si, no formato de texto do Prometheus (0.0.4). Sai por uma porta só
+// para isto, METRICS_PORT: na outra todo caminho vira tarefa. Com WORKERS acima de 1 cada processo
+// assina as suas linhas com o rótulo worker, e somá-las cabe a quem lê: um que morre recomeça do 0.
+
+/** O formato do Prometheus; as outras páginas, de uma palavra, também são texto. */
+const metrics_type = 'text/plain; version=0.0.4; charset=utf-8';
+
+/** O valor de uma métrica. */
+type reading = number | histogram;
+
+/**
+ * Uma métrica. `of` diz de quem ela é: do supervisor, de todo processo ou, sem ele, de quem atende.
+ * `read` dá os valores por rótulo, já na forma da página: 'ending="done"'; '' se não há rótulo.
+ */
+type metric = {
+  name: string;
+  type: 'counter' | 'gauge' | 'histogram';
+  of?: 'supervisor' | 'everyone';
+  help: string;
+  read: () => Record<string, reading>;
+};
+
+/**
+ * Escreve os valores de um contador por rótulo.
+ * @param label nome do rótulo
+ * @param values valor do rótulo, e da conta
+ * @returns as contas, por rótulo na forma do formato
+ */
+function by_label(label: string, values: Iterable<[string | number, number]>) {
+  return Object.fromEntries([...values].map(([key, value]) => [`${label}="${key}"`, value]));
+}
+
+/** Todas as métricas, na ordem em que saem. */
+export const metrics_table: metric[] = [
+  {
+    name: 'json_proxy_info',
+    type: 'gauge',
+    of: 'everyone',
+    help: 'Vale 1; os rótulos dizem a versão do programa e a do Node.',
+    read: () => ({ [`version="${version}",node="${process.version}"`]: 1 }),
+  },
+  {
+    name: 'json_proxy_streams',
+    type: 'gauge',
+    help: 'Fluxos em andamento.',
+    read: () => ({ '': live_streams.size }),
+  },
+  {
+    name: 'json_proxy_connections',
+    type: 'gauge',
+    help: 'Conexões de clientes abertas, as ociosas também.',
+    read: () => ({ '': connections.size }),
+  },
+  {
+    name: 'json_proxy_tasks_total',
+    type: 'counter',
+    help: 'Tarefas criadas.',
+    read: () => ({ '': tally.tasks }),
+  },
+  {
+    name: 'json_proxy_stream_endings_total',
+    type: 'counter',
+    help: 'Fluxos terminados, pelo modo como terminaram.',
+    read: () => by_label('ending', Object.entries(tally.endings)),
+  },
+  {
+    name: 'json_proxy_refusals_total',
+    type: 'counter',
+    help: 'Pedidos respondidos com um erro antes de haver fluxo, por status.',
+    read: () => by_label('status', tally.refusals),
+  },
+  {
+    name: 'json_proxy_sent_lines_total',
+    type: 'counter',
+    help: 'Linhas dos workers enviadas aos clientes.',
+    read: () => ({ '': tally.lines }),
+  },
+  {
+    name: 'json_proxy_sent_bytes_total',
+    type: 'counter',
+    help: 'Bytes dessas linhas, com as quebras.',
+    read: () => ({ '': tally.bytes }),
+  },
+  {
+    name: 'json_proxy_first_line_seconds',
+    type: 'histogram',
+    help: 'Da criação da tarefa à primeira linha do worker.',
+    read: () => ({ '': tally.first_line }),
+  },
+  {
+    name: 'json_proxy_redis_seconds',
+    type: 'histogram',
+    help: 'Tempo de resposta do Redis: ao PING e à criação de uma tarefa.',
+    read: () => ({ 'command="ping"': tally.redis_ping, 'command="create"': tally.redis_create }),
+  },
+  {
+    name: 'json_proxy_redis_connected',
+    type: 'gauge',
+    help: 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.',
+    read: () => ({ '': Number(redis_is_connected()) }),
+  },
+  {
+    name: 'json_proxy_redis_reconnections_total',
+    type: 'counter',
+    help: 'Vezes em que a conexão com o Redis caiu e voltou.',
+    read: () => ({ '': tally.reconnections }),
+  },
+  {
+    name: 'json_proxy_wakeup_mode',
+    type: 'gauge',
+    help: 'Vale 1 o modo em vigor: o Redis avisa (tracking) ou é consultado (polling).',
+    read: () => {
+      const { tracking } = redis_link;
+      return { 'mode="tracking"': Number(tracking), 'mode="polling"': Number(!tracking) };
+    },
+  },
+  {
+    name: 'json_proxy_process_cpu_seconds_total',
+    type: 'counter',
+    of: 'everyone',
+    help: 'Tempo de processador usado, do usuário e do sistema.',
+    read: () => {
+      const { user, system } = process.cpuUsage();
+      return { '': (user + system) / 1e6 };
+    },
+  },
+  {
+    name: 'json_proxy_process_resident_memory_bytes',
+    type: 'gauge',
+    of: 'everyone',
+    help: 'Memória residente do processo.',
+    read: () => ({ '': process.memoryUsage.rss() }),
+  },
+  {
+    name: 'json_proxy_process_heap_bytes',
+    type: 'gauge',
+    of: 'everyone',
+    help: 'Memória em uso pelos objetos do JavaScript.',
+    read: () => ({ '': process.memoryUsage().heapUsed }),
+  },
+  {
+    name: 'json_proxy_process_start_time_seconds',
+    type: 'gauge',
+    of: 'everyone',
+    help: 'Quando o processo subiu, em segundos desde 1970.',
+    read: () => ({ '': performance.timeOrigin / 1000 }),
+  },
+  {
+    name: 'json_proxy_process_deaths_total',
+    type: 'counter',
+    of: 'supervisor',
+    help: 'Processos que morreram e foram trocados.',
+    read: () => ({ '': tally.deaths }),
+  },
+];
+
+/**
+ * Escreve um valor de uma métrica.
+ * @param name nome da métrica
+ * @param labels rótulos, na forma do formato; vazio se não há
+ * @param value o valor
+ * @returns uma linha; de um histograma, uma por faixa (cada uma conta as anteriores), soma e total
+ */
+function format_reading(name: string, labels: string, value: reading): string {
+  const signature = WORKERS > 1 ? `worker="${worker_slot}"` : '';
+  const line = (suffix: string, number: number, bound = '') => {
+    const all = [labels, signature, bound].filter(Boolean).join(',');
+    return `${name}${suffix}${all && `{${all}}`} ${number}\n`;
+  };
+  if (typeof value === 'number') return line('', value);
+  let count = 0;
+  const buckets = value.counts.map((found, index) => {
+    count += found;
+    return line('_bucket', count, `le="${value.bounds[index] ?? '+Inf'}"`);
+  });
+  return buckets.join('') + line('_sum', value.sum) + line('_count', count);
+}
+
+/**
+ * Lê as métricas deste processo.
+ * @returns as linhas de cada uma, na ordem de metrics_table; vazio a que não é dele
+ */
+function collect_metrics(): string[] {
+  const role = WORKERS > 1 && worker_slot === 0 ? 'supervisor' : undefined;
+  return metrics_table.map(({ name, of, read }) => {
+    if (of !== 'everyone' && of !== role) return '';
+    const readings = Object.entries(read());
+    return readings.map(([labels, value]) => format_reading(name, labels, value)).join('');
+  });
+}
+
+/**
+ * Monta a página de métricas. O formato quer juntas as linhas de uma métrica, sejam de quem forem.
+ * @param collected o que collect_metrics deu em cada processo
+ * @returns a página
+ */
+function metrics_page(collected: string[][]): string {
+  const blocks = metrics_table.map(({ name, type, help }, index) => {
+    const lines = collected.map((of_process) => of_process[index] ?? '').join('');
+    return lines && `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines}`;
+  });
+  return blocks.join('');
+}
+
+/**
+ * Diz se este processo pode receber pedidos: não está parando, e o Redis responde.
+ * @returns true se pode
+ */
+async function is_ready(): Promise<boolean> {
+  return !lifetime.stopping && (await redis_ping()) && !lifetime.stopping;
+}
+
+/** O que a porta das métricas pergunta, e o que este processo responde. */
+const observed = { metrics: async () => [collect_metrics()], ready: is_ready };
+
+/**
+ * Responde na porta das métricas.
+ * @param source de quem são as respostas: deste processo, ou de todos
+ * @param request o pedido
+ * @param response a resposta
+ */
+async function answer_observer(
+  source: typeof observed,
+  request: http.IncomingMessage,
+  response: http.ServerResponse,
+): Promise<void> {
+  const pages = new Map<string, () => Promise<[number, string]>>([
+    ['/metrics', async () => [200, metrics_page(await source.metrics())]],
+    ['/live', async () => [200, 'live\n']],
+    ['/ready', async () => ((await source.ready()) ? [200, 'ready\n'] : [503, 'not ready\n'])],
+  ]);
+  const page = pages.get(path_of(request.url ?? ''));
+  const is_read = request.method === 'GET' || request.method === 'HEAD';
+  let answer: [number, string] = [404, 'not found\n'];
+  if (page && is_read) answer = await page();
+  else if (page) answer = [405, 'method not allowed\n'];
+  const [status, body] = answer;
+  const headers = {
+    ...common_headers(),
+    'Content-Type': metrics_type,
+    'Cache-Control': 'no-store',
+  };
+  for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
+  if (status === 405) response.setHeader('Allow', 'GET, HEAD');
+  response.statusCode = status;
+  response.end(body);
+}
+
 // ── Vida do processo ────────────────────────────────────────────────────────────────────────────
 // Subir: configurações, Redis, porta. Descer: parar de aceitar, dar GRACE aos fluxos, encerrar os
 // que restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora. Com WORKERS acima
@@ -3551,10 +4006,22 @@ const usage_exit_code = 2;
 /** Como um processo terminou: o código de saída, ou do erro que não o deixou subir; ou o sinal. */
 type process_end = { code: number | string } | { signal: string };
 
-/** Os processos: os vivos, a URL em que atendem, vazia até o primeiro atender, e o fim de tudo. */
+/** O que o supervisor pergunta a um processo; a resposta traz o mesmo número. */
+type question = { id: number; about: keyof typeof observed };
+
+/** Um processo que não responde ao supervisor neste prazo fica de fora, e não está pronto. */
+const report_limit_ms = 2000;
+
+/**
+ * Os processos: os vivos, os que atendem, a URL em que o fazem, vazia até o primeiro atender, as
+ * perguntas que esperam resposta, por número, quantas já se fizeram, e o fim de tudo.
+ */
 const crew = {
   alive: new Set<cluster_worker>(),
+  serving: new Set<cluster_worker>(),
   url: '',
+  questions: new Map<number, (answer: unknown) => void>(),
+  asked: 0,
   stopping: new AbortController(),
 };
 
@@ -3624,19 +4091,32 @@ function make_server(): http.Server {
 }
 
 /**
- * Explica por que a porta não abriu, em uma frase que diz o que fazer.
+ * Explica por que uma porta não abriu, em uma frase que diz o que fazer.
  * @param error erro de listen
+ * @param port a configuração da porta, e sua opção
+ * @param host a do endereço
  * @returns frase em português
  */
-function explain_listen_error(error: NodeJS.ErrnoException): string {
+function explain_listen_error(error: NodeJS.ErrnoException, port: string, host: string): string {
   const reasons: Record<string, string> = {
-    EADDRINUSE: 'a porta já está em uso; escolha outra em HTTP_PORT (-p)',
-    EACCES: 'sem permissão para essa porta; escolha uma acima de 1023 em HTTP_PORT (-p)',
-    EADDRNOTAVAIL: 'o endereço não é desta máquina; confira HTTP_HOST (--host)',
-    ENOTFOUND: 'nome desconhecido; confira HTTP_HOST (--host)',
-    EAI_AGAIN: 'nome desconhecido; confira HTTP_HOST (--host)',
+    EADDRINUSE: `a porta já está em uso; escolha outra em ${port}`,
+    EACCES: `sem permissão para essa porta; escolha uma acima de 1023 em ${port}`,
+    EADDRNOTAVAIL: `o endereço não é desta máquina; confira ${host}`,
+    ENOTFOUND: `nome desconhecido; confira ${host}`,
+    EAI_AGAIN: `nome desconhecido; confira ${host}`,
   };
   return reasons[error.code ?? ''] ?? error.message;
+}
+
+/**
+ * Dá a URL em que se atende numa porta.
+ * @param scheme "http" ou "https"
+ * @param host endereço em que se escuta
+ * @param port a porta real
+ * @returns por exemplo "http://0.0.0.0:8771"
+ */
+function url_at(scheme: string, host: string, port: number): string {
+  return `${scheme}://${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
 
 /**
@@ -3644,23 +4124,24 @@ function explain_listen_error(error: NodeJS.ErrnoException): string {
  * @param port a porta real
  * @returns por exemplo "http://0.0.0.0:8771", ou https com TLS_CERT
  */
-function url_at(port: number): string {
-  const host = HTTP_HOST.includes(':') ? `[${HTTP_HOST}]` : HTTP_HOST;
-  return `${TLS_CERT ? 'https' : 'http'}://${host}:${port}`;
+function main_url(port: number): string {
+  return url_at(TLS_CERT ? 'https' : 'http', HTTP_HOST, port);
 }
 
 /**
- * Abre a porta HTTP.
+ * Abre uma porta.
  * @param server o servidor
- * @returns a URL em que ele atende
+ * @param port a porta; 0 escolhe uma livre
+ * @param host endereço em que escutar
+ * @returns a porta real
  * @throws o erro de listen
  */
-function listen(server: http.Server): Promise<string> {
+function listen(server: http.Server, port: number, host: string): Promise<number> {
   return new Promise((resolve, reject) => {
     server.once('error', reject);
-    server.listen(HTTP_PORT, HTTP_HOST, () => {
+    server.listen(port, host, () => {
       const address = server.address();
-      resolve(url_at(typeof address === 'object' && address ? address.port : HTTP_PORT));
+      resolve(typeof address === 'object' && address ? address.port : port);
     });
   });
 }
@@ -3727,9 +4208,29 @@ async function sweep_forever(): Promise<void> {
  * Encerra o programa por um motivo que o operador precisa resolver.
  * @param fields o que falhou e por quê
  */
-function die(fields: Record<string, string | number>): never {
+function die(fields: log_fields): never {
   log('error', 'fatal', fields);
   process.exit(1);
+}
+
+/**
+ * Abre a porta das métricas. Ela não segura o processo, e só fecha quando ele sai: durante a parada
+ * ainda diz que ele vive e que não está pronto.
+ * @param source de quem são as respostas: deste processo, ou de todos
+ */
+async function open_metrics(source: typeof observed): Promise<void> {
+  const server = http.createServer((request, response) => {
+    void answer_observer(source, request, response);
+  });
+  const settings = ['METRICS_PORT (--metrics-port)', 'METRICS_HOST (--metrics-host)'] as const;
+  try {
+    await listen(server.unref(), METRICS_PORT, METRICS_HOST);
+    const url = `${url_at('http', METRICS_HOST, METRICS_PORT)}/metrics`;
+    log('info', 'metrics', { url });
+  } catch (error) {
+    const reason = explain_listen_error(error as Error, ...settings);
+    die({ host: METRICS_HOST, port: METRICS_PORT, reason });
+  }
 }
 
 /**
@@ -3745,15 +4246,55 @@ async function serve(): Promise<void> {
   }
   lifetime.server = make_server();
   try {
-    const url = await listen(lifetime.server);
+    const url = main_url(await listen(lifetime.server, HTTP_PORT, HTTP_HOST));
     if (worker_slot === 0) log('info', 'listen', { url });
   } catch (error) {
-    die({ host: HTTP_HOST, port: HTTP_PORT, reason: explain_listen_error(error as Error) });
+    const reason = explain_listen_error(error as Error, 'HTTP_PORT (-p)', 'HTTP_HOST (--host)');
+    die({ host: HTTP_HOST, port: HTTP_PORT, reason });
   }
   void redis_watch(stream_hooks);
   void watch_clients();
   if (worker_slot <= 1) void sweep_forever();
 }
+
+/**
+ * Responde uma pergunta do supervisor.
+ * @param question a pergunta
+ */
+async function answer_supervisor({ id, about }: question): Promise<void> {
+  const answer = await observed[about]();
+  if (process.connected) process.send?.({ id, answer });
+}
+
+/**
+ * Pergunta algo a todos os processos que atendem.
+ * @param about o que se pergunta
+ * @returns as respostas; undefined a de quem não respondeu a tempo
+ */
+function ask_crew(about: question['about']): Promise<unknown[]> {
+  const answers = [...crew.serving].map(async (worker) => {
+    const id = ++crew.asked;
+    const answered = new Promise((resolve) => crew.questions.set(id, resolve));
+    worker.send({ id, about } satisfies question);
+    const answer = await within(answered, report_limit_ms).catch(() => undefined);
+    crew.questions.delete(id);
+    return answer;
+  });
+  return Promise.all(answers);
+}
+
+/** O que a porta das métricas pergunta, respondido pelo supervisor em nome de todos. */
+const observed_crew: typeof observed = {
+  metrics: async () => {
+    const collected = (await ask_crew('metrics')) as (string[][] | undefined)[];
+    return [collect_metrics(), ...collected.flatMap((of_process) => of_process ?? [])];
+  },
+  ready: async () => {
+    const answers = await ask_crew('ready');
+    const { aborted } = crew.stopping.signal;
+    return !aborted && answers.length > 0 && answers.every((answer) => answer === true);
+  },
+};
 
 /**
  * Põe este processo sob as ordens do supervisor. Os sinais não contam: o Ctrl-C de um terminal
@@ -3766,7 +4307,10 @@ function obey_supervisor(link: cluster_worker): void {
   const leave = (why: unknown) => {
     if (!lifetime.stopping) void stop(String(why), 0);
   };
-  process.on('message', leave);
+  process.on('message', (message: string | question) => {
+    if (typeof message === 'string') leave(message);
+    else void answer_supervisor(message);
+  });
   process.on('disconnect', () => leave('disconnect'));
   link.on('error', () => {}); // o supervisor pode morrer com uma resposta nossa a caminho
   link.exitedAfterDisconnect = true; // senão o Node sai na hora quando ele some
@@ -3798,7 +4342,7 @@ function track_handover(worker: cluster_worker): () => void {
  */
 function note_ready(slot: number, pid: number, port: number): void {
   log('info', 'process_ready', { worker: slot, pid });
-  const url = url_at(port);
+  const url = main_url(port);
   if (url !== crew.url) log('info', 'listen', { url });
   crew.url = url;
 }
@@ -3815,11 +4359,16 @@ function run_process(slot: number): Promise<process_end> {
     const drop_handover = track_handover(worker);
     const over = (end: process_end) => {
       crew.alive.delete(worker);
+      crew.serving.delete(worker);
       drop_handover();
       resolve(end);
     };
     crew.alive.add(worker);
-    worker.once('listening', ({ port }) => note_ready(slot, worker.process.pid ?? 0, port));
+    worker.once('listening', ({ port }) => {
+      crew.serving.add(worker);
+      note_ready(slot, worker.process.pid ?? 0, port);
+    });
+    worker.on('message', ({ id, answer }) => crew.questions.get(id)?.(answer));
     worker.once('exit', (code, signal) => over(signal ? { signal } : { code }));
     worker.on('error', ({ code = '' }: NodeJS.ErrnoException) => {
       if (worker.process.pid === undefined) over({ code }); // nem subiu; não haverá "exit"
@@ -3844,6 +4393,7 @@ async function keep_process(slot: number): Promise<void> {
       die({ reason: `o primeiro processo morreu antes de atender: ${Object.values(end)}` });
     }
     if (now() - born_at >= replace_ms.settled) pause = replace_ms.first;
+    tally.deaths += 1;
     const fields = { worker: slot, ...end, pause };
     log('error', 'process_died', fields);
     await sleep(pause, undefined, { signal: stopping }).catch(() => {});
@@ -3864,6 +4414,7 @@ function stop_crew(signal_name: string, signal_number: number): void {
   }
   crew.stopping.abort();
   log('info', 'stop', { signal: signal_name, grace: GRACE });
+  crew.serving.clear(); // desligados, não respondem mais
   for (const worker of crew.alive) {
     worker.send(signal_name);
     worker.disconnect(); // a porta fecha já, esteja o processo atento ou não
@@ -3905,6 +4456,7 @@ async function start(): Promise<void> {
       ...(leads && { workers: WORKERS }),
     });
   }
+  if (METRICS_PORT > 0 && worker_slot === 0) await open_metrics(leads ? observed_crew : observed);
   await (leads ? supervise() : serve());
 }
 

@@ -7,6 +7,7 @@
 #   sh scripts/setup.sh python            python3 e redis-py, para test:extra
 #   sh scripts/setup.sh network           ip e tc, para test:extra; só no Linux
 #   sh scripts/setup.sh openssl           o comando openssl, para test:extra
+#   sh scripts/setup.sh prometheus        promtool e o prometheus, para test:extra
 #   sh scripts/setup.sh chromium          um Chromium sem janela, para test:extra; só com o apt
 #   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
 set -eu
@@ -78,15 +79,26 @@ ensure_chromium() {
     echo "sem Chromium: os testes do navegador serão pulados" >&2
 }
 
-# Instala os concorrentes que o bench sabe medir, sem que nenhum serviço suba por isso.
+# Impede, até o fim deste script, que um pacote suba o seu serviço ao ser instalado.
+hold_services() {
+  policy=/usr/sbin/policy-rc.d
+  [ -w /usr/sbin ] && [ ! -e "$policy" ] || return 0
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 755 "$policy"
+}
+
+# Instala o Prometheus, que confere as métricas.
+ensure_prometheus() {
+  command -v promtool >/dev/null && command -v prometheus >/dev/null && return
+  hold_services
+  apt_install "apt-get install prometheus (Debian) ou brew install prometheus (macOS)" prometheus
+}
+
+# Instala os concorrentes que o bench sabe medir.
 ensure_peers() {
   command -v webdis >/dev/null && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] && return
-  policy=/usr/sbin/policy-rc.d
-  if [ -w /usr/sbin ] && [ ! -e "$policy" ]; then
-    trap 'rm -f "$policy"' EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod 755 "$policy"
-  fi
+  hold_services
   apt_install "no Debian, apt-get install webdis nginx libnginx-mod-nchan" \
     webdis nginx libnginx-mod-nchan
 }
@@ -99,11 +111,12 @@ for part in "$@"; do
     python) ensure_python ;;
     network) ensure_network ;;
     openssl) ensure_openssl ;;
+    prometheus) ensure_prometheus ;;
     chromium) ensure_chromium ;;
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl chromium peers" >&2
+openssl prometheus chromium peers" >&2
       exit 2
       ;;
   esac

@@ -6,8 +6,9 @@
 import assert from 'node:assert/strict';
 import { existsSync as file_exists, readFileSync as read_file } from 'node:fs';
 import { describe, test } from 'node:test';
-import { settings_table, version } from '../json-proxy';
+import { metrics_table, settings_table, version } from '../json-proxy';
 import { connect_redis, fetch_all, start_proxy, start_redis, start_worker } from './harness';
+import { labels_of } from './metrics_helpers';
 import {
   code_spans,
   type manual,
@@ -124,7 +125,7 @@ describe('os manuais e o programa', () => {
         assert.equal(row?.[3], expected[index], `${manual.file}: ${name}`);
       });
     }
-    assert.equal(numbers, 9);
+    assert.equal(numbers, 10);
   });
 
   test('toda etiqueta de log está nos manuais, com níveis e campos, e nenhuma a mais', () => {
@@ -159,6 +160,23 @@ describe('os manuais e o programa', () => {
       const fixed = shown.filter((cell) => !cell.includes('–'));
       assert.deepEqual(fixed, expected, manual.file);
       assert.ok(shown.includes('200–599'), manual.file);
+    }
+  });
+
+  test('as métricas são as do programa, e os status das recusas são todos os que há', () => {
+    const expected = metrics_table.map((row) => [row.name, row.type, labels_of(row).join()]);
+    const refusals = metrics_table.find(({ name }) => name === 'json_proxy_refusals_total');
+    const counted = Object.keys(refusals?.read() ?? {}).map((label) => label.replace(/\D/g, ''));
+    for (const manual of manuals) {
+      const rows = table_of(manual, 'Metric').rows.map(([name = '', type, labels = '']) => [
+        ...code_spans(name),
+        type,
+        code_spans(labels).join(),
+      ]);
+      assert.deepEqual(rows, expected, manual.file);
+      const shown = table_of(manual, 'Status').rows.map(([cell = '']) => cell);
+      const errors = shown.filter((status) => /^[45]\d\d$/.test(status));
+      assert.deepEqual(counted, errors, manual.file);
     }
   });
 

@@ -59,6 +59,10 @@ const contract: [string, string | undefined, string, string][] = [
   ['CORS_ORIGIN', undefined, 'cors-origin', ''],
   ['TLS_CERT', undefined, 'tls-cert', ''],
   ['TLS_KEY', undefined, 'tls-key', ''],
+  ['LOG_FORMAT', undefined, 'log-format', 'text'],
+  ['LOG_LEVEL', undefined, 'log-level', 'info'],
+  ['METRICS_PORT', undefined, 'metrics-port', '0'],
+  ['METRICS_HOST', undefined, 'metrics-host', '127.0.0.1'],
 ];
 
 /** Para cada configuração, um valor pelo ambiente e outro por argumento, todos diferentes. */
@@ -91,6 +95,10 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   CORS_ORIGIN: { by_environment: 'https://env.example', by_argument: '*' },
   TLS_CERT: { by_environment: '/run/e', by_argument: '/run/f' },
   TLS_KEY: { by_environment: '/run/g', by_argument: '/run/h' },
+  LOG_FORMAT: { by_environment: 'json', by_argument: 'JSON' },
+  LOG_LEVEL: { by_environment: 'warn', by_argument: 'error' },
+  METRICS_PORT: { by_environment: '9101', by_argument: '9102' },
+  METRICS_HOST: { by_environment: '0.0.0.0', by_argument: '::1' },
 };
 
 /** Para cada configuração que tem valor ruim, um deles, e um trecho do que deve ser dito aceito. */
@@ -122,6 +130,10 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   CORS_ORIGIN: { value: 'exemplo.com', accepted: '* ou origens separadas por vírgula' },
   TLS_CERT: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
   TLS_KEY: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
+  LOG_FORMAT: { value: 'logfmt', accepted: 'text ou json' },
+  LOG_LEVEL: { value: 'debug', accepted: 'error, warn ou info' },
+  METRICS_PORT: { value: '65536', accepted: 'um inteiro de 0 a 65535' },
+  METRICS_HOST: { value: '[::1]', accepted: 'um IPv6 sem colchetes' },
 };
 
 /**

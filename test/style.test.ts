@@ -149,7 +149,7 @@ describe('estilo', () => {
     const code = strip_comments(program);
     const upward = find_functions(program).filter(({ name }) => {
       const defined_at = code.search(new RegExp(`function ${name}\\b`));
-      const used_at = code.search(new RegExp(`(?<!function |\\w|[^.]\\.)${name}\\b(?!:)`));
+      const used_at = code.search(new RegExp(`(?<!function |\\w|[^.]\\.)${name}\\b(?![:-])`));
       return used_at < defined_at;
     });
     assert.deepEqual(
@@ -164,11 +164,13 @@ describe('estilo', () => {
     assert.deepEqual(names, [
       'Configurações',
       'Log e tempo',
+      'Contadores',
       'Redis',
       'HTTP',
       'Tarefa',
       'Fluxo',
       'Pedido',
+      'Métricas',
       'Vida do processo',
     ]);
     for (const [, name, text = ''] of banners) {
