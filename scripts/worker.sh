@@ -15,7 +15,7 @@ server=${REDIS_SERVER:-127.0.0.1:6379/1}
 channel=${REDIS_CHANNEL:-ndjson_jobs}
 prefix=${REDIS_PREFIX:-ndjson_task_}
 list_prefix=${REDIS_LIST_PREFIX:-ndjson_list_}
-export REDISCLI_AUTH="${REDIS_PASSWORD:-}"
+[ -z "${REDIS_PASSWORD:-}" ] || export REDISCLI_AUTH="$REDIS_PASSWORD"
 
 case $server in
   *://*) where="-u $server" ;;
@@ -64,7 +64,7 @@ serve() {
 [ $# -gt 0 ] || { echo "uso: sh $0 comando [argumentos]" >&2 && exit 2; }
 pipe=$(mktemp -u) && mkfifo "$pipe"
 trap 'rm -f "$pipe"' EXIT
-trap 'stopping=1; kill "$listener"' TERM INT
+trap 'stopping=1; kill "$listener" 2>/dev/null' TERM INT
 stopping=
 until [ "$stopping" ]; do
   # shellcheck disable=SC2086
