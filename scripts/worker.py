@@ -1,26 +1,24 @@
 #!/usr/bin/env python3
-"""
-O kit do worker em Python, num arquivo só, que precisa só da redis-py: copie-o para o seu projeto.
-
-    from worker import head, serve
-
-    def answer(task, gone):
-        yield head(200, {"X-Model": "demo"})             # opcional, antes de tudo
-        for token in ask_model(task["body"]):
-            yield {"token": token}
-
-    serve(answer)
-
-Cada yield é uma linha: um texto vai como está, o resto em JSON. O gerador só continua com a linha
-já no Redis, e com menos de `backlog` linhas por ler. Quando acaba, a resposta termina; se lança,
-a última linha é {"error": "<a mensagem>"}; se o cliente saiu, o próximo yield não volta, e os
-finally rodam. Num passo demorado, gone() diz se ninguém espera mais, e yield "" é sinal de vida.
-
-Atende uma tarefa por vez, reservada antes de lida: para várias ao mesmo tempo, rode vários. As que
-esperam não têm reserva, e o primeiro worker livre do canal as toma. Com SIGTERM ou SIGINT nada novo
-começa, e a tarefa em curso termina, salvo se ainda entregar linhas depois de `grace` segundos. O
-gêmeo em TypeScript, que atende várias num processo, é worker.ts.
-"""
+# O kit do worker em Python, num arquivo só, que precisa só da redis-py: copie-o para o seu projeto.
+#
+#     from worker import head, serve
+#
+#     def answer(task, gone):
+#         yield head(200, {"X-Model": "demo"})              # opcional, antes de tudo
+#         for token in ask_model(task["body"]):
+#             yield {"token": token}
+#
+#     serve(answer)
+#
+# Cada yield é uma linha: um texto vai como está, o resto em JSON. O gerador só continua com a linha
+# já no Redis, e com menos de `backlog` linhas por ler. Quando acaba, a resposta termina; se lança,
+# a última linha é {"error": "<a mensagem>"}; se o cliente saiu, o próximo yield não volta, e os
+# finally rodam. Num passo demorado, gone() diz se ninguém espera mais, e yield "" é sinal de vida.
+#
+# Atende uma tarefa por vez, reservada antes de lida: para várias ao mesmo tempo, rode vários. As que
+# esperam não têm reserva, e o primeiro worker livre do canal as toma. Com SIGTERM ou SIGINT nada novo
+# começa, e a tarefa em curso termina, salvo se ainda entregar linhas depois de `grace` ms. O
+# gêmeo em TypeScript, que atende várias num processo, é worker.ts.
 
 import argparse
 import contextlib
@@ -134,7 +132,7 @@ def answer(db, handler, task, stop, settings):
                 time.sleep(0.02)
                 length = db.llen(task["task_list"])
             if stop.is_set():
-                deadline = deadline or time.monotonic() + settings["grace"]
+                deadline = deadline or time.monotonic() + settings["grace"] / 1000
                 if time.monotonic() >= deadline:
                     raise Stopping("worker stopping")
 
@@ -183,9 +181,9 @@ def serve(handler, stop=None, **options):
     handler: função geradora, handler(task, gone)
     stop: threading.Event, outra ordem de parar
     options: redis, secret, channel, prefix (padrões em proxy_flags), name (o que vai na reserva),
-        claim_ttl (s), grace (s), backlog (linhas)
+        claim_ttl (s), grace (ms), backlog (linhas)
     """
-    settings = {**vars(proxy_flags().parse_args([])), "claim_ttl": 600, "grace": 10}
+    settings = {**vars(proxy_flags().parse_args([])), "claim_ttl": 600, "grace": 10_000}
     settings.update(backlog=1000, name=f"{socket.gethostname()}:{os.getpid()}")
     settings.update(options)
     stop = stop or threading.Event()

@@ -62,16 +62,21 @@ serve() {
 }
 
 [ $# -gt 0 ] || { echo "uso: sh $0 comando [argumentos]" >&2 && exit 2; }
-pipe=$(mktemp -u) && mkfifo "$pipe"
+pipe=$(mktemp -u)
 trap 'rm -f "$pipe"' EXIT
 trap 'stopping=1; kill "$listener" 2>/dev/null' TERM INT
 stopping=
 until [ "$stopping" ]; do
+  mkfifo "$pipe" || exit
   # shellcheck disable=SC2086
   redis-cli $where subscribe "$channel" </dev/null >"$pipe" &
   listener=$!
   while [ -z "$stopping" ] && IFS= read -r key; do
-    case $key in "$prefix"*) serve "$key" "$@" ;; esac
+    case $key in
+      subscribe) rm -f "$pipe" ;; # os dois lados já o abriram
+      "$prefix"*) serve "$key" "$@" ;;
+    esac
   done <"$pipe"
+  rm -f "$pipe"
   [ "$stopping" ] || sleep 1 # o Redis caiu
 done

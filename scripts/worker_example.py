@@ -26,7 +26,7 @@ last = threading.Event()
 
 
 def answer(task, _gone):
-    """Entrega as linhas de uma tarefa; sem --loop, a primeira é a última, mesmo que o cliente saia."""
+    """Entrega as linhas; sem --loop, a primeira tarefa é a última, mesmo que o cliente saia."""
     try:
         for n in range(1, LINE_COUNT + 1):
             yield {"n": n, "of": LINE_COUNT, "url": task["url"], "body": task["body"]}

@@ -157,7 +157,10 @@ describe('o kit em Python', { concurrency: true }, () => {
 
   test('SIGTERM: a tarefa termina e o código é 0; depois de grace, uma linha de erro', async () => {
     const scene = await start_scene(redis, brisk);
-    const ends = { '10': ['{"n": 2}', 'fim'], '0': ['{"n": 2}', '{"error": "worker stopping"}'] };
+    const ends = {
+      '10000': ['{"n": 2}', 'fim'],
+      '0': ['{"n": 2}', '{"error": "worker stopping"}'],
+    };
     for (const [grace, rest] of Object.entries(ends)) {
       const worker = await start_kit(scene.channel, { GRACE: grace });
       const stream = open_stream(scene.proxy, { path: '/hold' });
