@@ -15,10 +15,10 @@
 # a última linha é {"error": "<a mensagem>"}; se o cliente saiu, o próximo yield não volta, e os
 # finally rodam. Num passo demorado, gone() diz se ninguém espera mais, e yield "" é sinal de vida.
 #
-# Atende uma tarefa por vez, reservada antes de lida: para várias ao mesmo tempo, rode vários. As que
-# esperam não têm reserva, e o primeiro worker livre do canal as toma. Com SIGTERM ou SIGINT nada novo
-# começa, e a tarefa em curso termina, salvo se ainda entregar linhas depois de `grace` ms. O
-# gêmeo em TypeScript, que atende várias num processo, é worker.ts.
+# Atende uma tarefa por vez, reservada antes de lida: para várias ao mesmo tempo, rode vários. As
+# que esperam não têm reserva, e o primeiro worker livre do canal as toma. Com SIGTERM ou SIGINT
+# nada novo começa, e a tarefa em curso termina, salvo se ainda entregar linhas depois de `grace`
+# ms. O gêmeo em TypeScript, que atende várias num processo, é worker.ts.
 
 import argparse
 import contextlib
@@ -153,10 +153,10 @@ def run_task(db, handler, key, stop, settings):
     except Exception as error:  # pylint: disable=broad-except
         if not isinstance(error, Stopping):
             traceback.print_exc()
-        line = json.dumps({"error": str(error)})
+        line = json.dumps({"error": str(error) or type(error).__name__})
         last = (PUSH, 3, key, task["task_list"], claim, line, settings["claim_ttl"])
-        with contextlib.suppress(redis.ResponseError):
-            insist(lambda: db.eval(*last), stop)
+        # se o Redis recusa esta, sem o DEL o cliente lê o erro de MAXTIME, e não um falso fim
+        insist(lambda: db.eval(*last), stop)
     insist(lambda: db.delete(key), stop)
 
 

@@ -56,9 +56,8 @@ serve() {
   echo "worker: $uuid"
   answer "$task" "$@" | while IFS= read -r line; do
     # sem este leitor o comando morre na próxima linha que escrever
-    [ "$(cli eval "$push" 3 "$key" "$list" "$claim" "$line")" -gt 0 ] || break
-  done
-  cli del "$key" >/dev/null
+    [ "$(cli eval "$push" 3 "$key" "$list" "$claim" "$line")" -gt 0 ] 2>/dev/null || exit
+  done && cli del "$key" >/dev/null
 }
 
 [ $# -gt 0 ] || { echo "uso: sh $0 comando [argumentos]" >&2 && exit 2; }

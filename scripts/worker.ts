@@ -258,19 +258,34 @@ async function push_line(worker: worker, task: task, line: string, signal?: Abor
 }
 
 /**
+ * Empurra o que o gerador entrega, até o fim dele ou a saída do cliente.
+ * @param worker o worker
+ * @param task a tarefa
+ * @param controller abortado se o cliente saiu
+ * @throws o que o gerador lançar; o erro de uma linha que não tem JSON, ou que o Redis não aceitou
+ */
+async function answer_task(worker: worker, task: task, controller: AbortController): Promise<void> {
+  const { signal } = controller;
+  // sair do laço, por return ou por exceção, chama return() do gerador: os finally rodam
+  for await (const value of worker.handler(task, signal)) {
+    if (await push_line(worker, task, to_line(value), signal)) continue;
+    controller.abort();
+    return;
+  }
+}
+
+/**
  * Termina uma tarefa: depois disso nada mais chega ao cliente.
  * @param worker o worker
  * @param task a tarefa
  * @param error mensagem da última linha; vazio se não houve erro
+ * @throws ErrorReply se o Redis a recusa: sem ela e sem o DEL o cliente lê o erro de MAXTIME, mas
+ *   só com o DEL uma resposta incompleta passaria por inteira
  */
 async function finish_task(worker: worker, task: task, error = ''): Promise<void> {
   const say = () => push_line(worker, task, JSON.stringify({ error }));
   const finish = () => worker.redis.del(task.task_key);
-  // o que se perdeu com a conexão pode ser repetido; o que o Redis recusa, não adianta
-  if (error)
-    await say()
-      .catch(say)
-      .catch(() => {});
+  if (error) await say().catch(say); // o que se perdeu com a conexão pode ser repetido
   await finish().catch(finish);
 }
 
@@ -284,23 +299,17 @@ async function run_task(worker: worker, job: job, task_key: string): Promise<voi
   const task = await claim_task(worker, task_key);
   if (!task) return;
   job.task = task;
-  const { signal } = job.controller;
-  void watch_task(worker, task, job.controller);
+  const { controller } = job;
+  void watch_task(worker, task, controller);
   let [failure, ending] = ['', 'terminou'];
-  try {
-    // sair do laço, por break ou por exceção, chama return() do gerador: os finally rodam
-    for await (const value of worker.handler(task, signal)) {
-      if (await push_line(worker, task, to_line(value), signal)) continue;
-      job.controller.abort();
-      break;
-    }
-  } catch (error) {
-    failure = error instanceof Error ? error.message : String(error);
-    ending = `falhou: ${error instanceof Error ? error.stack : failure}`;
-  }
-  worker.settings.log(`${task.uuid} ${signal.aborted ? 'interrompida' : ending}`);
-  await finish_task(worker, task, signal.aborted ? '' : failure);
-  job.controller.abort();
+  await answer_task(worker, task, controller).catch((error) => {
+    failure = error?.message || String(error);
+    ending = `falhou: ${error?.stack ?? error}`;
+  });
+  const is_over = controller.signal.aborted;
+  worker.settings.log(`${task.uuid} ${is_over ? 'interrompida' : ending}`);
+  controller.abort();
+  await finish_task(worker, task, is_over ? '' : failure);
 }
 
 /**

@@ -204,6 +204,7 @@ describe('o kit do worker', { concurrency: true }, () => {
           yield { n: 1 };
           if (task.url === '/throw') throw new Error('acabou o "papel"\n');
           if (task.url === '/text') throw 'um texto';
+          if (task.url === '/empty') throw new TypeError();
           yield values[task.url];
         } finally {
           ended.push(task.url);
@@ -212,6 +213,7 @@ describe('o kit do worker', { concurrency: true }, () => {
       const expected: Record<string, RegExp> = {
         '/throw': /^acabou o "papel"\n$/,
         '/text': /^um texto$/,
+        '/empty': /^TypeError$/,
         '/circular': /circular structure/,
         '/bigint': /BigInt/,
         '/undefined': /^a line cannot be made of undefined$/,
@@ -491,6 +493,27 @@ describe('o kit do worker', { concurrency: true }, () => {
         return (await fetch_all(scene.proxy, { path: '/ping' })).status === 200;
       });
       assert.equal((await fetch_all(scene.proxy, { path: '/next' })).body, '/next\n');
+    });
+
+    test('um Redis sem memória: uma resposta incompleta não passa por inteira', async () => {
+      const own = await start_redis();
+      const scene = await start_scene(own, [...brisk, '-t', '3000']);
+      const gate = make_gate();
+      const handler: handler = async function* () {
+        yield 'antes';
+        await gate.passed;
+        yield 'depois';
+      };
+      const { log } = await start_kit(scene, handler, { redis: own.server });
+      const stream = open_stream(scene.proxy);
+      assert.equal(await stream.next(), 'antes');
+      await scene.db.configSet('maxmemory', '1');
+      gate.open();
+      assert.deepEqual(await stream.rest(), ['{"error": "timeout"}']);
+      await until('recusa no log', () => log.some((text) => /^o Redis recusou: .*OOM/.test(text)));
+      await scene.db.configSet('maxmemory', '0');
+      const task = await next_names(scene);
+      await until('limpeza', async () => !(await scene.db.exists(task.task_key)));
     });
 
     test('sem Redis o worker tenta para sempre, e obedece à ordem de parar', async () => {
