@@ -1,5 +1,6 @@
 /*
- * Os workers em Python do README, com e sem o kit, com a redis-py do Debian, contra o proxy de verdade.
+ * Os workers em Python do README, com e sem o kit, com a redis-py do Debian, contra o proxy de
+ * verdade.
  */
 
 import assert from 'node:assert/strict';
