@@ -171,7 +171,7 @@ def listen(db, handler, stop, settings):
                 try:
                     run_task(db, handler, message["data"], stop, settings)
                 except redis.ResponseError as error:
-                    print(f"worker: o Redis recusou: {error}", flush=True)
+                    print(f"worker: tarefa deixada: {error}", flush=True)
 
 
 def serve(handler, stop=None, **options):

@@ -321,7 +321,7 @@ function start_waiting(worker: worker): void {
   while (jobs.size < settings.tasks && waiting.length > 0) {
     const job: job = { controller: new AbortController() };
     const running = run_task(worker, job, waiting.shift() ?? '')
-      .catch((error) => settings.log(`o Redis recusou: ${error.message}`))
+      .catch((error) => settings.log(`tarefa deixada: ${error.message}`))
       .finally(() => {
         jobs.delete(job);
         start_waiting(worker);
