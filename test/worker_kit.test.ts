@@ -19,6 +19,7 @@ import {
   exit_of,
   fetch_all,
   free_port,
+  freeze_redis,
   type local_redis,
   open_stream,
   type redis_client,
@@ -148,7 +149,7 @@ async function start_shell(where: scene, command: string) {
   return program;
 }
 
-describe('o kit do worker', { concurrency: true }, () => {
+describe('o kit do worker', () => {
   describe('uma tarefa', { concurrency: true }, () => {
     test('cada yield chega na sua vez, e no fim não sobra nada no Redis', async () => {
       const scene = await start_scene(redis, brisk);
@@ -181,10 +182,10 @@ describe('o kit do worker', { concurrency: true }, () => {
         yield head(404, { 'Content-Type': 'application/json', 'X-Reason': 'no such order' });
         yield { error: 'not found' };
       });
-      const reply = await until('cabeça dentro de 1 s', async () => {
-        const found = await fetch_all(scene.proxy); // numa máquina carregada, pode não ser a primeira
-        return found.status === 404 && found;
-      });
+      let reply = await fetch_all(scene.proxy);
+      // numa máquina carregada a primeira cabeça pode passar de 1 s
+      for (let n = 1; n < 10 && reply.status === 200; n += 1) reply = await fetch_all(scene.proxy);
+      assert.equal(reply.status, 404);
       assert.equal(reply.headers['content-type'], 'application/json');
       assert.equal(reply.headers['x-reason'], 'no such order');
       assert.equal(reply.body, '{"error":"not found"}\n');
@@ -334,7 +335,7 @@ describe('o kit do worker', { concurrency: true }, () => {
       assert.equal(new Set(served).size, 42);
     });
 
-    test('acima do limite as tarefas esperam sem reserva, e a que perdeu o cliente é deixada', async () => {
+    test('acima do limite esperam sem reserva, e a que perdeu o cliente é deixada', async () => {
       const scene = await start_scene(redis, brisk);
       const running = new Map<string, ReturnType<typeof make_gate>>();
       const begun: string[] = [];
@@ -511,20 +512,20 @@ describe('o kit do worker', { concurrency: true }, () => {
       await start_kit(scene, handler, { redis: own.server });
       const stream = open_stream(scene.proxy);
       assert.equal(await stream.next(), 'antes');
-      own.process.kill('SIGSTOP');
+      await freeze_redis(own);
       gate.open();
       await delay(50); // a linha sai deste mesmo processo: muitas voltas do laço de eventos
       await own.stop('SIGKILL');
       await start_redis(durable, { port: own.port, dir: own.dir });
       // se o worker termina antes que o proxy volte, o proxy acrescenta a queixa dele
       const [error, lost = '{"error": "redis lost"}', ...rest] = await stream.rest();
-      assert.match(error ?? '', /^\{"error":"Socket closed unexpectedly"\}$/);
+      assert.match(error ?? '', /^\{"error":"(Socket closed unexpectedly|read ECONNRESET)"\}$/);
       assert.deepEqual([lost, rest], ['{"error": "redis lost"}', []]);
     });
 
     test('um Redis sem memória: uma resposta incompleta não passa por inteira', async () => {
       const own = await start_redis();
-      const scene = await start_scene(own, [...brisk, '-t', '3000']);
+      const scene = await start_scene(own, brisk);
       const gate = make_gate();
       const handler: handler = async function* () {
         yield 'antes';
@@ -534,13 +535,12 @@ describe('o kit do worker', { concurrency: true }, () => {
       const { log } = await start_kit(scene, handler, { redis: own.server });
       const stream = open_stream(scene.proxy);
       assert.equal(await stream.next(), 'antes');
+      const task = await next_names(scene);
       await scene.db.configSet('maxmemory', '1');
       gate.open();
-      assert.deepEqual(await stream.rest(), ['{"error": "timeout"}']);
       await until('recusa no log', () => log.some((text) => /^tarefa deixada: .*OOM/.test(text)));
-      await scene.db.configSet('maxmemory', '0');
-      const task = await next_names(scene);
-      await until('limpeza', async () => !(await scene.db.exists(task.task_key)));
+      assert.equal(await scene.db.exists(task.task_key), 1); // o cliente lerá o erro de MAXTIME
+      stream.leave();
     });
 
     test('sem Redis o worker tenta para sempre, e obedece à ordem de parar', async () => {

@@ -82,10 +82,11 @@ describe('o kit em Python', { concurrency: true }, () => {
     assert.deepEqual(await stream.rest(), [' um texto vai como está ', 'fim']);
     assert.equal((await end_of(scene.proxy, task)).ending, 'done');
     assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
-    const reply = await until('cabeça dentro de 1 s', async () => {
-      const found = await fetch_all(scene.proxy, { path: '/head' });
-      return found.status === 404 && found;
-    });
+    const ask = () => fetch_all(scene.proxy, { path: '/head' });
+    let reply = await ask();
+    // numa máquina carregada a primeira cabeça pode passar de 1 s
+    for (let n = 1; n < 10 && reply.status === 200; n += 1) reply = await ask();
+    assert.equal(reply.status, 404);
     assert.equal(reply.headers['x-reason'], 'no such order');
     assert.equal(worker.stderr(), '');
   });
