@@ -149,510 +149,508 @@ async function start_shell(where: scene, command: string) {
   return program;
 }
 
-describe('o kit do worker', () => {
-  describe('uma tarefa', { concurrency: true }, () => {
-    test('cada yield chega na sua vez, e no fim não sobra nada no Redis', async () => {
-      const scene = await start_scene(redis, brisk);
-      const gates = [make_gate(), make_gate(), make_gate()];
-      let yielded = 0;
-      await start_kit(scene, async function* (task) {
-        for (const { passed } of gates) {
-          await passed;
-          yielded += 1;
-          yield { n: yielded, body: task.body };
-        }
-        yield ' um texto vai como está ';
-      });
-      const stream = open_stream(scene.proxy, { body: 'olá' });
-      const task = await next_names(scene);
-      for (const [index, { open }] of gates.entries()) {
-        assert.equal(yielded, index);
-        open();
-        assert.equal(await stream.next(), `{"n":${index + 1},"body":"olá"}`);
+describe('uma tarefa', { concurrency: true }, () => {
+  test('cada yield chega na sua vez, e no fim não sobra nada no Redis', async () => {
+    const scene = await start_scene(redis, brisk);
+    const gates = [make_gate(), make_gate(), make_gate()];
+    let yielded = 0;
+    await start_kit(scene, async function* (task) {
+      for (const { passed } of gates) {
+        await passed;
+        yielded += 1;
+        yield { n: yielded, body: task.body };
       }
-      assert.deepEqual(await stream.rest(), [' um texto vai como está ']);
-      const { ending, lines } = await end_of(scene.proxy, task);
-      assert.deepEqual({ ending, lines }, { ending: 'done', lines: '4' });
-      assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
+      yield ' um texto vai como está ';
     });
+    const stream = open_stream(scene.proxy, { body: 'olá' });
+    const task = await next_names(scene);
+    for (const [index, { open }] of gates.entries()) {
+      assert.equal(yielded, index);
+      open();
+      assert.equal(await stream.next(), `{"n":${index + 1},"body":"olá"}`);
+    }
+    assert.deepEqual(await stream.rest(), [' um texto vai como está ']);
+    const { ending, lines } = await end_of(scene.proxy, task);
+    assert.deepEqual({ ending, lines }, { ending: 'done', lines: '4' });
+    assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
+  });
 
-    test('head() escolhe o status e os cabeçalhos', async () => {
-      const scene = await start_scene(redis, brisk);
-      await start_kit(scene, async function* () {
-        yield head(404, { 'Content-Type': 'application/json', 'X-Reason': 'no such order' });
-        yield { error: 'not found' };
-      });
-      let reply = await fetch_all(scene.proxy);
-      // numa máquina carregada a primeira cabeça pode passar de 1 s
-      for (let n = 1; n < 10 && reply.status === 200; n += 1) reply = await fetch_all(scene.proxy);
-      assert.equal(reply.status, 404);
-      assert.equal(reply.headers['content-type'], 'application/json');
-      assert.equal(reply.headers['x-reason'], 'no such order');
-      assert.equal(reply.body, '{"error":"not found"}\n');
+  test('head() escolhe o status e os cabeçalhos', async () => {
+    const scene = await start_scene(redis, brisk);
+    await start_kit(scene, async function* () {
+      yield head(404, { 'Content-Type': 'application/json', 'X-Reason': 'no such order' });
+      yield { error: 'not found' };
     });
+    let reply = await fetch_all(scene.proxy);
+    // numa máquina carregada a primeira cabeça pode passar de 1 s
+    for (let n = 1; n < 10 && reply.status === 200; n += 1) reply = await fetch_all(scene.proxy);
+    assert.equal(reply.status, 404);
+    assert.equal(reply.headers['content-type'], 'application/json');
+    assert.equal(reply.headers['x-reason'], 'no such order');
+    assert.equal(reply.body, '{"error":"not found"}\n');
+  });
 
-    test('uma exceção vira uma linha de erro, e a resposta termina', async () => {
-      const scene = await start_scene(redis, brisk);
-      const circular: Record<string, unknown> = {};
-      circular.self = circular;
-      const values: Record<string, unknown> = {
-        '/circular': circular,
-        '/bigint': 1n,
-        '/undefined': undefined,
-        '/function': () => {},
-      };
-      const ended: string[] = [];
-      const { log } = await start_kit(scene, async function* (task) {
-        try {
-          yield { n: 1 };
-          if (task.url === '/throw') throw new Error('acabou o "papel"\n');
-          if (task.url === '/text') throw 'um texto';
-          if (task.url === '/empty') throw new TypeError();
-          yield values[task.url];
-        } finally {
-          ended.push(task.url);
-        }
-      });
-      const expected: Record<string, RegExp> = {
-        '/throw': /^acabou o "papel"\n$/,
-        '/text': /^um texto$/,
-        '/empty': /^TypeError$/,
-        '/circular': /circular structure/,
-        '/bigint': /BigInt/,
-        '/undefined': /^a line cannot be made of undefined$/,
-        '/function': /^a line cannot be made of function$/,
-      };
-      for (const [url, message] of Object.entries(expected)) {
-        const reply = await fetch_all(scene.proxy, { path: url });
-        const [first, second = '', ...rest] = reply.body.split('\n');
-        assert.deepEqual([first, rest], ['{"n":1}', ['']], url);
-        assert.match(JSON.parse(second).error, message);
-        const task = await next_names(scene);
-        assert.equal((await end_of(scene.proxy, task)).ending, 'done');
-        assert.deepEqual(await scene.db.keys(`*${task.uuid}`), [], url);
-        assert.equal(ended.pop(), url);
-        assert.match(log.at(-1) ?? '', new RegExp(`^${task.uuid} falhou: `));
-      }
-    });
-
-    test('o cliente sai: o signal aborta, os finally rodam, e só fica o que expira', async () => {
-      const scene = await start_scene(redis, brisk);
-      const reached: string[] = [];
-      const { log } = await start_kit(scene, async function* (task, signal) {
-        try {
-          yield { n: 1 };
-          if (task.url === '/waits') await aborted(signal);
-          for (;;) {
-            yield { n: 2 };
-            await delay(5);
-          }
-        } finally {
-          reached.push(task.url);
-        }
-      });
-      for (const url of ['/waits', '/yields']) {
-        const stream = open_stream(scene.proxy, { path: url });
-        assert.equal(await stream.next(), '{"n":1}');
-        const task = await next_names(scene);
-        assert.deepEqual(reached, []);
-        stream.leave();
-        await until('finally', () => reached.pop() === url);
-        await until('fim no log do worker', () => log.at(-1) === `${task.uuid} interrompida`);
-        await see_tombstone(scene.db, task);
-      }
-    });
-
-    test('o gerador espera por um cliente lento, e para se ele sai', async () => {
-      const scene = await start_scene(redis, ['--grace', '0', '-P', '60000']);
-      let [yielded, ended] = [0, false];
-      const forever: handler = async function* () {
-        try {
-          for (;;) yield { n: ++yielded };
-        } finally {
-          ended = true;
-        }
-      };
-      await start_kit(scene, forever, { backlog: 3 });
-      const stream = open_stream(scene.proxy);
-      assert.equal(await stream.next(), '{"n":1}'); // a outra só sai daqui a um minuto
-      const task = await next_names(scene);
-      await until('lista cheia', async () => (await scene.db.lLen(task.task_list)) === 3);
-      await delay(200); // dez olhadas na lista cheia
-      assert.equal(yielded, 4);
-      assert.equal(await scene.db.lLen(task.task_list), 3);
-      stream.leave();
-      await until('finally', () => ended);
-      await until('limpeza', async () => !(await scene.db.exists(task.task_key)));
-      await check_tombstone(scene.db, task);
-    });
-
-    test('a reserva leva o nome do worker e é renovada enquanto a tarefa roda', async () => {
-      const scene = await start_scene(redis, brisk);
-      const gate = make_gate();
-      const slow: handler = async function* () {
-        await gate.passed;
+  test('uma exceção vira uma linha de erro, e a resposta termina', async () => {
+    const scene = await start_scene(redis, brisk);
+    const circular: Record<string, unknown> = {};
+    circular.self = circular;
+    const values: Record<string, unknown> = {
+      '/circular': circular,
+      '/bigint': 1n,
+      '/undefined': undefined,
+      '/function': () => {},
+    };
+    const ended: string[] = [];
+    const { log } = await start_kit(scene, async function* (task) {
+      try {
         yield { n: 1 };
-      };
-      await start_kit(scene, slow, { name: 'ana', claim_ttl: 5 });
-      const stream = open_stream(scene.proxy);
-      const { uuid } = await next_names(scene);
-      const claim = `ndjson_claim_${uuid}`;
-      await until('reserva', async () => (await scene.db.get(claim)) === 'ana');
-      let left = await scene.db.pTTL(claim);
-      assert.ok(left > 0 && left <= 5000, `TTL ${left}`);
-      await until('renovação', async () => {
-        const before = left;
-        left = await scene.db.pTTL(claim);
-        return left > before;
-      });
-      gate.open();
-      assert.deepEqual(await stream.rest(), ['{"n":1}']);
-    });
-  });
-
-  describe('várias tarefas e vários workers', { concurrency: true }, () => {
-    test('dois workers num canal: cada tarefa é atendida por um só', async () => {
-      const scene = await start_scene(redis, brisk);
-      const served: string[] = [];
-      const gate = make_gate();
-      const answer = (name: string): handler =>
-        async function* (task) {
-          served.push(task.uuid);
-          yield name;
-          if (task.url === '/hold') await gate.passed;
-          yield 'fim';
-        };
-      await start_kit(scene, answer('ana'), { tasks: 1 });
-      await start_kit(scene, answer('rui'), { tasks: 1 });
-      const held = [1, 2].map(() => open_stream(scene.proxy, { path: '/hold' }));
-      const names = await Promise.all(held.map((stream) => stream.next()));
-      assert.deepEqual(names.sort(), ['ana', 'rui']); // a segunda não esperou pela primeira
-      const quick = Array.from({ length: 40 }, () => fetch_all(scene.proxy));
-      gate.open();
-      for (const { body } of await Promise.all(quick)) assert.match(body, /^(ana|rui)\nfim\n$/);
-      for (const stream of held) assert.deepEqual(await stream.rest(), ['fim']);
-      assert.equal(served.length, 42);
-      assert.equal(new Set(served).size, 42);
-    });
-
-    test('acima do limite esperam sem reserva, e a que perdeu o cliente é deixada', async () => {
-      const scene = await start_scene(redis, brisk);
-      const running = new Map<string, ReturnType<typeof make_gate>>();
-      const begun: string[] = [];
-      const held: handler = async function* (task) {
-        const gate = make_gate();
-        running.set(task.url, gate);
-        begun.push(task.url);
-        await gate.passed;
-        yield task.url;
-        running.delete(task.url);
-      };
-      const { log } = await start_kit(scene, held, { tasks: 2 });
-      const open = async (url: string) => {
-        const stream = open_stream(scene.proxy, { path: url });
-        return { url, stream, task: await next_names(scene) };
-      };
-      const [a, b, c, d] = [await open('/a'), await open('/b'), await open('/c'), await open('/d')];
-      await until('duas em andamento', () => running.size === 2);
-      for (const { task } of [c, d]) {
-        assert.equal(await scene.db.exists(`ndjson_claim_${task.uuid}`), 0);
+        if (task.url === '/throw') throw new Error('acabou o "papel"\n');
+        if (task.url === '/text') throw 'um texto';
+        if (task.url === '/empty') throw new TypeError();
+        yield values[task.url];
+      } finally {
+        ended.push(task.url);
       }
-      c.stream.leave();
-      await until('tarefa desfeita', async () => !(await scene.db.exists(c.task.task_key)));
-      running.get('/a')?.open();
-      assert.deepEqual(await a.stream.rest(), ['/a']);
-      await until('a vez de /d', () => running.has('/d'));
-      assert.deepEqual(begun, ['/a', '/b', '/d']);
-      for (const url of ['/b', '/d']) running.get(url)?.open();
-      for (const { url, stream } of [b, d]) assert.deepEqual(await stream.rest(), [url]);
-      await see_tombstone(scene.db, c.task);
-      assert.ok(log.every((text) => !text.includes(c.task.uuid)));
     });
-
-    test('uma chave de outra instalação no mesmo canal é deixada', async () => {
-      const scene = await start_scene(redis, [...brisk, '-X', 'pedido:']);
-      const begun: string[] = [];
-      const note: handler = async function* (task) {
-        begun.push(task.task_key);
-        yield 'lida';
-      };
-      await start_kit(scene, note, { prefix: 'pedido:' });
-      await scene.db.set('alheia:1', '{}');
-      await scene.db.publish(scene.channel, 'alheia:1');
-      assert.equal((await fetch_all(scene.proxy)).body, 'lida\n');
-      assert.match(begun.join(), /^pedido:[^,]+$/);
-      assert.equal(await scene.db.del('alheia:1'), 1);
-    });
-
-    test('tasks que não é ao menos 1 é recusado', async () => {
-      const none: handler = async function* () {};
-      await assert.rejects(serve(none, { tasks: 0 }), /tasks: 0; ao menos 1/);
-    });
-  });
-
-  describe('a parada', { concurrency: true }, () => {
-    test('SIGTERM no meio de uma tarefa: ela termina, nada novo começa, e o código é 0', async () => {
-      const scene = await start_scene(redis, brisk);
-      const worker = await start_example(scene, ['--pause', '300']);
-      await see_listeners(scene.db, scene.channel, 2);
-      const stream = open_stream(scene.proxy);
-      assert.match((await stream.next()) ?? '', /"n":1,/);
-      worker.process.kill('SIGTERM');
-      await see_listeners(scene.db, scene.channel, 1);
+    const expected: Record<string, RegExp> = {
+      '/throw': /^acabou o "papel"\n$/,
+      '/text': /^um texto$/,
+      '/empty': /^TypeError$/,
+      '/circular': /circular structure/,
+      '/bigint': /BigInt/,
+      '/undefined': /^a line cannot be made of undefined$/,
+      '/function': /^a line cannot be made of function$/,
+    };
+    for (const [url, message] of Object.entries(expected)) {
+      const reply = await fetch_all(scene.proxy, { path: url });
+      const [first, second = '', ...rest] = reply.body.split('\n');
+      assert.deepEqual([first, rest], ['{"n":1}', ['']], url);
+      assert.match(JSON.parse(second).error, message);
       const task = await next_names(scene);
-      assert.equal((await stream.rest()).length, 4);
       assert.equal((await end_of(scene.proxy, task)).ending, 'done');
-      assert.equal(await exit_of(worker), 0);
-      assert.equal(worker.stderr(), '');
-    });
-
-    test('um segundo sinal mata na hora', async () => {
-      const scene = await start_scene(redis, brisk);
-      const worker = await start_example(scene, ['--pause', '60000']);
-      await see_listeners(scene.db, scene.channel, 2);
-      const stream = open_stream(scene.proxy);
-      await stream.next();
-      worker.process.kill('SIGINT');
-      await see_listeners(scene.db, scene.channel, 1);
-      worker.process.kill('SIGTERM');
-      assert.equal(await exit_of(worker), 128);
-      assert.equal(worker.process.signalCode, 'SIGTERM');
-      stream.leave();
-    });
-
-    test('o que não termina em `grace` ouve o signal, e o cliente lê uma linha de erro', async () => {
-      const scene = await start_scene(redis, brisk);
-      const ended: string[] = [];
-      const { stop } = await start_kit(scene, async function* (task, signal) {
-        try {
-          yield task.url;
-          if (task.url === '/deaf') await new Promise(() => {});
-          await aborted(signal);
-        } finally {
-          ended.push(task.url);
-        }
-      });
-      const streams = ['/listens', '/deaf'].map((url) => open_stream(scene.proxy, { path: url }));
-      for (const stream of streams) await stream.next();
-      await stop(); // nem o gerador surdo a segura
-      for (const stream of streams) {
-        assert.deepEqual(await stream.rest(), ['{"error":"worker stopping"}']);
-      }
-      for (const _ of streams) {
-        const task = await next_names(scene);
-        await end_of(scene.proxy, task);
-        assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
-      }
-      assert.deepEqual(ended, ['/listens']);
-    });
+      assert.deepEqual(await scene.db.keys(`*${task.uuid}`), [], url);
+      assert.equal(ended.pop(), url);
+      assert.match(log.at(-1) ?? '', new RegExp(`^${task.uuid} falhou: `));
+    }
   });
 
-  describe('o Redis', { concurrency: true }, () => {
-    test('conexões derrubadas se refazem, e a tarefa segue', async () => {
-      const own = await start_redis();
-      const scene = await start_scene(own, brisk);
-      const gate = make_gate();
-      const handler: handler = async function* (task) {
-        yield 'antes';
-        if (task.url === '/hold') await gate.passed;
-        yield 'depois';
-      };
-      const { log } = await start_kit(scene, handler, { redis: own.server });
-      const stream = open_stream(scene.proxy, { path: '/hold' });
-      assert.equal(await stream.next(), 'antes');
-      const admin = await connect_redis(own);
-      for (const type of ['pubsub', 'normal']) {
-        await admin.sendCommand(['CLIENT', 'KILL', 'TYPE', type, 'SKIPME', 'yes']);
-      }
-      await until('queda e volta', () => log.includes('o Redis voltou'));
-      gate.open();
-      assert.deepEqual(await stream.rest(), ['depois']);
-      await see_listeners(admin, scene.channel, 2);
-      assert.equal((await fetch_all(scene.proxy)).body, 'antes\ndepois\n');
-    });
-
-    test('um Redis que volta sem nada: a tarefa de antes para, a próxima é atendida', async () => {
-      const own = await start_redis();
-      const scene = await start_scene(own, brisk);
-      let ended = 0;
-      const handler: handler = async function* (task, signal) {
-        try {
-          yield task.url;
-          if (task.url === '/hold') await aborted(signal);
-        } finally {
-          ended += 1;
+  test('o cliente sai: o signal aborta, os finally rodam, e só fica o que expira', async () => {
+    const scene = await start_scene(redis, brisk);
+    const reached: string[] = [];
+    const { log } = await start_kit(scene, async function* (task, signal) {
+      try {
+        yield { n: 1 };
+        if (task.url === '/waits') await aborted(signal);
+        for (;;) {
+          yield { n: 2 };
+          await delay(5);
         }
-      };
-      const { log } = await start_kit(scene, handler, { redis: own.server });
-      const stream = open_stream(scene.proxy, { path: '/hold' });
-      assert.equal(await stream.next(), '/hold');
-      await own.stop();
-      await until('queda no log', () => log.some((text) => text.startsWith('sem Redis: ')));
-      const again = await start_redis([], { port: own.port, dir: own.dir });
-      assert.deepEqual(await stream.rest(), ['{"error": "redis lost"}']);
-      await until('finally', () => ended === 1);
-      await see_listeners(await connect_redis(again), scene.channel, 2);
-      await until('proxy de volta', async () => {
-        return (await fetch_all(scene.proxy, { path: '/ping' })).status === 200;
-      });
-      assert.equal((await fetch_all(scene.proxy, { path: '/next' })).body, '/next\n');
+      } finally {
+        reached.push(task.url);
+      }
     });
-
-    test('de uma linha a caminho de um Redis que morre não se sabe: a resposta é um erro', async () => {
-      const durable = ['--appendonly', 'yes', '--appendfsync', 'always'];
-      const own = await start_redis(durable);
-      const scene = await start_scene(own, brisk);
-      const gate = make_gate();
-      const handler: handler = async function* () {
-        yield 'antes';
-        await gate.passed;
-        yield 'a caminho';
-        yield 'depois';
-      };
-      await start_kit(scene, handler, { redis: own.server });
-      const stream = open_stream(scene.proxy);
-      assert.equal(await stream.next(), 'antes');
-      await freeze_redis(own);
-      gate.open();
-      await delay(50); // a linha sai deste mesmo processo: muitas voltas do laço de eventos
-      await own.stop('SIGKILL');
-      await start_redis(durable, { port: own.port, dir: own.dir });
-      // se o worker termina antes que o proxy volte, o proxy acrescenta a queixa dele
-      const [error, lost = '{"error": "redis lost"}', ...rest] = await stream.rest();
-      assert.match(error ?? '', /^\{"error":"(Socket closed unexpectedly|read ECONNRESET)"\}$/);
-      assert.deepEqual([lost, rest], ['{"error": "redis lost"}', []]);
-    });
-
-    test('um Redis sem memória: uma resposta incompleta não passa por inteira', async () => {
-      const own = await start_redis();
-      const scene = await start_scene(own, brisk);
-      const gate = make_gate();
-      const handler: handler = async function* () {
-        yield 'antes';
-        await gate.passed;
-        yield 'depois';
-      };
-      const { log } = await start_kit(scene, handler, { redis: own.server });
-      const stream = open_stream(scene.proxy);
-      assert.equal(await stream.next(), 'antes');
+    for (const url of ['/waits', '/yields']) {
+      const stream = open_stream(scene.proxy, { path: url });
+      assert.equal(await stream.next(), '{"n":1}');
       const task = await next_names(scene);
-      await scene.db.configSet('maxmemory', '1');
-      gate.open();
-      await until('recusa no log', () => log.some((text) => /^tarefa deixada: .*OOM/.test(text)));
-      assert.equal(await scene.db.exists(task.task_key), 1); // o cliente lerá o erro de MAXTIME
+      assert.deepEqual(reached, []);
       stream.leave();
-    });
-
-    test('sem Redis o worker tenta para sempre, e obedece à ordem de parar', async () => {
-      const log: string[] = [];
-      const order = new AbortController();
-      const done = serve(async function* () {}, {
-        redis: `127.0.0.1:${await free_port()}`,
-        stop: order.signal,
-        log: (text) => log.push(text),
-      });
-      await until('queixa', () => log.some((text) => /^sem Redis: .*ECONNREFUSED/.test(text)));
-      order.abort();
-      await done;
-      assert.equal(log.length, 1);
-    });
-
-    test('o endereço vem em todas as formas de REDIS_SERVER, e a senha dada vence', async () => {
-      const socket = `${temp_dir()}/redis.sock`;
-      const locked = await start_redis(['--requirepass', 'c@rta:1', '--unixsocket', socket]);
-      const servers = [
-        `127.0.0.1:${locked.port}/1`,
-        `redis://:errada@127.0.0.1:${locked.port}/1`,
-        `redis://default@127.0.0.1:${locked.port}`,
-        `${socket}?db=1`,
-        `unix:${socket}?db=1`,
-        `unix://default:errada@${socket}`,
-      ];
-      for (const server of servers) {
-        const options = { redis: server, secret: 'c@rta:1' };
-        const { stop } = await start_kit({ channel: 'canal' }, async function* () {}, options);
-        await stop();
-      }
-      assert.equal(redis_url('[::1]:6380/2', ''), 'redis://[::1]:6380/2');
-      assert.equal(redis_url('rediss://h', 'x'), 'rediss://:x@h');
-      const file = path.join(temp_dir(), 'senha');
-      write_file(file, 'c@rta:1\n');
-      const args = ['--import', 'tsx', 'scripts/worker-example.ts', '-R', locked.server];
-      const env = { REDIS_PASSWORD_FILE: file };
-      const worker = start_program(process.execPath, args, env, root);
-      await worker.wait_for(/ouvindo ndjson_jobs/);
-      assert.equal(await worker.stop('SIGINT'), 0);
-    });
+      await until('finally', () => reached.pop() === url);
+      await until('fim no log do worker', () => log.at(-1) === `${task.uuid} interrompida`);
+      await see_tombstone(scene.db, task);
+    }
   });
 
-  describe('em shell', { concurrency: true }, () => {
-    test('cada linha do comando é uma da resposta; se ele falha, a última é um erro', async () => {
-      const scene = await start_scene(redis, brisk);
-      const echo = await start_shell(scene, 'cat; echo " 1 \\"a\\" * "; echo; echo ç');
-      const reply = await fetch_all(scene.proxy, { body: 'a\nb' });
-      const [text = '', ...lines] = reply.body.split('\n');
-      assert.equal(JSON.parse(text).body, 'a\nb');
-      assert.deepEqual(lines, [' 1 "a" * ', 'ç', '']);
-      const { uuid } = await next_names(scene);
-      assert.deepEqual(await scene.db.keys(`*${uuid}`), []);
-      assert.equal(await echo.stop('SIGTERM'), 0);
-      const fail = await start_shell(scene, 'echo 1; exit 3');
-      assert.equal((await fetch_all(scene.proxy)).body, '1\n{"error": "exit status 3"}\n');
-      assert.equal(await fail.stop('SIGINT'), 0);
-      assert.equal(echo.stderr() + fail.stderr(), '');
-      await see_listeners(scene.db, scene.channel, 1);
-    });
-
-    test('o cliente sai e o comando para; com SIGTERM a tarefa termina antes', async () => {
-      const scene = await start_scene(redis, brisk);
-      const file = path.join(temp_dir(), 'solta');
-      const forever = 'while echo n; do sleep 0.01; done';
-      const held = `echo 1; until [ -e ${file} ]; do sleep 0.01; done; echo 2`;
-      const command = `case $(cat) in *'"/forever"'*) ${forever} ;; *) ${held} ;; esac`;
-      const worker = await start_shell(scene, command);
-      const left = open_stream(scene.proxy, { path: '/forever' });
-      assert.equal(await left.next(), 'n');
-      const gone = await next_names(scene);
-      left.leave();
-      const stream = open_stream(scene.proxy);
-      assert.equal(await stream.next(), '1');
-      const exit = worker.stop('SIGTERM');
-      write_file(file, '');
-      assert.deepEqual(await stream.rest(), ['2']);
-      assert.equal(await exit, 0);
-      assert.equal(worker.stderr(), '');
-      await see_tombstone(scene.db, gone);
-    });
-
-    test('dois num canal: cada tarefa é atendida por um só', async () => {
-      const scene = await start_scene(redis, brisk);
-      for (const name of ['ana', 'rui']) await start_shell(scene, `echo ${name}; echo fim`);
-      const replies = Array.from({ length: 10 }, () => fetch_all(scene.proxy));
-      for (const { body } of await Promise.all(replies)) assert.match(body, /^(ana|rui)\nfim\n$/);
-    });
-
-    test('fala com o Redis por socket e com senha, e volta a ouvir quando ele volta', async () => {
-      const socket = `${temp_dir()}/redis.sock`;
-      const locks = ['--requirepass', 'certa', '--unixsocket', socket];
-      const own = await start_redis(locks);
-      const proxy = await start_proxy(own, ['-S', 'certa', '--failfast', 'on', ...brisk]);
-      const see_answer = () =>
-        until('resposta', async () => (await fetch_all(proxy)).body === 'ok\n', 25_000);
-      for (const server of [`redis://${own.server}`, `unix:${socket}?db=1`]) {
-        const env = { REDIS_SERVER: server, REDIS_PASSWORD: 'certa' };
-        const worker = start_program('sh', ['scripts/worker.sh', 'echo', 'ok'], env, root);
-        await see_answer();
-        if (server.startsWith('redis:')) await worker.stop();
+  test('o gerador espera por um cliente lento, e para se ele sai', async () => {
+    const scene = await start_scene(redis, ['--grace', '0', '-P', '60000']);
+    let [yielded, ended] = [0, false];
+    const forever: handler = async function* () {
+      try {
+        for (;;) yield { n: ++yielded };
+      } finally {
+        ended = true;
       }
-      await own.stop();
-      await start_redis(locks, { port: own.port, dir: own.dir });
-      await see_answer();
-    });
+    };
+    await start_kit(scene, forever, { backlog: 3 });
+    const stream = open_stream(scene.proxy);
+    assert.equal(await stream.next(), '{"n":1}'); // a outra só sai daqui a um minuto
+    const task = await next_names(scene);
+    await until('lista cheia', async () => (await scene.db.lLen(task.task_list)) === 3);
+    await delay(200); // dez olhadas na lista cheia
+    assert.equal(yielded, 4);
+    assert.equal(await scene.db.lLen(task.task_list), 3);
+    stream.leave();
+    await until('finally', () => ended);
+    await until('limpeza', async () => !(await scene.db.exists(task.task_key)));
+    await check_tombstone(scene.db, task);
+  });
 
-    test('sem comando diz o uso', async () => {
-      const worker = start_program('sh', ['scripts/worker.sh'], {}, root);
-      assert.equal(await worker.exited, 2);
-      assert.match(worker.stderr(), /^uso: sh scripts\/worker\.sh comando/);
+  test('a reserva leva o nome do worker e é renovada enquanto a tarefa roda', async () => {
+    const scene = await start_scene(redis, brisk);
+    const gate = make_gate();
+    const slow: handler = async function* () {
+      await gate.passed;
+      yield { n: 1 };
+    };
+    await start_kit(scene, slow, { name: 'ana', claim_ttl: 5 });
+    const stream = open_stream(scene.proxy);
+    const { uuid } = await next_names(scene);
+    const claim = `ndjson_claim_${uuid}`;
+    await until('reserva', async () => (await scene.db.get(claim)) === 'ana');
+    let left = await scene.db.pTTL(claim);
+    assert.ok(left > 0 && left <= 5000, `TTL ${left}`);
+    await until('renovação', async () => {
+      const before = left;
+      left = await scene.db.pTTL(claim);
+      return left > before;
     });
+    gate.open();
+    assert.deepEqual(await stream.rest(), ['{"n":1}']);
+  });
+});
+
+describe('várias tarefas e vários workers', { concurrency: true }, () => {
+  test('dois workers num canal: cada tarefa é atendida por um só', async () => {
+    const scene = await start_scene(redis, brisk);
+    const served: string[] = [];
+    const gate = make_gate();
+    const answer = (name: string): handler =>
+      async function* (task) {
+        served.push(task.uuid);
+        yield name;
+        if (task.url === '/hold') await gate.passed;
+        yield 'fim';
+      };
+    await start_kit(scene, answer('ana'), { tasks: 1 });
+    await start_kit(scene, answer('rui'), { tasks: 1 });
+    const held = [1, 2].map(() => open_stream(scene.proxy, { path: '/hold' }));
+    const names = await Promise.all(held.map((stream) => stream.next()));
+    assert.deepEqual(names.sort(), ['ana', 'rui']); // a segunda não esperou pela primeira
+    const quick = Array.from({ length: 40 }, () => fetch_all(scene.proxy));
+    gate.open();
+    for (const { body } of await Promise.all(quick)) assert.match(body, /^(ana|rui)\nfim\n$/);
+    for (const stream of held) assert.deepEqual(await stream.rest(), ['fim']);
+    assert.equal(served.length, 42);
+    assert.equal(new Set(served).size, 42);
+  });
+
+  test('acima do limite esperam sem reserva, e a que perdeu o cliente é deixada', async () => {
+    const scene = await start_scene(redis, brisk);
+    const running = new Map<string, ReturnType<typeof make_gate>>();
+    const begun: string[] = [];
+    const held: handler = async function* (task) {
+      const gate = make_gate();
+      running.set(task.url, gate);
+      begun.push(task.url);
+      await gate.passed;
+      yield task.url;
+      running.delete(task.url);
+    };
+    const { log } = await start_kit(scene, held, { tasks: 2 });
+    const open = async (url: string) => {
+      const stream = open_stream(scene.proxy, { path: url });
+      return { url, stream, task: await next_names(scene) };
+    };
+    const [a, b, c, d] = [await open('/a'), await open('/b'), await open('/c'), await open('/d')];
+    await until('duas em andamento', () => running.size === 2);
+    for (const { task } of [c, d]) {
+      assert.equal(await scene.db.exists(`ndjson_claim_${task.uuid}`), 0);
+    }
+    c.stream.leave();
+    await until('tarefa desfeita', async () => !(await scene.db.exists(c.task.task_key)));
+    running.get('/a')?.open();
+    assert.deepEqual(await a.stream.rest(), ['/a']);
+    await until('a vez de /d', () => running.has('/d'));
+    assert.deepEqual(begun, ['/a', '/b', '/d']);
+    for (const url of ['/b', '/d']) running.get(url)?.open();
+    for (const { url, stream } of [b, d]) assert.deepEqual(await stream.rest(), [url]);
+    await see_tombstone(scene.db, c.task);
+    assert.ok(log.every((text) => !text.includes(c.task.uuid)));
+  });
+
+  test('uma chave de outra instalação no mesmo canal é deixada', async () => {
+    const scene = await start_scene(redis, [...brisk, '-X', 'pedido:']);
+    const begun: string[] = [];
+    const note: handler = async function* (task) {
+      begun.push(task.task_key);
+      yield 'lida';
+    };
+    await start_kit(scene, note, { prefix: 'pedido:' });
+    await scene.db.set('alheia:1', '{}');
+    await scene.db.publish(scene.channel, 'alheia:1');
+    assert.equal((await fetch_all(scene.proxy)).body, 'lida\n');
+    assert.match(begun.join(), /^pedido:[^,]+$/);
+    assert.equal(await scene.db.del('alheia:1'), 1);
+  });
+
+  test('tasks que não é ao menos 1 é recusado', async () => {
+    const none: handler = async function* () {};
+    await assert.rejects(serve(none, { tasks: 0 }), /tasks: 0; ao menos 1/);
+  });
+});
+
+describe('a parada', { concurrency: true }, () => {
+  test('SIGTERM no meio de uma tarefa: ela termina, nada novo começa, e o código é 0', async () => {
+    const scene = await start_scene(redis, brisk);
+    const worker = await start_example(scene, ['--pause', '300']);
+    await see_listeners(scene.db, scene.channel, 2);
+    const stream = open_stream(scene.proxy);
+    assert.match((await stream.next()) ?? '', /"n":1,/);
+    worker.process.kill('SIGTERM');
+    await see_listeners(scene.db, scene.channel, 1);
+    const task = await next_names(scene);
+    assert.equal((await stream.rest()).length, 4);
+    assert.equal((await end_of(scene.proxy, task)).ending, 'done');
+    assert.equal(await exit_of(worker), 0);
+    assert.equal(worker.stderr(), '');
+  });
+
+  test('um segundo sinal mata na hora', async () => {
+    const scene = await start_scene(redis, brisk);
+    const worker = await start_example(scene, ['--pause', '60000']);
+    await see_listeners(scene.db, scene.channel, 2);
+    const stream = open_stream(scene.proxy);
+    await stream.next();
+    worker.process.kill('SIGINT');
+    await see_listeners(scene.db, scene.channel, 1);
+    worker.process.kill('SIGTERM');
+    assert.equal(await exit_of(worker), 128);
+    assert.equal(worker.process.signalCode, 'SIGTERM');
+    stream.leave();
+  });
+
+  test('o que não termina em `grace` ouve o signal, e o cliente lê uma linha de erro', async () => {
+    const scene = await start_scene(redis, brisk);
+    const ended: string[] = [];
+    const { stop } = await start_kit(scene, async function* (task, signal) {
+      try {
+        yield task.url;
+        if (task.url === '/deaf') await new Promise(() => {});
+        await aborted(signal);
+      } finally {
+        ended.push(task.url);
+      }
+    });
+    const streams = ['/listens', '/deaf'].map((url) => open_stream(scene.proxy, { path: url }));
+    for (const stream of streams) await stream.next();
+    await stop(); // nem o gerador surdo a segura
+    for (const stream of streams) {
+      assert.deepEqual(await stream.rest(), ['{"error":"worker stopping"}']);
+    }
+    for (const _ of streams) {
+      const task = await next_names(scene);
+      await end_of(scene.proxy, task);
+      assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
+    }
+    assert.deepEqual(ended, ['/listens']);
+  });
+});
+
+describe('o Redis', { concurrency: true }, () => {
+  test('conexões derrubadas se refazem, e a tarefa segue', async () => {
+    const own = await start_redis();
+    const scene = await start_scene(own, brisk);
+    const gate = make_gate();
+    const handler: handler = async function* (task) {
+      yield 'antes';
+      if (task.url === '/hold') await gate.passed;
+      yield 'depois';
+    };
+    const { log } = await start_kit(scene, handler, { redis: own.server });
+    const stream = open_stream(scene.proxy, { path: '/hold' });
+    assert.equal(await stream.next(), 'antes');
+    const admin = await connect_redis(own);
+    for (const type of ['pubsub', 'normal']) {
+      await admin.sendCommand(['CLIENT', 'KILL', 'TYPE', type, 'SKIPME', 'yes']);
+    }
+    await until('queda e volta', () => log.includes('o Redis voltou'));
+    gate.open();
+    assert.deepEqual(await stream.rest(), ['depois']);
+    await see_listeners(admin, scene.channel, 2);
+    assert.equal((await fetch_all(scene.proxy)).body, 'antes\ndepois\n');
+  });
+
+  test('um Redis que volta sem nada: a tarefa de antes para, a próxima é atendida', async () => {
+    const own = await start_redis();
+    const scene = await start_scene(own, brisk);
+    let ended = 0;
+    const handler: handler = async function* (task, signal) {
+      try {
+        yield task.url;
+        if (task.url === '/hold') await aborted(signal);
+      } finally {
+        ended += 1;
+      }
+    };
+    const { log } = await start_kit(scene, handler, { redis: own.server });
+    const stream = open_stream(scene.proxy, { path: '/hold' });
+    assert.equal(await stream.next(), '/hold');
+    await own.stop();
+    await until('queda no log', () => log.some((text) => text.startsWith('sem Redis: ')));
+    const again = await start_redis([], { port: own.port, dir: own.dir });
+    assert.deepEqual(await stream.rest(), ['{"error": "redis lost"}']);
+    await until('finally', () => ended === 1);
+    await see_listeners(await connect_redis(again), scene.channel, 2);
+    await until('proxy de volta', async () => {
+      return (await fetch_all(scene.proxy, { path: '/ping' })).status === 200;
+    });
+    assert.equal((await fetch_all(scene.proxy, { path: '/next' })).body, '/next\n');
+  });
+
+  test('de uma linha a caminho de um Redis que morre não se sabe: a resposta é um erro', async () => {
+    const durable = ['--appendonly', 'yes', '--appendfsync', 'always'];
+    const own = await start_redis(durable);
+    const scene = await start_scene(own, brisk);
+    const gate = make_gate();
+    const handler: handler = async function* () {
+      yield 'antes';
+      await gate.passed;
+      yield 'a caminho';
+      yield 'depois';
+    };
+    await start_kit(scene, handler, { redis: own.server });
+    const stream = open_stream(scene.proxy);
+    assert.equal(await stream.next(), 'antes');
+    await freeze_redis(own);
+    gate.open();
+    await delay(50); // a linha sai deste mesmo processo: muitas voltas do laço de eventos
+    await own.stop('SIGKILL');
+    await start_redis(durable, { port: own.port, dir: own.dir });
+    // se o worker termina antes que o proxy volte, o proxy acrescenta a queixa dele
+    const [error, lost = '{"error": "redis lost"}', ...rest] = await stream.rest();
+    assert.match(error ?? '', /^\{"error":"(Socket closed unexpectedly|read ECONNRESET)"\}$/);
+    assert.deepEqual([lost, rest], ['{"error": "redis lost"}', []]);
+  });
+
+  test('um Redis sem memória: uma resposta incompleta não passa por inteira', async () => {
+    const own = await start_redis();
+    const scene = await start_scene(own, brisk);
+    const gate = make_gate();
+    const handler: handler = async function* () {
+      yield 'antes';
+      await gate.passed;
+      yield 'depois';
+    };
+    const { log } = await start_kit(scene, handler, { redis: own.server });
+    const stream = open_stream(scene.proxy);
+    assert.equal(await stream.next(), 'antes');
+    const task = await next_names(scene);
+    await scene.db.configSet('maxmemory', '1');
+    gate.open();
+    await until('recusa no log', () => log.some((text) => /^tarefa deixada: .*OOM/.test(text)));
+    assert.equal(await scene.db.exists(task.task_key), 1); // o cliente lerá o erro de MAXTIME
+    stream.leave();
+  });
+
+  test('sem Redis o worker tenta para sempre, e obedece à ordem de parar', async () => {
+    const log: string[] = [];
+    const order = new AbortController();
+    const done = serve(async function* () {}, {
+      redis: `127.0.0.1:${await free_port()}`,
+      stop: order.signal,
+      log: (text) => log.push(text),
+    });
+    await until('queixa', () => log.some((text) => /^sem Redis: .*ECONNREFUSED/.test(text)));
+    order.abort();
+    await done;
+    assert.equal(log.length, 1);
+  });
+
+  test('o endereço vem em todas as formas de REDIS_SERVER, e a senha dada vence', async () => {
+    const socket = `${temp_dir()}/redis.sock`;
+    const locked = await start_redis(['--requirepass', 'c@rta:1', '--unixsocket', socket]);
+    const servers = [
+      `127.0.0.1:${locked.port}/1`,
+      `redis://:errada@127.0.0.1:${locked.port}/1`,
+      `redis://default@127.0.0.1:${locked.port}`,
+      `${socket}?db=1`,
+      `unix:${socket}?db=1`,
+      `unix://default:errada@${socket}`,
+    ];
+    for (const server of servers) {
+      const options = { redis: server, secret: 'c@rta:1' };
+      const { stop } = await start_kit({ channel: 'canal' }, async function* () {}, options);
+      await stop();
+    }
+    assert.equal(redis_url('[::1]:6380/2', ''), 'redis://[::1]:6380/2');
+    assert.equal(redis_url('rediss://h', 'x'), 'rediss://:x@h');
+    const file = path.join(temp_dir(), 'senha');
+    write_file(file, 'c@rta:1\n');
+    const args = ['--import', 'tsx', 'scripts/worker-example.ts', '-R', locked.server];
+    const env = { REDIS_PASSWORD_FILE: file };
+    const worker = start_program(process.execPath, args, env, root);
+    await worker.wait_for(/ouvindo ndjson_jobs/);
+    assert.equal(await worker.stop('SIGINT'), 0);
+  });
+});
+
+describe('em shell', { concurrency: true }, () => {
+  test('cada linha do comando é uma da resposta; se ele falha, a última é um erro', async () => {
+    const scene = await start_scene(redis, brisk);
+    const echo = await start_shell(scene, 'cat; echo " 1 \\"a\\" * "; echo; echo ç');
+    const reply = await fetch_all(scene.proxy, { body: 'a\nb' });
+    const [text = '', ...lines] = reply.body.split('\n');
+    assert.equal(JSON.parse(text).body, 'a\nb');
+    assert.deepEqual(lines, [' 1 "a" * ', 'ç', '']);
+    const { uuid } = await next_names(scene);
+    assert.deepEqual(await scene.db.keys(`*${uuid}`), []);
+    assert.equal(await echo.stop('SIGTERM'), 0);
+    const fail = await start_shell(scene, 'echo 1; exit 3');
+    assert.equal((await fetch_all(scene.proxy)).body, '1\n{"error": "exit status 3"}\n');
+    assert.equal(await fail.stop('SIGINT'), 0);
+    assert.equal(echo.stderr() + fail.stderr(), '');
+    await see_listeners(scene.db, scene.channel, 1);
+  });
+
+  test('o cliente sai e o comando para; com SIGTERM a tarefa termina antes', async () => {
+    const scene = await start_scene(redis, brisk);
+    const file = path.join(temp_dir(), 'solta');
+    const forever = 'while echo n; do sleep 0.01; done';
+    const held = `echo 1; until [ -e ${file} ]; do sleep 0.01; done; echo 2`;
+    const command = `case $(cat) in *'"/forever"'*) ${forever} ;; *) ${held} ;; esac`;
+    const worker = await start_shell(scene, command);
+    const left = open_stream(scene.proxy, { path: '/forever' });
+    assert.equal(await left.next(), 'n');
+    const gone = await next_names(scene);
+    left.leave();
+    const stream = open_stream(scene.proxy);
+    assert.equal(await stream.next(), '1');
+    const exit = worker.stop('SIGTERM');
+    write_file(file, '');
+    assert.deepEqual(await stream.rest(), ['2']);
+    assert.equal(await exit, 0);
+    assert.equal(worker.stderr(), '');
+    await see_tombstone(scene.db, gone);
+  });
+
+  test('dois num canal: cada tarefa é atendida por um só', async () => {
+    const scene = await start_scene(redis, brisk);
+    for (const name of ['ana', 'rui']) await start_shell(scene, `echo ${name}; echo fim`);
+    const replies = Array.from({ length: 10 }, () => fetch_all(scene.proxy));
+    for (const { body } of await Promise.all(replies)) assert.match(body, /^(ana|rui)\nfim\n$/);
+  });
+
+  test('fala com o Redis por socket e com senha, e volta a ouvir quando ele volta', async () => {
+    const socket = `${temp_dir()}/redis.sock`;
+    const locks = ['--requirepass', 'certa', '--unixsocket', socket];
+    const own = await start_redis(locks);
+    const proxy = await start_proxy(own, ['-S', 'certa', '--failfast', 'on', ...brisk]);
+    const see_answer = () =>
+      until('resposta', async () => (await fetch_all(proxy)).body === 'ok\n', 25_000);
+    for (const server of [`redis://${own.server}`, `unix:${socket}?db=1`]) {
+      const env = { REDIS_SERVER: server, REDIS_PASSWORD: 'certa' };
+      const worker = start_program('sh', ['scripts/worker.sh', 'echo', 'ok'], env, root);
+      await see_answer();
+      if (server.startsWith('redis:')) await worker.stop();
+    }
+    await own.stop();
+    await start_redis(locks, { port: own.port, dir: own.dir });
+    await see_answer();
+  });
+
+  test('sem comando diz o uso', async () => {
+    const worker = start_program('sh', ['scripts/worker.sh'], {}, root);
+    assert.equal(await worker.exited, 2);
+    assert.match(worker.stderr(), /^uso: sh scripts\/worker\.sh comando/);
   });
 });
