@@ -16,13 +16,13 @@ import {
   exit_of,
   fetch_all,
   type local_redis,
+  next_names,
   open_stream,
   see_tombstone,
   start_program,
   start_proxy,
   start_redis,
   start_scene,
-  task_named,
   temp_dir,
   until,
 } from '../harness';
@@ -56,16 +56,6 @@ async function start_kit(channel: string, env: NodeJS.ProcessEnv = {}) {
   const program = start_program(python, [path.join(__dirname, 'kit_worker.py')], all);
   await program.wait_for(new RegExp(`ouvindo ${channel}`));
   return { ...program, open: (name: string) => write_file(path.join(gates, name), '') };
-}
-
-/**
- * Espera a próxima tarefa anunciada numa cena, que já pode ter terminado.
- * @param scene a cena
- * @returns os nomes dela
- */
-async function next_names(scene: Awaited<ReturnType<typeof start_scene>>) {
-  const task_key = await until('tarefa anunciada', () => scene.worker.pending.shift());
-  return task_named(task_key.slice('ndjson_task_'.length));
 }
 
 describe('o kit em Python', { concurrency: true }, () => {
