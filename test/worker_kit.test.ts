@@ -351,14 +351,40 @@ describe('várias tarefas e vários workers', { concurrency: true }, () => {
 });
 
 describe('a parada', { concurrency: true }, () => {
-  test('SIGTERM no meio de uma tarefa: ela termina, nada novo começa, e o código é 0', async () => {
+  test('com a ordem de parar, o que roda termina; o que espera e o que chega ficam', async () => {
     const scene = await start_scene(redis, brisk);
-    const worker = await start_example(scene, ['--pause', '300']);
-    await see_listeners(scene.db, scene.channel, 2);
+    const gate = make_gate();
+    const held: handler = async function* (task) {
+      yield task.url;
+      await gate.passed;
+      yield 'fim';
+    };
+    const { stop } = await start_kit(scene, held, { tasks: 1, grace: 60_000 });
+    const running = open_stream(scene.proxy, { path: '/runs' });
+    assert.equal(await running.next(), '/runs');
+    const { uuid } = await next_names(scene);
+    const waiting = open_stream(scene.proxy);
+    const tasks = [await next_names(scene)];
+    const stopped = stop();
+    await see_listeners(scene.db, scene.channel, 1);
+    const late = open_stream(scene.proxy);
+    tasks.push(await next_names(scene));
+    gate.open();
+    assert.deepEqual(await running.rest(), ['fim']);
+    await stopped;
+    assert.deepEqual(await scene.db.keys(`*${uuid}`), []);
+    for (const task of tasks) {
+      assert.deepEqual(await scene.db.keys(`*${task.uuid}`), [task.task_key]); // e sem reserva
+    }
+    for (const stream of [waiting, late]) stream.leave();
+  });
+
+  test('SIGTERM no meio de uma tarefa: ela termina, e o código é 0', async () => {
+    const scene = await start_scene(redis, brisk);
+    const worker = await start_example(scene, ['--pause', '200']);
     const stream = open_stream(scene.proxy);
     assert.match((await stream.next()) ?? '', /"n":1,/);
     worker.process.kill('SIGTERM');
-    await see_listeners(scene.db, scene.channel, 1);
     const task = await next_names(scene);
     assert.equal((await stream.rest()).length, 4);
     assert.equal((await end_of(scene.proxy, task)).ending, 'done');
