@@ -458,6 +458,34 @@ export async function served(db: redis_client, command: string): Promise<number>
   return Number(new RegExp(`^cmdstat_${command}:calls=(\\d+)`, 'm').exec(info)?.[1] ?? 0);
 }
 
+/**
+ * Espera a próxima tarefa anunciada numa cena, que já pode ter terminado.
+ * @param where a cena
+ * @returns os nomes dela
+ */
+export async function next_names(
+  where: Awaited<ReturnType<typeof start_scene>>,
+): Promise<task_names> {
+  const task_key = await until('tarefa anunciada', () => where.worker.pending.shift());
+  return task_named(task_key.slice('ndjson_task_'.length));
+}
+
+/**
+ * Espera que o canal tenha tantos ouvintes; o worker da cena é um deles.
+ * @param db cliente do Redis
+ * @param channel o canal
+ * @param count quantos
+ */
+export async function see_listeners(
+  db: redis_client,
+  channel: string,
+  count: number,
+): Promise<void> {
+  await until(`${count} ouvintes`, async () => {
+    return Number((await db.pubSubNumSub(channel))[channel]) === count;
+  });
+}
+
 /** Muito mais que o tempo em que uma resposta do Redis dispensa o PING antes de uma tarefa. */
 export const stale_answer_ms = 50;
 

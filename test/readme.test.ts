@@ -324,6 +324,30 @@ describe('os workers de dez linhas', () => {
     assert.deepEqual(await client.keys('*'), []);
     assert.equal(worker.stderr(), '');
   });
+
+  test('os do kit atendem, em TypeScript e em shell', async () => {
+    const node = process.execPath;
+    const options = ['--import', 'tsx'];
+    const body = 'olá';
+    const expected: Record<string, unknown[]> = {
+      ts: [1, 2, 3].map((n) => ({ n, body })),
+      sh: [1, 2, 3].map((n) => ({ n })),
+    };
+    const started = [
+      start_manual_worker('ts', 'answer.mts', node, options, 'worker.ts'),
+      start_manual_worker('sh', 'answer.sh', 'sh', [], 'worker.sh'),
+    ];
+    for (const [index, language] of ['ts', 'sh'].entries()) {
+      const { proxy, worker, client } = (await started[index]) ?? assert.fail();
+      const lines = (await fetch_all(proxy, { body })).body.trimEnd().split('\n');
+      assert.deepEqual(
+        lines.map((line) => JSON.parse(line)),
+        expected[language],
+      );
+      assert.deepEqual(await client.keys('*'), []);
+      assert.equal(worker.stderr(), '');
+    }
+  });
 });
 
 test('um usuário do Redis só com os comandos do manual basta', async () => {

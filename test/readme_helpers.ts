@@ -5,6 +5,7 @@
 
 import assert from 'node:assert/strict';
 import {
+  copyFileSync as copy_file,
   symlinkSync as link,
   readFileSync as read_file,
   writeFileSync as write_file,
@@ -29,6 +30,13 @@ export type manual = {
 };
 
 const root = path.join(__dirname, '..');
+
+/** O que só há, em cada linguagem, no worker do manual que usa o kit. */
+const kit_marks: Record<string, string> = {
+  ts: "from './worker.ts'",
+  python: 'from worker import',
+  sh: 'sh worker.sh',
+};
 
 /**
  * Separa as células de uma linha de tabela.
@@ -82,11 +90,13 @@ export function code_spans(text: string): string[] {
  * @param file o manual
  * @param language linguagem do bloco: "ts", "python" ou "sh"
  * @param port porta do Redis, no lugar de 6379
+ * @param kit nome do arquivo do kit que ele usa; vazio se é o que não usa nenhum
  * @returns o código
  */
-export function worker_code(file: string, language: string, port: number): string {
+export function worker_code(file: string, language: string, port: number, kit = ''): string {
+  const mark = kit ? kit_marks[language] : 'subscribe';
   const found = read_manual(file).blocks.filter(
-    (block) => block.language === language && block.text.includes('subscribe'),
+    (block) => block.language === language && block.text.includes(mark ?? kit),
   );
   assert.equal(found.length, 1, `${file}: ${found.length} workers em ${language}`);
   const code = found[0]?.text ?? '';
@@ -102,6 +112,7 @@ export function worker_code(file: string, language: string, port: number): strin
  * @param file_name nome com que o código é salvo
  * @param command o executável
  * @param args argumentos antes do arquivo
+ * @param kit o arquivo do kit a pôr ao lado dele, por exemplo "worker.ts"; vazio se não usa
  * @returns o proxy, o worker e um cliente do Redis
  */
 export async function start_manual_worker(
@@ -109,13 +120,15 @@ export async function start_manual_worker(
   file_name: string,
   command: string,
   args: string[] = [],
+  kit = '',
 ) {
   const redis = await start_redis();
   const proxy = await start_proxy(redis);
   const client = await connect_redis(redis);
   const dir = temp_dir();
   link(path.join(root, 'node_modules'), path.join(dir, 'node_modules'));
-  write_file(path.join(dir, file_name), worker_code('README.md', language, redis.port));
+  if (kit) copy_file(path.join(root, 'scripts', kit), path.join(dir, kit));
+  write_file(path.join(dir, file_name), worker_code('README.md', language, redis.port, kit));
   const worker = start_program(command, [...args, file_name], {}, dir, true);
   on_stop(async () => {
     if (worker.process.exitCode === null) process.kill(-(worker.process.pid ?? 0), 'SIGKILL');

@@ -1,5 +1,6 @@
 /*
- * O worker de dez linhas em Python do README, com a redis-py do Debian, contra o proxy de verdade.
+ * Os workers em Python do README, com e sem o kit, com a redis-py do Debian, contra o proxy de
+ * verdade.
  */
 
 import assert from 'node:assert/strict';
@@ -7,18 +8,25 @@ import { test } from 'node:test';
 import { fetch_all } from '../harness';
 import { start_manual_worker } from '../readme_helpers';
 
-test('o worker de dez linhas em Python atende', async () => {
-  const python = '/usr/bin/python3';
-  const { proxy, worker, client } = await start_manual_worker('python', 'worker.py', python);
-  for (const body of ['olá', '{"b": 2}']) {
-    const reply = await fetch_all(proxy, { body });
-    const lines = reply.body.trimEnd().split('\n');
-    const expected = [1, 2, 3].map((n) => ({ n, body }));
-    assert.deepEqual(
-      lines.map((line) => JSON.parse(line)),
-      expected,
-    );
-  }
-  assert.deepEqual(await client.keys('*'), []);
-  assert.equal(worker.stderr(), '');
-});
+const examples = [
+  { title: 'o worker de dez linhas em Python atende', file: 'worker.py', kit: '' },
+  { title: 'o do kit em Python também', file: 'answer.py', kit: 'worker.py' },
+];
+
+for (const { title, file, kit } of examples) {
+  test(title, async () => {
+    const python = '/usr/bin/python3';
+    const { proxy, worker, client } = await start_manual_worker('python', file, python, [], kit);
+    for (const body of ['olá', '{"b": 2}']) {
+      const reply = await fetch_all(proxy, { body });
+      const lines = reply.body.trimEnd().split('\n');
+      const expected = [1, 2, 3].map((n) => ({ n, body }));
+      assert.deepEqual(
+        lines.map((line) => JSON.parse(line)),
+        expected,
+      );
+    }
+    assert.deepEqual(await client.keys('*'), []);
+    assert.equal(worker.stderr(), '');
+  });
+}

@@ -1,0 +1,193 @@
+/*
+ * O kit do worker em Python (scripts/worker.py), com a redis-py do Debian, contra o proxy e o Redis
+ * de verdade. O worker é kit_worker.py; o teste abre as portas dele criando arquivos.
+ */
+
+import assert from 'node:assert/strict';
+import { writeFileSync as write_file } from 'node:fs';
+import path from 'node:path';
+import { before, describe, test } from 'node:test';
+import {
+  brisk,
+  check_tombstone,
+  connect_redis,
+  delay,
+  end_of,
+  exit_of,
+  fetch_all,
+  type local_redis,
+  next_names,
+  open_stream,
+  see_tombstone,
+  start_program,
+  start_proxy,
+  start_redis,
+  start_scene,
+  temp_dir,
+  until,
+} from '../harness';
+
+/** O Python do sistema; outro, por exemplo com uma redis-py mais nova, pela variável PYTHON. */
+const python = process.env.PYTHON || '/usr/bin/python3';
+
+const kit = path.join(__dirname, '../../scripts');
+
+let redis: local_redis;
+
+before(async () => {
+  redis = await start_redis();
+});
+
+/**
+ * Põe um worker do kit num canal, e espera que ele o ouça.
+ * @param channel o canal
+ * @param env variáveis a mais; NAME é a última linha de cada resposta
+ * @returns o programa; `open`: abre uma porta
+ */
+async function start_kit(channel: string, env: NodeJS.ProcessEnv = {}) {
+  const gates = temp_dir();
+  const all = {
+    PYTHONPATH: kit,
+    GATES: gates,
+    REDIS_SERVER: redis.server,
+    REDIS_CHANNEL: channel,
+    ...env,
+  };
+  const program = start_program(python, [path.join(__dirname, 'kit_worker.py')], all);
+  await program.wait_for(new RegExp(`ouvindo ${channel}`));
+  return { ...program, open: (name: string) => write_file(path.join(gates, name), '') };
+}
+
+describe('o kit em Python', { concurrency: true }, () => {
+  test('cada yield chega na sua vez, head() escolhe o status, e nada sobra', async () => {
+    const scene = await start_scene(redis, brisk);
+    const worker = await start_kit(scene.channel);
+    const stream = open_stream(scene.proxy, { path: '/gates', body: 'olá' });
+    const task = await next_names(scene);
+    for (const n of [1, 2, 3]) {
+      assert.equal(await scene.db.exists(task.task_list), 0);
+      worker.open(String(n));
+      assert.deepEqual(JSON.parse((await stream.next()) ?? ''), { n, body: 'olá' });
+    }
+    assert.deepEqual(await stream.rest(), [' um texto vai como está ', 'fim']);
+    assert.equal((await end_of(scene.proxy, task)).ending, 'done');
+    assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
+    const ask = () => fetch_all(scene.proxy, { path: '/head' });
+    let reply = await ask();
+    // numa máquina carregada a primeira cabeça pode passar de 1 s
+    for (let n = 1; n < 10 && reply.status === 200; n += 1) reply = await ask();
+    assert.equal(reply.status, 404);
+    assert.equal(reply.headers['x-reason'], 'no such order');
+    assert.equal(worker.stderr(), '');
+  });
+
+  test('uma exceção vira uma linha de erro, e a resposta termina', async () => {
+    const scene = await start_scene(redis, brisk);
+    const worker = await start_kit(scene.channel);
+    const expected: Record<string, RegExp> = {
+      '/raise': /^acabou o "papel"\n$/,
+      '/circular': /Circular reference/,
+      '/object': /not JSON serializable/,
+      '/nan': /not JSON compliant/,
+    };
+    for (const [url, message] of Object.entries(expected)) {
+      const { body } = await fetch_all(scene.proxy, { path: url });
+      const [first, second = '', ...rest] = body.split('\n');
+      assert.deepEqual([first, rest], ['{"n": 1}', ['']], url);
+      assert.match(JSON.parse(second).error, message);
+      await worker.wait_for(new RegExp(`finally ${url}\n`));
+      const task = await next_names(scene);
+      assert.equal((await end_of(scene.proxy, task)).ending, 'done');
+      assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
+    }
+    assert.match(worker.stderr(), /RuntimeError: acabou/);
+  });
+
+  test('o cliente sai: gone() diz, o próximo yield não volta, e só fica o que expira', async () => {
+    const scene = await start_scene(redis, brisk);
+    const worker = await start_kit(scene.channel);
+    for (const url of ['/gone', '/forever']) {
+      const stream = open_stream(scene.proxy, { path: url });
+      await stream.next();
+      stream.leave();
+      await worker.wait_for(new RegExp(`finally ${url}\n`));
+      await see_tombstone(scene.db, await next_names(scene));
+    }
+    assert.equal(worker.stderr(), '');
+  });
+
+  test('o gerador espera por um cliente lento', async () => {
+    const scene = await start_scene(redis, ['--grace', '0', '-P', '60000']);
+    const worker = await start_kit(scene.channel, { BACKLOG: '3' });
+    const stream = open_stream(scene.proxy, { path: '/forever' });
+    await stream.next(); // a outra só sai daqui a um minuto
+    const task = await next_names(scene);
+    await until('lista cheia', async () => (await scene.db.lLen(task.task_list)) === 3);
+    await delay(200); // dez olhadas na lista cheia
+    assert.equal(worker.stdout().match(/^yield/gm)?.length, 4);
+    stream.leave();
+    await worker.wait_for(/finally/);
+    await until('limpeza', async () => !(await scene.db.exists(task.task_key)));
+    await check_tombstone(scene.db, task);
+  });
+
+  test('dois workers num canal: cada tarefa é atendida por um só', async () => {
+    const scene = await start_scene(redis, brisk);
+    const workers = await Promise.all(
+      ['ana', 'rui'].map((name) => start_kit(scene.channel, { NAME: name })),
+    );
+    const held = [1, 2].map(() => open_stream(scene.proxy, { path: '/hold' }));
+    for (const stream of held) assert.equal(await stream.next(), '{"n": 1}');
+    const waiting = open_stream(scene.proxy);
+    const names = [await next_names(scene), await next_names(scene), await next_names(scene)];
+    assert.equal(await scene.db.exists(`ndjson_claim_${names[2]?.uuid}`), 0);
+    for (const worker of workers) worker.open('hold');
+    const ends = await Promise.all(held.map((stream) => stream.rest()));
+    assert.deepEqual(ends.map(([, name]) => name).sort(), ['ana', 'rui']);
+    assert.equal((await waiting.rest()).length, 1);
+    const replies = Array.from({ length: 20 }, () => fetch_all(scene.proxy));
+    for (const { body } of await Promise.all(replies)) assert.match(body, /^(ana|rui)\n$/);
+  });
+
+  test('SIGTERM: a tarefa termina e o código é 0; depois de grace, uma linha de erro', async () => {
+    const scene = await start_scene(redis, brisk);
+    const ends = {
+      '10000': ['{"n": 2}', 'fim'],
+      '0': ['{"n": 2}', '{"error": "worker stopping"}'],
+    };
+    for (const [grace, rest] of Object.entries(ends)) {
+      const worker = await start_kit(scene.channel, { GRACE: grace });
+      const stream = open_stream(scene.proxy, { path: '/hold' });
+      await stream.next();
+      worker.process.kill('SIGTERM');
+      worker.open('hold');
+      assert.deepEqual(await stream.rest(), rest);
+      assert.equal(await exit_of(worker), 0);
+      assert.equal(worker.stderr(), '');
+      const task = await next_names(scene);
+      assert.equal((await end_of(scene.proxy, task)).ending, 'done');
+      assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
+    }
+  });
+
+  test('um Redis que volta sem nada: a tarefa de antes para, a próxima é atendida', async () => {
+    const own = await start_redis();
+    const proxy = await start_proxy(own, brisk);
+    const worker = await start_kit('ndjson_jobs', { REDIS_SERVER: own.server });
+    const stream = open_stream(proxy, { path: '/hold' });
+    await stream.next();
+    await own.stop();
+    worker.open('hold');
+    await worker.wait_for(/sem Redis: /);
+    const again = await start_redis([], { port: own.port, dir: own.dir });
+    assert.deepEqual(await stream.rest(), ['{"error": "redis lost"}']);
+    await worker.wait_for(/finally/);
+    await worker.wait_for(/(ouvindo[\s\S]*){2}/);
+    await until('proxy de volta', async () => {
+      return (await fetch_all(proxy, { path: '/ping' })).status === 200;
+    });
+    assert.equal((await fetch_all(proxy)).body, 'fim\n');
+    const db = await connect_redis(again);
+    assert.equal((await db.pubSubNumSub('ndjson_jobs')).ndjson_jobs, 1);
+  });
+});
