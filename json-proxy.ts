@@ -3784,4 +3784,7 @@ async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
   }
 }
 
-if (require.main === module) void main(process.argv.slice(2), process.env);
+/** No binário único o cluster repete o nome do programa antes dos argumentos dos outros processos. */
+const first_argument = cluster.isWorker && __filename === process.execPath ? 3 : 2;
+
+if (require.main === module) void main(process.argv.slice(first_argument), process.env);

@@ -7,6 +7,7 @@
 #   sh scripts/setup.sh python            python3 e redis-py, para test:extra
 #   sh scripts/setup.sh network           ip e tc, para test:extra; só no Linux
 #   sh scripts/setup.sh openssl           o comando openssl, para test:extra
+#   sh scripts/setup.sh systemd           systemd-analyze e systemd, para test:extra; só no Linux
 #   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/.."
@@ -67,6 +68,13 @@ ensure_openssl() {
   apt_install "apt-get install openssl (Debian) ou dnf install openssl (Fedora)" openssl
 }
 
+# Instala o systemd, sem que ele passe a rodar; nos outros sistemas os testes dele são pulados.
+ensure_systemd() {
+  [ "$(uname)" = Linux ] || return 0
+  command -v systemd-analyze >/dev/null && return
+  apt_install "apt-get install systemd (Debian); noutras, só onde o sistema já é o systemd" systemd
+}
+
 # Instala os concorrentes que o bench sabe medir, sem que nenhum serviço suba por isso.
 ensure_peers() {
   command -v webdis >/dev/null && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] && return
@@ -88,10 +96,11 @@ for part in "$@"; do
     python) ensure_python ;;
     network) ensure_network ;;
     openssl) ensure_openssl ;;
+    systemd) ensure_systemd ;;
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl peers" >&2
+openssl systemd peers" >&2
       exit 2
       ;;
   esac
