@@ -3784,7 +3784,7 @@ async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
   }
 }
 
-/** No binário único o cluster repete o nome do programa antes dos argumentos dos outros processos. */
+/** No binário único o cluster põe o nome do programa antes dos argumentos de cada processo. */
 const first_argument = cluster.isWorker && __filename === process.execPath ? 3 : 2;
 
 if (require.main === module) void main(process.argv.slice(first_argument), process.env);

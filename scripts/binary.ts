@@ -29,7 +29,7 @@ async function prepare_program(): Promise<Buffer> {
   const [main, output] = [path.join(dir, 'json-proxy.js'), path.join(dir, 'program.blob')];
   await build_program(main);
   const config = path.join(dir, 'sea.json');
-  const options = { main, output, disableExperimentalSEAWarning: true, useCodeCache: true };
+  const options = { main, output, disableExperimentalSEAWarning: true };
   write_file(config, JSON.stringify(options));
   run(process.execPath, ['--experimental-sea-config', config], { stdio: 'pipe' });
   return read_file(output);
