@@ -47,6 +47,7 @@ DefaultDependencies=no
 After=systemd-journald.service
 [Service]
 Type=oneshot
+TimeoutStartSec=60
 StandardOutput=file:/mnt/log
 StandardError=inherit
 ExecStart=/bin/sh /mnt/script
@@ -78,7 +79,17 @@ cgroups=$(findmnt -n -t cgroup2 -o TARGET | head -n 1)
 [ -n "$cgroups" ] || cannot 'não há cgroup v2'
 cgroup=$cgroups/json-proxy-$$
 mkdir "$cgroup" || cannot 'o cgroup foi recusado'
-trap 'find "$cgroup" -depth -type d -exec rmdir {} +' EXIT
 here=$(readlink -f "$0")
 sh -c "echo \$\$ >$cgroup/cgroup.procs && exec unshare --mount --pid --fork --uts --ipc --cgroup \
-  --net --kill-child sh $here $1 inside"
+  --net --kill-child sh $here $1 inside" &
+inside=$!
+
+# Derruba o que ainda roda, espera, e remove o cgroup.
+clean() {
+  kill -KILL $inside 2>/dev/null || :
+  wait $inside || :
+  until find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null; do sleep 0.1; done
+}
+trap clean EXIT
+trap 'exit 1' TERM INT
+wait $inside

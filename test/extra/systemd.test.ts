@@ -1,6 +1,6 @@
 /*
- * O serviço do systemd: conferido por systemd-analyze, e rodando com todas as suas restrições sob um
- * systemd de verdade, que sobe isolado (boot_systemd.sh) e roda systemd_guest.sh.
+ * O serviço do systemd: conferido por systemd-analyze, e rodando com todas as suas restrições sob
+ * um systemd de verdade, que sobe isolado (boot_systemd.sh) e roda systemd_guest.sh.
  */
 
 import assert from 'node:assert/strict';
