@@ -8,6 +8,7 @@
 #   sh scripts/setup.sh network           ip e tc, para test:extra; só no Linux
 #   sh scripts/setup.sh openssl           o comando openssl, para test:extra
 #   sh scripts/setup.sh systemd           systemd-analyze e systemd, para test:extra; só no Linux
+#   sh scripts/setup.sh busybox           o wget das imagens do Docker, para test:extra
 #   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/.."
@@ -75,6 +76,12 @@ ensure_systemd() {
   apt_install "apt-get install systemd (Debian); noutras, só onde o sistema já é o systemd" systemd
 }
 
+# Instala o busybox, cujo wget é o das imagens alpine.
+ensure_busybox() {
+  command -v busybox >/dev/null && return
+  apt_install "apt-get install busybox (Debian), dnf install busybox (Fedora)" busybox
+}
+
 # Instala os concorrentes que o bench sabe medir, sem que nenhum serviço suba por isso.
 ensure_peers() {
   command -v webdis >/dev/null && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] && return
@@ -97,10 +104,11 @@ for part in "$@"; do
     network) ensure_network ;;
     openssl) ensure_openssl ;;
     systemd) ensure_systemd ;;
+    busybox) ensure_busybox ;;
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl systemd peers" >&2
+openssl systemd busybox peers" >&2
       exit 2
       ;;
   esac
