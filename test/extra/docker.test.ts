@@ -1,6 +1,6 @@
 /*
- * O Dockerfile e o compose.yaml sem Docker: cada passo da imagem é executado numa pasta, com o que o
- * .dockerignore deixa passar, e os comandos do compose rodam como processos comuns.
+ * O Dockerfile e o compose.yaml sem Docker: cada passo da imagem é executado numa pasta, com o que
+ * o .dockerignore deixa passar, e os comandos do compose rodam como processos comuns.
  */
 
 import assert from 'node:assert/strict';
