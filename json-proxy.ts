@@ -4479,7 +4479,11 @@ async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
     if (!(error instanceof usage_error)) throw error;
     process.stderr.write(`json-proxy: ${error.message.replace(/[\x00-\x1f\x7f]+/g, ' ')}\n`);
     process.exitCode = usage_exit_code;
+    if (cluster.isWorker) process.disconnect(); // o canal com o supervisor o manteria vivo
   }
 }
 
-if (require.main === module) void main(process.argv.slice(2), process.env);
+/** No binário único o cluster põe o nome do programa antes dos argumentos de cada processo. */
+const first_argument = cluster.isWorker && __filename === process.execPath ? 3 : 2;
+
+if (require.main === module) void main(process.argv.slice(first_argument), process.env);

@@ -3,7 +3,7 @@
  * livres, faz um pedido e mostra cada linha com o instante em que chegou.
  *
  *   npm run demo
- *   npm run demo -- --program caminho/json-proxy.js     usa um arquivo já montado
+ *   npm run demo -- --program caminho/json-proxy.js     usa um arquivo já montado, ou o binário
  */
 
 import path from 'node:path';
@@ -15,13 +15,12 @@ const { values } = parse_args({ options: { program: { type: 'string' } } });
 
 /**
  * Dá o programa a demonstrar: o indicado, ou um montado na hora numa pasta vazia.
- * @returns caminho de json-proxy.js
+ * @returns o comando que o roda
  */
-async function program_file(): Promise<string> {
-  if (values.program) return path.resolve(values.program);
-  const outfile = path.join(temp_dir(), 'json-proxy.js');
-  await build_program(outfile);
-  return outfile;
+async function program_command(): Promise<[string, ...string[]]> {
+  const file = path.resolve(values.program ?? path.join(temp_dir(), 'json-proxy.js'));
+  if (!values.program) await build_program(file);
+  return file.endsWith('.js') ? [process.execPath, file] : [file];
 }
 
 /**
@@ -55,8 +54,9 @@ async function show_stream(url: string): Promise<number> {
 async function main(): Promise<number> {
   const redis = await start_redis();
   console.log(`Redis   ${redis.server} (só desta demonstração)`);
-  const args = [await program_file(), '-p', '0', '--host', '127.0.0.1', '-R', redis.server];
-  const proxy = start_program(process.execPath, args);
+  const [executable, ...args] = await program_command();
+  args.push('-p', '0', '--host', '127.0.0.1', '-R', redis.server);
+  const proxy = start_program(executable, args);
   const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n/);
   console.log(`proxy   ${url}`);
   const worker_file = path.join(__dirname, 'worker-example.ts');

@@ -9,6 +9,8 @@
 #   sh scripts/setup.sh openssl           o comando openssl, para test:extra
 #   sh scripts/setup.sh prometheus        promtool e o prometheus, para test:extra
 #   sh scripts/setup.sh chromium          um Chromium sem janela, para test:extra; só com o apt
+#   sh scripts/setup.sh systemd           systemd-analyze e systemd, para test:extra; só no Linux
+#   sh scripts/setup.sh busybox           o wget das imagens do Docker, para test:extra
 #   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/.."
@@ -95,6 +97,19 @@ ensure_prometheus() {
   apt_install "apt-get install prometheus (Debian) ou brew install prometheus (macOS)" prometheus
 }
 
+# Instala o systemd, sem que ele passe a rodar; nos outros sistemas os testes dele são pulados.
+ensure_systemd() {
+  [ "$(uname)" = Linux ] || return 0
+  command -v systemd-analyze >/dev/null && return
+  apt_install "apt-get install systemd (Debian); noutras, só onde o sistema já é o systemd" systemd
+}
+
+# Instala o busybox, cujo wget é o das imagens alpine.
+ensure_busybox() {
+  command -v busybox >/dev/null && return
+  apt_install "apt-get install busybox (Debian), dnf install busybox (Fedora)" busybox
+}
+
 # Instala os concorrentes que o bench sabe medir.
 ensure_peers() {
   command -v webdis >/dev/null && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] && return
@@ -113,10 +128,13 @@ for part in "$@"; do
     openssl) ensure_openssl ;;
     prometheus) ensure_prometheus ;;
     chromium) ensure_chromium ;;
+    systemd) ensure_systemd ;;
+    busybox) ensure_busybox ;;
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl prometheus chromium peers" >&2
+openssl prometheus chromium systemd \
+busybox peers" >&2
       exit 2
       ;;
   esac

@@ -7,6 +7,7 @@ import assert from 'node:assert/strict';
 import {
   readdirSync as list_dir,
   readFileSync as read_file,
+  renameSync as rename,
   writeFileSync as write_file,
 } from 'node:fs';
 import { availableParallelism as available_parallelism } from 'node:os';
@@ -475,6 +476,21 @@ const dying: Record<string, () => Promise<void>> = {
     assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
     assert.equal(await proxy.stop(), 0);
   },
+
+  'substituto que não entende as configurações: sai, e outro serve quando elas voltam':
+    async () => {
+      const file = path.join(temp_dir(), 'chaves');
+      write_file(file, 'chave');
+      const proxy = await start_proxy(redis, ['-w', '2', '--api-key-file', file]);
+      const second = await pid_of(proxy, 2);
+      rename(file, `${file}.fora`);
+      process.kill(second, 'SIGKILL');
+      await proxy.wait_for(/ process_died worker=2 code=2 pause=200\n/);
+      rename(`${file}.fora`, file);
+      await pid_of(proxy, 2, 2);
+      assert.match(proxy.stderr(), /^json-proxy: API_KEY_FILE .* inválido: /m);
+      assert.equal(await proxy.stop(), 0);
+    },
 
   'a pausa recomeça depois que um substituto viveu bastante': async () => {
     const preload = path.join(temp_dir(), 'clock.cjs');

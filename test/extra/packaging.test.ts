@@ -1,0 +1,151 @@
+/*
+ * O que se entrega além do arquivo: o binário com o Node dentro, e o pacote do npm instalado sem
+ * rede numa pasta vazia. Cada um roda de verdade, contra um Redis de verdade.
+ */
+
+import assert from 'node:assert/strict';
+import { execFileSync as run } from 'node:child_process';
+import { copyFileSync as copy_file, readdirSync as list_dir } from 'node:fs';
+import path from 'node:path';
+import { before, describe, test } from 'node:test';
+import { version } from '../../json-proxy';
+import { build_binary } from '../../scripts/binary';
+import { embed_program } from '../../scripts/elf';
+import { install_package, pack_project } from '../../scripts/package';
+import {
+  begin,
+  fetch_all,
+  type local_redis,
+  type proxy,
+  start_program,
+  start_redis,
+  start_worker,
+  temp_dir,
+  until,
+} from '../harness';
+
+const binary = path.join(temp_dir(), 'json-proxy');
+let redis: local_redis;
+
+before(async () => {
+  redis = await start_redis();
+  await build_binary(binary);
+});
+
+/**
+ * Sobe um programa instalado, numa pasta vazia, e espera que atenda.
+ * @param command o programa
+ * @param channel canal só dele
+ * @param args argumentos a mais
+ * @param env variáveis de ambiente a mais
+ * @returns o proxy
+ */
+async function start_installed(
+  command: string,
+  channel: string,
+  args: string[] = [],
+  env: NodeJS.ProcessEnv = {},
+): Promise<proxy> {
+  const basics = ['-p', '0', '--host', '127.0.0.1', '-R', redis.server, '-C', channel];
+  const program = start_program(command, [...basics, ...args], env, temp_dir());
+  const [, url = '', port = ''] = await program.wait_for(/ listen url=(http:\/\/\S+?:(\d+))\n/);
+  return { ...program, url, port: Number(port) };
+}
+
+/**
+ * Confere que um proxy transmite as linhas uma a uma, e que nada sobra no Redis.
+ * @param proxy o proxy
+ * @param channel o canal dele
+ */
+async function check_stream(proxy: proxy, channel: string): Promise<void> {
+  const worker = await start_worker(redis, channel);
+  const { stream, task } = await begin(proxy, worker, ['{"n": 1}', '{"n": 2}']);
+  await worker.client.del(task.task_key);
+  assert.deepEqual(await stream.rest(), []);
+  await proxy.wait_for(new RegExp(` end task=${task.uuid} ending=done status=200 lines=2 `));
+  assert.deepEqual(await worker.client.keys(`*${task.uuid}`), []);
+}
+
+/**
+ * Espera os processos que atendem.
+ * @param proxy o proxy
+ * @param count quantos já devem ter ficado prontos, desde o começo
+ * @returns o pid de cada um
+ */
+function ready_processes(proxy: proxy, count: number): Promise<number[]> {
+  return until(`${count} processos prontos`, () => {
+    const found = [...proxy.stdout().matchAll(/ process_ready worker=\d pid=(\d+)\n/g)];
+    return found.length < count ? undefined : found.map(([, pid]) => Number(pid));
+  });
+}
+
+describe('o binário', () => {
+  test('diz a versão, sem Node no PATH, sozinho numa pasta vazia', () => {
+    const dir = temp_dir();
+    copy_file(binary, path.join(dir, 'json-proxy'));
+    const options = { cwd: dir, encoding: 'utf8' as const, env: { PATH: dir } };
+    assert.equal(run('json-proxy', ['--version'], options), `${version}\n`);
+    assert.match(run('./json-proxy', ['--help'], options), /HTTP_PORT/);
+    assert.deepEqual(list_dir(dir), ['json-proxy']);
+  });
+
+  test('transmite um fluxo e para com 0, sem nada em stderr', async () => {
+    const proxy = await start_installed(binary, 'canal_binario', ['-P', '0']);
+    await check_stream(proxy, 'canal_binario');
+    assert.equal(await proxy.stop(), 0);
+    assert.equal(proxy.stderr(), '');
+  });
+
+  test('recusa um argumento desconhecido com 2', async () => {
+    const program = start_program(binary, ['--porta', '1']);
+    assert.equal(await program.exited, 2);
+    assert.match(program.stderr(), /^json-proxy: opção desconhecida: --porta; /);
+  });
+
+  for (const how of ['argumento', 'ambiente']) {
+    test(`com dois processos, pedidos por ${how}, atende, troca o que morre e para`, async () => {
+      const channel = `canal_${how}`;
+      const [args, env] = how === 'argumento' ? [['-w', '2'], {}] : [[], { WORKERS: '2' }];
+      const proxy = await start_installed(binary, channel, args, env);
+      const pids = await ready_processes(proxy, 2);
+      await check_stream(proxy, channel);
+      await check_stream(proxy, channel); // o cluster reparte em turnos: o outro processo
+      assert.match(proxy.stdout(), / end task=\S+ .* worker=1\n/);
+      assert.match(proxy.stdout(), / end task=\S+ .* worker=2\n/);
+      process.kill(pids[0] ?? 0, 'SIGKILL');
+      await ready_processes(proxy, 3);
+      assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+      assert.equal(await proxy.stop(), 0);
+      const complaints = proxy.stderr().trimEnd().split('\n');
+      assert.equal(complaints.length, 1, proxy.stderr());
+      assert.match(complaints[0] ?? '', / process_died worker=\d signal=SIGKILL pause=100$/);
+    });
+  }
+
+  test('não se faz de um executável que não serve', () => {
+    const blob = Buffer.from('programa');
+    assert.throws(() => embed_program(Buffer.from('#!/bin/sh\n'), blob), /só executáveis do Linux/);
+    const elf = Buffer.alloc(4096);
+    elf.write('\x7fELF\x02\x01', 'latin1');
+    assert.throws(() => embed_program(elf, blob), /este Node não pode levar um programa/);
+  });
+});
+
+describe('o pacote do npm', () => {
+  test('leva só o programa e os manuais, instala-se sem rede, e roda', async () => {
+    const tarball = pack_project();
+    const listed = run('tar', ['-tzf', tarball], { encoding: 'utf8' }).trim().split('\n').sort();
+    const manuals = ['CHANGELOG.md', 'LICENSE', 'README.md', 'README.pt-BR.md'];
+    const expected = [...manuals, 'json-proxy.js', 'package.json'].map((name) => `package/${name}`);
+    assert.deepEqual(listed, expected.sort());
+    const modules = path.join(install_package(tarball), 'node_modules');
+    const visible = list_dir(modules).filter((name) => !name.startsWith('.'));
+    assert.deepEqual(visible, ['json-proxy']);
+    const command = path.join(modules, '.bin', 'json-proxy');
+    assert.equal(run(command, ['-V'], { encoding: 'utf8' }), `${version}\n`);
+    const proxy = await start_installed(command, 'canal_pacote');
+    await check_stream(proxy, 'canal_pacote');
+    assert.equal(await proxy.stop(), 0);
+    assert.equal(proxy.stderr(), '');
+  });
+});
