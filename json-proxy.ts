@@ -4479,7 +4479,7 @@ async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
     if (!(error instanceof usage_error)) throw error;
     process.stderr.write(`json-proxy: ${error.message.replace(/[\x00-\x1f\x7f]+/g, ' ')}\n`);
     process.exitCode = usage_exit_code;
-    if (cluster.isWorker) process.disconnect(); // o canal com o supervisor o manteria vivo
+    if (cluster.isWorker) process.exit(usage_exit_code); // o canal com o supervisor o seguraria
   }
 }
 
