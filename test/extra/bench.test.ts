@@ -11,9 +11,9 @@ import {
 } from 'node:fs';
 import path from 'node:path';
 import { describe, test } from 'node:test';
-import type { measurement } from '../scripts/bench/context';
-import { draw_charts } from '../scripts/bench/draw';
-import { option_error, read_options } from '../scripts/bench/options';
+import type { measurement } from '../../scripts/bench/context';
+import { draw_charts } from '../../scripts/bench/draw';
+import { option_error, read_options } from '../../scripts/bench/options';
 import {
   derive_ratios,
   format_number,
@@ -21,11 +21,11 @@ import {
   spread_of,
   summarize_rows,
   text_report,
-} from '../scripts/bench/report';
-import { make_line, make_meter, read_order, summarize } from '../scripts/bench/roles/lines';
-import { program_file, start_program, temp_dir } from './harness';
+} from '../../scripts/bench/report';
+import { make_line, make_meter, read_order, summarize } from '../../scripts/bench/roles/lines';
+import { program_file, start_program, temp_dir } from '../harness';
 
-const root = path.join(__dirname, '..');
+const root = path.join(__dirname, '..', '..');
 const bench = ['--import', 'tsx', 'scripts/bench/bench.ts'];
 const scenarios = ['latency', 'tasks', 'bulk', 'idle', 'workers', 'growth'];
 

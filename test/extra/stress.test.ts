@@ -7,13 +7,13 @@ import assert from 'node:assert/strict';
 import { readFileSync as read_file, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { describe, test } from 'node:test';
-import { fault_names, plan_fault } from '../scripts/stress/faults';
-import { option_error, read_options, replay_command } from '../scripts/stress/options';
-import { plan_visit, plan_work } from '../scripts/stress/plan';
-import { make_scanner, type resp_message } from '../scripts/stress/resp';
-import { program_file, start_program, temp_dir } from './harness';
+import { fault_names, plan_fault } from '../../scripts/stress/faults';
+import { option_error, read_options, replay_command } from '../../scripts/stress/options';
+import { plan_visit, plan_work } from '../../scripts/stress/plan';
+import { make_scanner, type resp_message } from '../../scripts/stress/resp';
+import { program_file, start_program, temp_dir } from '../harness';
 
-const root = path.join(__dirname, '..');
+const root = path.join(__dirname, '..', '..');
 const stress = ['--import', 'tsx', 'scripts/stress/stress.ts'];
 
 /** Uma rodada que acaba logo, e em que quase todo fluxo chega ao fim. */
