@@ -7,6 +7,7 @@
 #   sh scripts/setup.sh python            python3 e redis-py, para test:extra
 #   sh scripts/setup.sh network           ip e tc, para test:extra; só no Linux
 #   sh scripts/setup.sh openssl           o comando openssl, para test:extra
+#   sh scripts/setup.sh nginx             o nginx, sem que ele suba, para test:extra
 #   sh scripts/setup.sh prometheus        promtool e o prometheus, para test:extra
 #   sh scripts/setup.sh chromium          um Chromium sem janela, para test:extra; só com o apt
 #   sh scripts/setup.sh systemd           systemd-analyze e systemd, para test:extra; só no Linux
@@ -90,6 +91,13 @@ hold_services() {
   chmod 755 "$policy"
 }
 
+# Instala o nginx.
+ensure_nginx() {
+  PATH=$PATH:/usr/sbin command -v nginx >/dev/null && return
+  hold_services
+  apt_install "apt-get install nginx (Debian) ou brew install nginx (macOS)" nginx
+}
+
 # Instala o Prometheus, que confere as métricas.
 ensure_prometheus() {
   command -v promtool >/dev/null && command -v prometheus >/dev/null && return
@@ -126,6 +134,7 @@ for part in "$@"; do
     python) ensure_python ;;
     network) ensure_network ;;
     openssl) ensure_openssl ;;
+    nginx) ensure_nginx ;;
     prometheus) ensure_prometheus ;;
     chromium) ensure_chromium ;;
     systemd) ensure_systemd ;;
@@ -133,7 +142,7 @@ for part in "$@"; do
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl prometheus chromium systemd \
+openssl nginx prometheus chromium systemd \
 busybox peers" >&2
       exit 2
       ;;

@@ -3,6 +3,7 @@
  */
 
 import assert from 'node:assert/strict';
+import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
 import {
@@ -16,7 +17,14 @@ import {
   version,
 } from '../json-proxy';
 import { version as package_version } from '../package.json';
-import { exit_of, type local_program, program_file, run_proxy, start_program } from './harness';
+import {
+  exit_of,
+  type local_program,
+  program_file,
+  run_proxy,
+  start_program,
+  temp_dir,
+} from './harness';
 
 /** A senha que não pode aparecer em lugar nenhum. */
 const secret = 'hunter2';
@@ -485,6 +493,16 @@ describe('precedência: padrão < ambiente < argumento', { concurrency: 3 }, () 
     }
   });
   test('sem ambiente nem argumentos valem os padrões', () => assert_in_force([], {}, of_fallback));
+  test('as variáveis podem vir de um arquivo, pela opção do Node', async () => {
+    const program = await program_file();
+    const file = path.join(temp_dir(), '.env');
+    write_file(file, '# comentário\nINTERVAL=321\nREDIS_CHANNEL="do_arquivo"\n');
+    const args = [`--env-file=${file}`, program, '--help'];
+    const help = start_program(process.execPath, args, clean_env);
+    assert.equal(await exit_of(help), 0);
+    assert.match(help.stdout(), / INTERVAL +200 +321\n/);
+    assert.match(help.stdout(), / REDIS_CHANNEL +ndjson_jobs +do_arquivo\n/);
+  });
   test('variável de ambiente vazia vale como ausente', () =>
     assert_in_force([], all_empty, of_fallback));
   test('a variável de ambiente vence o padrão', () => assert_in_force([], all_given, of_variable));
