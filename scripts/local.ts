@@ -19,6 +19,9 @@ const exit_limit_ms = 15_000;
 /** Tentativas de subir o Redis: entre escolher a porta livre e usá-la, outro pode tomá-la. */
 const redis_attempts = 5;
 
+/** Código de saída de um Ctrl-C. */
+const interrupt_exit_code = 130;
+
 const stop_actions: (() => Promise<unknown>)[] = [];
 
 /** Um programa filho, com a saída acumulada. */
@@ -92,6 +95,25 @@ export function on_stop(action: () => Promise<unknown>): void {
  */
 export async function stop_all(): Promise<void> {
   for (let action = stop_actions.pop(); action; action = stop_actions.pop()) await action();
+}
+
+/**
+ * Roda um programa até o fim, ou até um Ctrl-C, e sai depois de desfazer tudo o que ele subiu.
+ * @param main o programa; devolve o código de saída
+ */
+export function run_to_exit(main: () => Promise<number>): void {
+  const leave = async (code: number) => {
+    await stop_all();
+    process.exit(code);
+  };
+  process.once('uncaughtException', (error) => {
+    console.error(error);
+    void leave(1);
+  });
+  for (const signal of ['SIGINT', 'SIGTERM']) {
+    process.once(signal, () => leave(interrupt_exit_code));
+  }
+  void main().then(leave);
 }
 
 /**

@@ -29,6 +29,7 @@ import {
   start_worker,
   temp_dir,
   until,
+  usage_error_of,
 } from './harness';
 import { assert_error, open_talk, raw_request } from './http_helpers';
 
@@ -59,18 +60,6 @@ function assert_refused(reply: http_reply, status: number, error: string): void 
   assert.equal(reply.status, status);
   assert.equal(reply.headers['content-type'], 'application/json');
   assert.deepEqual(JSON.parse(reply.body), { error });
-}
-
-/**
- * Roda o programa com um uso errado.
- * @param args argumentos
- * @returns a linha de stderr
- */
-async function usage_error_of(args: string[]): Promise<string> {
-  const program = await run_proxy(args);
-  assert.equal(await exit_of(program), 2);
-  assert.equal(program.stdout(), '');
-  return program.stderr();
 }
 
 describe('API_KEY', { concurrency: true }, () => {

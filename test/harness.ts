@@ -381,6 +381,19 @@ export async function exit_of(
 }
 
 /**
+ * Roda o programa com opções que ele deve recusar, numa linha só.
+ * @param args opções
+ * @returns a linha de erro, com a quebra
+ */
+export async function usage_error_of(args: string[]): Promise<string> {
+  const program = await run_proxy(args);
+  assert.equal(await exit_of(program), 2);
+  assert.equal(program.stdout(), '');
+  assert.match(program.stderr(), /^json-proxy: .+\n$/);
+  return program.stderr();
+}
+
+/**
  * Confere, sem esperar, que de uma tarefa interrompida só fica a lista com EOF, que expira.
  * @param db cliente do Redis
  * @param task a tarefa

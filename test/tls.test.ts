@@ -28,6 +28,7 @@ import {
   start_scene,
   temp_dir,
   until,
+  usage_error_of,
 } from './harness';
 import { first_pair, second_pair, type test_pair } from './tls_pairs';
 
@@ -81,19 +82,6 @@ async function shake_hands(port: number, options: tls.ConnectionOptions = {}) {
   on_stop(async () => socket.destroy());
   await once(socket, 'secureConnect');
   return { socket, name: socket.getPeerCertificate().subject.CN };
-}
-
-/**
- * Roda o programa com opções que ele deve recusar.
- * @param args opções
- * @returns a linha de erro
- */
-async function usage_error_of(args: string[]): Promise<string> {
-  const program = await run_proxy(args);
-  assert.equal(await exit_of(program), 2);
-  assert.equal(program.stdout(), '');
-  assert.match(program.stderr(), /^json-proxy: .+\n$/);
-  return program.stderr();
 }
 
 describe('serviço', { concurrency: true }, () => {

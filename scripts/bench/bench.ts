@@ -13,7 +13,7 @@
 import { mkdirSync as make_dir, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { build_program } from '../build';
-import { stop_all, temp_dir } from '../local';
+import { run_to_exit, temp_dir } from '../local';
 import type { bench_context, measurement, scenario } from './context';
 import { draw_charts } from './draw';
 import { describe_machine, machine_line } from './machine';
@@ -37,9 +37,6 @@ import { workers } from './scenarios/workers';
 
 /** Código de saída de erro de uso. */
 const usage_exit_code = 2;
-
-/** Código de saída de um Ctrl-C. */
-const interrupt_exit_code = 130;
 
 const scenarios: scenario[] = [latency, tasks, bulk, idle, workers, growth];
 
@@ -162,19 +159,4 @@ async function main(argv: string[]): Promise<number> {
   }
 }
 
-/**
- * Para tudo e sai.
- * @param code o código de saída
- */
-async function leave(code: number): Promise<void> {
-  await stop_all();
-  process.exit(code);
-}
-
-process.once('uncaughtException', (error) => {
-  console.error(error);
-  void leave(1);
-});
-process.once('SIGINT', () => leave(interrupt_exit_code));
-process.once('SIGTERM', () => leave(interrupt_exit_code));
-void main(process.argv.slice(2)).then(leave);
+run_to_exit(() => main(process.argv.slice(2)));

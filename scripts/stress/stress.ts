@@ -11,7 +11,7 @@
  */
 
 import { make_progress } from '../bench/progress';
-import { delay, stop_all } from '../local';
+import { run_to_exit } from '../local';
 import { take_probe } from '../probe';
 import { type client_context, make_visit } from './client';
 import { provoke_faults } from './faults';
@@ -31,9 +31,6 @@ import { start_crew } from './worker';
 
 /** Código de saída de erro de uso. */
 const usage_exit_code = 2;
-
-/** Código de saída de um Ctrl-C. */
-const interrupt_exit_code = 130;
 
 /** Visitas por cliente no aquecimento, sem falhas, antes da primeira medição da memória. */
 const warm_visits = 2;
@@ -156,20 +153,4 @@ async function main(argv: string[]): Promise<number> {
   }
 }
 
-/**
- * Para tudo e sai.
- * @param code o código de saída
- */
-async function leave(code: number): Promise<void> {
-  await stop_all();
-  await delay(0);
-  process.exit(code);
-}
-
-process.once('uncaughtException', (error) => {
-  console.error(error);
-  void leave(1);
-});
-process.once('SIGINT', () => leave(interrupt_exit_code));
-process.once('SIGTERM', () => leave(interrupt_exit_code));
-void main(process.argv.slice(2)).then(leave);
+run_to_exit(() => main(process.argv.slice(2)));
