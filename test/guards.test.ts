@@ -7,7 +7,6 @@ import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
-import { isDeepStrictEqual as is_deep_equal } from 'node:util';
 import { parse_origins, parse_rate } from '../json-proxy';
 import { probe_env, take_probe } from '../scripts/probe';
 import {
@@ -435,13 +434,13 @@ describe('HEARTBEAT', { concurrency: true }, () => {
     const args = ['-C', 'jobs_beat', '--heartbeat', '30'];
     const proxy = await start_proxy(redis, args, await probe_env());
     const worker = await start_worker(redis, 'jobs_beat');
-    const { resources: at_rest } = await take_probe(proxy);
     const { stream, task } = await begin(proxy, worker);
     assert.equal(await stream.next(), beat);
     await worker.client.rPush(task.task_list, 'EOF');
     await stream.rest();
     await end_of(proxy, task);
-    await until('repouso', async () => is_deep_equal((await take_probe(proxy)).resources, at_rest));
+    const timers = async () => (await take_probe(proxy)).resources.Timeout ?? 0;
+    await until('nenhum temporizador', async () => (await timers()) === 0);
   });
 
   test('elas não adiam MAXTIME', async () => {
