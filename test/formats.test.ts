@@ -18,6 +18,7 @@ import {
   open_stream,
   type proxy,
   type redis_client,
+  type scene,
   served,
   start_program,
   start_proxy,
@@ -36,9 +37,6 @@ type ending_scene = { proxy: proxy; db: redis_client; task: task_names };
 
 const event_type = 'text/event-stream; charset=utf-8';
 const accept_events = { headers: { accept: 'text/event-stream' } };
-
-/** Um proxy com o seu worker. */
-type scene = Awaited<ReturnType<typeof start_scene>>;
 
 let redis: local_redis;
 

@@ -56,6 +56,9 @@ export type redis_client = Awaited<ReturnType<typeof connect_redis>>;
 /** Um worker que ouve o canal. */
 export type worker = Awaited<ReturnType<typeof start_worker>>;
 
+/** Um proxy, o canal só dele e o worker que o ouve. */
+export type scene = Awaited<ReturnType<typeof start_scene>>;
+
 /** O bastante de uma tarefa para achá-la no Redis e no log. */
 export type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
 

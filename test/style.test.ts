@@ -62,7 +62,7 @@ function parameter_names(signature: string): string[] {
  */
 function find_functions(source: string): source_function[] {
   const pattern =
-    /(\/\*\*(?:(?!\*\/)[\s\S])*\*\/\n)?^(?:export )?(?:async )?function (\w+)(?:<\w+>)?\(([\s\S]*?)\)(?:: ([^\n]+?))? \{\n([\s\S]*?)^\}/gm;
+    /(\/\*\*(?:(?!\*\/)[\s\S])*\*\/\n)?^(?:export )?(?:async )?function (\w+)(?:<\w+(?: extends \w+)?>)?\(([\s\S]*?)\)(?:: ([^\n]+?))? \{\n([\s\S]*?)^\}/gm;
   return [...source.matchAll(pattern)].map((found) => {
     const [text, doc = '', name = '', signature = '', type = '', body = ''] = found;
     return {

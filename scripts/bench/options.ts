@@ -2,11 +2,8 @@
  * As opções do banco de provas e o plano que elas pedem.
  */
 
-import { parseArgs as parse_args } from 'node:util';
+import { bad_option, option_error, parse_options, read_switch } from '../options';
 import type { bench_plan } from './context';
-
-/** Erro de uso: a mensagem é a linha que o usuário lê. */
-export class option_error extends Error {}
 
 /** O que foi pedido na linha de comando. */
 export type bench_options = {
@@ -93,7 +90,7 @@ function read_number(flag: string, text: string, is_integer: boolean): number {
     return value;
   }
   const accepted = is_integer ? 'um inteiro maior que 0' : 'um número maior que 0';
-  throw new option_error(`--${flag} inválido: ${JSON.stringify(text)}; aceito: ${accepted}`);
+  throw bad_option(flag, text, accepted);
 }
 
 /**
@@ -110,9 +107,6 @@ function adjust_plan(
   const number = (flag: string, fallback: number, is_integer = true) =>
     values[flag] === undefined ? fallback : read_number(flag, String(values[flag]), is_integer);
   const { peers } = values;
-  if (peers !== undefined && peers !== 'on' && peers !== 'off') {
-    throw new option_error(`--peers inválido: ${JSON.stringify(peers)}; aceito: on ou off`);
-  }
   const streams = values.streams === undefined ? [] : String(values.streams).split(',');
   return {
     ...plan,
@@ -122,7 +116,7 @@ function adjust_plan(
     ...(streams.length > 0 && {
       idle_streams: streams.map((text) => read_number('streams', text, true)),
     }),
-    ...(peers !== undefined && { peers: peers === 'on' }),
+    ...(peers !== undefined && { peers: read_switch('peers', String(peers)) }),
   };
 }
 
@@ -134,13 +128,7 @@ function adjust_plan(
  * @throws option_error em opção desconhecida ou valor inválido
  */
 export function read_options(argv: string[], scenarios: string[]): bench_options {
-  let values: ReturnType<typeof parse_args<{ options: typeof option_table }>>['values'];
-  try {
-    ({ values } = parse_args({ args: argv, options: option_table }));
-  } catch (error) {
-    const [reason = ''] = (error as Error).message.split(/\. |\n/);
-    throw new option_error(`${reason}; --help mostra as opções aceitas`);
-  }
+  const values = parse_options(argv, option_table);
   const wanted = values.only?.split(',') ?? (values.quick ? quick_scenarios : scenarios);
   const unknown = wanted.find((name) => !scenarios.includes(name));
   if (unknown !== undefined) {

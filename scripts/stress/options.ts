@@ -2,12 +2,9 @@
  * As opções da prova de esforço.
  */
 
-import { parseArgs as parse_args } from 'node:util';
+import { bad_option, option_error, parse_options, read_switch } from '../options';
 import { fault_names } from './faults';
 import type { planned_fault } from './ledger';
-
-/** Erro de uso: a mensagem é a linha que o usuário lê. */
-export class option_error extends Error {}
 
 /** O que foi pedido na linha de comando. */
 export type stress_options = {
@@ -67,8 +64,7 @@ aconteceu, e então mostra o que foi, a semente e o comando que repete o plano.
 function read_integer(flag: string, text: string, min: number, max: number): number {
   const value = Number(text);
   if (/^\d{1,10}$/.test(text) && value >= min && value <= max) return value;
-  const accepted = `um inteiro de ${min} a ${max}`;
-  throw new option_error(`--${flag} inválido: ${JSON.stringify(text)}; aceito: ${accepted}`);
+  throw bad_option(flag, text, `um inteiro de ${min} a ${max}`);
 }
 
 /**
@@ -93,28 +89,19 @@ function read_faults(text: string | undefined): planned_fault[] {
  * @throws option_error em opção desconhecida ou valor inválido
  */
 export function read_options(argv: string[]): stress_options {
-  let values: ReturnType<typeof parse_args<{ options: typeof option_table }>>['values'];
-  try {
-    ({ values } = parse_args({ args: argv, options: option_table }));
-  } catch (error) {
-    const [reason = ''] = (error as Error).message.split(/\. |\n/);
-    throw new option_error(`${reason}; --help mostra as opções aceitas`);
-  }
+  const values = parse_options(argv, option_table);
   const number = (flag: keyof typeof number_limits) => {
     const { fallback, min, max } = number_limits[flag];
     const text = values[flag];
     return text === undefined ? fallback : read_integer(flag, text, min, max);
   };
   const { wakeup = 'on', seed = String(Math.floor(Math.random() * max_seed)) } = values;
-  if (wakeup !== 'on' && wakeup !== 'off') {
-    throw new option_error(`--wakeup inválido: ${JSON.stringify(wakeup)}; aceito: on ou off`);
-  }
   return {
     seconds: number('seconds'),
     seed: read_integer('seed', seed, 0, max_seed),
     streams: number('streams'),
     program: values.program,
-    wakeup: wakeup === 'on',
+    wakeup: read_switch('wakeup', wakeup),
     faults: read_faults(values.faults),
     help: values.help === true,
   };

@@ -12,17 +12,12 @@
 
 import { make_progress } from '../bench/progress';
 import { run_to_exit } from '../local';
+import { option_error } from '../options';
 import { take_probe } from '../probe';
 import { type client_context, make_visit } from './client';
 import { provoke_faults } from './faults';
 import { type ledger, make_ledger, sort_absences } from './ledger';
-import {
-  help_text,
-  option_error,
-  read_options,
-  replay_command,
-  type stress_options,
-} from './options';
+import { help_text, read_options, replay_command, type stress_options } from './options';
 import { plan_visit, requests_per_visit } from './plan';
 import { type findings, text_report } from './report';
 import { choose_settings, type scene, set_scene } from './scene';

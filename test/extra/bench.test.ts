@@ -13,7 +13,7 @@ import path from 'node:path';
 import { describe, test } from 'node:test';
 import type { measurement } from '../../scripts/bench/context';
 import { draw_charts } from '../../scripts/bench/draw';
-import { option_error, read_options } from '../../scripts/bench/options';
+import { read_options } from '../../scripts/bench/options';
 import {
   derive_ratios,
   format_number,
@@ -23,6 +23,7 @@ import {
   text_report,
 } from '../../scripts/bench/report';
 import { make_line, make_meter, read_order, summarize } from '../../scripts/bench/roles/lines';
+import { option_error } from '../../scripts/options';
 import { program_file, start_program, temp_dir } from '../harness';
 
 const root = path.join(__dirname, '..', '..');

@@ -21,6 +21,7 @@ import {
   goodbye,
   type proxy,
   type redis_client,
+  type scene,
   served,
   start_proxy,
   start_redis,
@@ -59,9 +60,6 @@ const line_pattern = /<\d+:\d+>/g;
 
 /** O que fecha cada resposta do Redis. */
 const line_break = Buffer.from('\r\n');
-
-/** Um proxy, o canal só dele e o worker que o ouve. */
-type scene = Awaited<ReturnType<typeof start_scene>>;
 
 /** Um fluxo com um worker que empurra sem parar; `count` é quantas linhas já mandou. */
 type busy_stream = Awaited<ReturnType<typeof begin>> & {

@@ -12,6 +12,7 @@ import {
   type local_redis,
   next_names,
   open_stream,
+  type scene,
   see_listeners,
   see_tombstone,
   start_program,
@@ -23,9 +24,6 @@ import {
 } from '../harness';
 
 const root = path.join(__dirname, '../..');
-
-/** Uma cena de teste: o proxy, quem vê as tarefas passarem, e o canal. */
-type scene = Awaited<ReturnType<typeof start_scene>>;
 
 let redis: local_redis;
 
