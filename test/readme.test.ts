@@ -4,13 +4,32 @@
  */
 
 import assert from 'node:assert/strict';
-import { existsSync as file_exists, readFileSync as read_file } from 'node:fs';
+import {
+  existsSync as file_exists,
+  readFileSync as read_file,
+  writeFileSync as write_file,
+} from 'node:fs';
+import path from 'node:path';
 import { describe, test } from 'node:test';
 import { metrics_table, settings_table, version } from '../json-proxy';
-import { connect_redis, fetch_all, start_proxy, start_redis, start_worker } from './harness';
+import { serve } from '../scripts/worker';
+import {
+  brisk,
+  connect_redis,
+  fetch_all,
+  start_program,
+  start_proxy,
+  start_redis,
+  start_scene,
+  start_worker,
+  temp_dir,
+  until,
+} from './harness';
 import { labels_of } from './metrics_helpers';
 import {
   code_spans,
+  create_user,
+  denied_objects,
   type manual,
   type manual_table,
   read_manual,
@@ -262,7 +281,7 @@ describe('os dois idiomas', () => {
   test('têm os mesmos blocos de código, salvo comentários e textos corridos', () => {
     const blocks = manuals.map((manual) =>
       manual.blocks.map(({ language, text }) => {
-        const code = text.replace(/[ \t]+# .*$/gm, '');
+        const code = text.replace(/[ \t]+(#|\/\/) .*$/gm, '');
         return { language, code: language === 'text' ? '' : code };
       }),
     );
@@ -350,31 +369,65 @@ describe('os workers de dez linhas', () => {
   });
 });
 
-test('um usuário do Redis só com os comandos do manual basta', async () => {
-  const [, list = ''] = /:\s*((?:`[A-Z]+`,\s+)+`[A-Z]+`)\./.exec(english.prose) ?? [];
-  const commands = code_spans(list).map((name) => `+${name.toLowerCase()}`);
-  assert.ok(commands.length > 10);
+test('o código da página mostra cada linha quando ela chega', async () => {
+  const [code = ''] = english.blocks
+    .map(({ text }) => text)
+    .filter((text) => text.includes('await fetch('));
   const redis = await start_redis();
-  const worker = await start_worker(redis);
-  const rights = ['~ndjson_*', '&ndjson_jobs', '-@all', ...commands];
-  await worker.client.sendCommand(['ACL', 'SETUSER', 'proxy', 'on', '>pw', ...rights]);
-  await worker.client.rPush('ndjson_list_0d0a4f6e-0d3c-4b1e-9d53-2f8a4a3c9b11', 'abandonada');
-  const server = `redis://proxy:pw@${redis.server}`;
-  const proxy = await start_proxy({ server }, ['-t', '300', '-i', '5', '--ttl', '1']);
-  await proxy.wait_for(/ sweep adopted=1 /);
-  const silent = await fetch_all(proxy);
-  assert.equal(silent.body, '{"error": "timeout"}\n');
-  worker.pending.shift();
-  const served = fetch_all(proxy);
-  const task = await worker.next();
-  await worker.client.rPush(task.task_list, ['a', 'EOF']);
-  assert.equal((await served).body, 'a\n');
-  const other = await connect_redis(redis);
-  const denied = (await other.sendCommand(['ACL', 'LOG'])) as unknown as string[][];
-  const objects = denied.map((entry) => entry[entry.indexOf('object') + 1]);
-  // A node-redis se apresenta ao servidor, e não se importa com a recusa.
-  assert.deepEqual(
-    objects.filter((name) => name !== 'client|setinfo'),
-    [],
-  );
+  const { proxy, worker, db } = await start_scene(redis, brisk);
+  assert.ok(code.includes('127.0.0.1:8771'));
+  const file = path.join(temp_dir(), 'page.mjs');
+  write_file(file, code.replace('127.0.0.1:8771', `127.0.0.1:${proxy.port}`));
+  const page = start_program(process.execPath, [file]);
+  const { task_key, task_list, body } = await worker.next();
+  assert.equal(body, 'olá');
+  for (const n of [1, 2]) {
+    await db.rPush(task_list, JSON.stringify({ n, long: 'á'.repeat(100_000) }));
+    await page.wait_for(new RegExp(`n: ${n},`));
+  }
+  await db.del(task_key);
+  assert.equal(await page.exited, 0, page.stderr());
+});
+
+describe('um usuário do Redis só com os comandos do manual basta', () => {
+  test('para o proxy', async () => {
+    const redis = await start_redis();
+    const worker = await start_worker(redis);
+    const name = await create_user(worker.client, 'The proxy');
+    await worker.client.rPush('ndjson_list_0d0a4f6e-0d3c-4b1e-9d53-2f8a4a3c9b11', 'abandonada');
+    const server = `redis://${name}:${name}@${redis.server}`;
+    const proxy = await start_proxy({ server }, ['-t', '300', '-i', '5', '--ttl', '1']);
+    await proxy.wait_for(/ sweep adopted=1 /);
+    const silent = await fetch_all(proxy);
+    assert.equal(silent.body, '{"error": "timeout"}\n');
+    worker.pending.shift();
+    const served = fetch_all(proxy);
+    const task = await worker.next();
+    await worker.client.rPush(task.task_list, ['a', 'EOF']);
+    assert.equal((await served).body, 'a\n');
+    assert.deepEqual(await denied_objects(worker.client), []);
+  });
+
+  test('para um worker do kit', async () => {
+    const redis = await start_redis();
+    const db = await connect_redis(redis);
+    const name = await create_user(db, 'A worker of the kit');
+    const proxy = await start_proxy(redis, brisk);
+    const stopping = new AbortController();
+    const server = `redis://${name}:${name}@${redis.server}`;
+    const answer = async function* ({ body }: { body: string }) {
+      yield* [body, body];
+    };
+    const options = { redis: server, stop: stopping.signal, backlog: 1, log: () => {} };
+    const serving = serve(answer, options);
+    await until('o worker no canal', async () => {
+      const { ndjson_jobs } = await db.pubSubNumSub('ndjson_jobs');
+      return Number(ndjson_jobs) === 1;
+    });
+    const reply = await fetch_all(proxy, { body: 'olá' });
+    stopping.abort();
+    await serving;
+    assert.equal(reply.body, 'olá\nolá\n');
+    assert.deepEqual(await denied_objects(db), []);
+  });
 });

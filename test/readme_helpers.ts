@@ -12,7 +12,15 @@ import {
 } from 'node:fs';
 import path from 'node:path';
 import { on_stop } from '../scripts/local';
-import { connect_redis, start_program, start_proxy, start_redis, temp_dir, until } from './harness';
+import {
+  connect_redis,
+  type redis_client,
+  start_program,
+  start_proxy,
+  start_redis,
+  temp_dir,
+  until,
+} from './harness';
 
 /** Um bloco de código; `language` é o que vem depois das três crases. */
 export type code_block = { language: string; text: string };
@@ -83,6 +91,40 @@ export function read_manual(file: string): manual {
  */
 export function code_spans(text: string): string[] {
   return [...text.matchAll(/`([^`]+)`/g)].map(([, span = '']) => span);
+}
+
+/**
+ * Cria um usuário do Redis só com os direitos que o manual diz bastarem.
+ * @param db quem manda no Redis
+ * @param who começo da linha da tabela de direitos, no README.md: "The proxy"
+ * @param channel o canal
+ * @returns o nome do usuário; a senha é a mesma
+ */
+export async function create_user(
+  db: redis_client,
+  who: string,
+  channel = 'ndjson_jobs',
+): Promise<string> {
+  const { tables } = read_manual('README.md');
+  const { rows = [] } = tables.find(({ header }) => header[0] === 'Who') ?? {};
+  const commands = code_spans(rows.find(([cell]) => cell === who)?.[1] ?? '');
+  assert.ok(commands.length >= 9, who);
+  const name = who.toLowerCase().replaceAll(' ', '_');
+  const rights = ['~ndjson_*', `&${channel}`, '-@all', ...commands.map((one) => `+${one}`)];
+  await db.sendCommand(['ACL', 'SETUSER', name, 'on', `>${name}`, ...rights]);
+  return name;
+}
+
+/**
+ * Diz o que o Redis recusou por falta de direitos.
+ * @param db quem manda no Redis
+ * @returns os comandos, chaves ou canais; sem CLIENT SETINFO, com que a biblioteca se apresenta e
+ *   de cuja recusa não cuida
+ */
+export async function denied_objects(db: redis_client): Promise<(string | undefined)[]> {
+  const denied = (await db.sendCommand(['ACL', 'LOG'])) as unknown as string[][];
+  const objects = denied.map((entry) => entry[entry.indexOf('object') + 1]);
+  return objects.filter((name) => name !== 'client|setinfo');
 }
 
 /**

@@ -1,0 +1,334 @@
+/*
+ * Os workflows de scripts/n8n dentro de um n8n de verdade, importados e publicados pela linha de
+ * comando dele. O modelo do agente também é de verdade para o n8n: um worker do kit que fala o
+ * formato do Ollama, atrás de outro proxy, e cujas respostas o teste escolhe. Sem o n8n instalado
+ * (npm run test:n8n) estes testes são pulados.
+ */
+
+import assert from 'node:assert/strict';
+import { mkdirSync as make_dir, writeFileSync as write_file } from 'node:fs';
+import path from 'node:path';
+import { before, describe, test } from 'node:test';
+import { on_stop } from '../../scripts/local';
+import { serve } from '../../scripts/worker';
+import {
+  brisk,
+  connect_redis,
+  end_of,
+  free_port,
+  type local_program,
+  type local_redis,
+  open_stream,
+  type proxy,
+  type redis_client,
+  start_program,
+  start_proxy,
+  start_redis,
+  task_named,
+  type task_names,
+  temp_dir,
+  until,
+} from '../harness';
+import { create_user, denied_objects } from '../readme_helpers';
+import { guest_dir, node_named, read_workflow, type workflow } from './n8n_helpers';
+
+const dir = guest_dir('n8n');
+const skip = dir ? false : 'sem n8n: npm run test:n8n o instala';
+
+/** Quanto o n8n pode demorar a criar o banco dele, e a subir. */
+const start_limit_ms = 180_000;
+
+/** Quanto um workflow pode demorar, com a máquina ocupada. */
+const run_limit_ms = 40_000;
+
+/** Um fluxo aberto. */
+type stream = ReturnType<typeof open_stream>;
+
+/** Uma frase que o teste reconhece nas linhas do agente. */
+const step = 'olho o mapa';
+
+let redis: local_redis;
+let db: redis_client;
+
+/** Os canais, cada um com um proxy. */
+const channels = ['lines', 'shared', 'broken', 'agent', 'model'];
+
+/** Os proxies dos canais em que um workflow escuta. */
+let proxies: Record<'lines' | 'shared' | 'broken' | 'agent', proxy>;
+
+/** Deixa o modelo responder, depois de ter usado a ferramenta. */
+let allow_answer = () => {};
+
+/**
+ * Dá as linhas com que stream-lines responde a um pedido.
+ * @param body o corpo do pedido
+ * @returns as cinco linhas
+ */
+function answer_to(body: string): string[] {
+  return [1, 2, 3, 4, 5].map((n) => JSON.stringify({ n, of: 5, you_sent: body }));
+}
+
+/**
+ * Faz uma cópia de um workflow que escuta outro canal.
+ * @param name nome do arquivo em scripts/n8n
+ * @param id identificador no n8n, de 16 letras
+ * @param channel o canal
+ * @param change o que mais muda nela
+ * @returns a cópia
+ */
+function copy_workflow(
+  name: string,
+  id: string,
+  channel: string,
+  change: (copy: workflow) => void = () => {},
+): workflow {
+  const copy = { ...read_workflow(name), id, name: id };
+  node_named(copy, 'New task').parameters.channels = channel;
+  change(copy);
+  return copy;
+}
+
+/**
+ * Troca o trabalho do workflow por um pedido HTTP que ninguém atende.
+ * @param port porta em que ninguém escuta
+ * @returns a mudança
+ */
+function break_work(port: number): (copy: workflow) => void {
+  return (copy) => {
+    const work = node_named(copy, 'Your work');
+    work.type = 'n8n-nodes-base.httpRequest';
+    work.typeVersion = 4.2;
+    work.parameters = { url: `http://127.0.0.1:${port}/`, options: {} };
+  };
+}
+
+/**
+ * Sobe um worker que fala o formato de chat do Ollama: pede a ferramenta na primeira vez, e na
+ * segunda, quando o teste deixa, responde em dois pedaços. Recusa a pergunta "quebra".
+ * @param channel canal do proxy que fica na frente dele
+ */
+function start_model(channel: string): void {
+  const allowed = new Promise<void>((resolve) => {
+    allow_answer = resolve;
+  });
+  const part = (message: object, done = false) => ({
+    model: 'm',
+    created_at: new Date().toISOString(),
+    message: { role: 'assistant', content: '', ...message },
+    done,
+    ...(done && { done_reason: 'stop' }),
+  });
+  const stopping = new AbortController();
+  const model = serve(
+    async function* ({ body }) {
+      const { messages } = JSON.parse(body);
+      if (body.includes('quebra')) throw new Error('model not found');
+      if (messages.some(({ role }: { role: string }) => role === 'tool')) {
+        await allowed;
+        for (const content of ['Rio ', 'Branco']) yield part({ content });
+      } else {
+        const call = { name: 'tell_the_client', arguments: { step } };
+        yield part({ tool_calls: [{ function: call }] });
+      }
+      yield part({}, true);
+    },
+    { redis: redis.server, channel, stop: stopping.signal, log: () => {} },
+  );
+  on_stop(() => {
+    stopping.abort();
+    return model;
+  });
+}
+
+/**
+ * Roda um comando do n8n até o fim.
+ * @param env o ambiente dele
+ * @param args o comando
+ */
+async function run_n8n(env: NodeJS.ProcessEnv, args: string[]): Promise<void> {
+  const command = start_program(path.join(dir ?? '', 'node_modules/.bin/n8n'), args, env);
+  assert.equal(await command.exited, 0, command.stdout() + command.stderr());
+}
+
+/**
+ * Sobe um n8n com credenciais e workflows, e espera que ele escute os canais.
+ * @param credentials na forma de import:credentials
+ * @param workflows os workflows, com identificador
+ * @returns o n8n
+ */
+async function start_n8n(credentials: object[], workflows: workflow[]): Promise<local_program> {
+  const home = temp_dir();
+  const env = {
+    N8N_USER_FOLDER: home,
+    N8N_LISTEN_ADDRESS: '127.0.0.1',
+    N8N_PORT: String(await free_port()),
+    N8N_RUNNERS_BROKER_PORT: String(await free_port()),
+    N8N_DIAGNOSTICS_ENABLED: 'false',
+    N8N_VERSION_NOTIFICATIONS_ENABLED: 'false',
+    N8N_TEMPLATES_ENABLED: 'false',
+  };
+  const folder = path.join(home, 'workflows');
+  make_dir(folder);
+  for (const one of workflows) {
+    write_file(path.join(folder, `${one.id}.json`), JSON.stringify(one));
+  }
+  write_file(path.join(home, 'credentials.json'), JSON.stringify(credentials));
+  await run_n8n(env, ['import:credentials', `--input=${home}/credentials.json`]);
+  await run_n8n(env, ['import:workflow', '--separate', `--input=${folder}`]);
+  for (const { id } of workflows) await run_n8n(env, ['publish:workflow', `--id=${id}`]);
+  const started = start_program(path.join(dir ?? '', 'node_modules/.bin/n8n'), ['start'], env);
+  for (const { id } of workflows) {
+    await started.wait_for(new RegExp(`Activated workflow "${id}"`), start_limit_ms);
+  }
+  return started;
+}
+
+/**
+ * Dá a tarefa de um fluxo.
+ * @param stream o fluxo
+ * @returns os nomes das chaves dela
+ */
+async function task_of(stream: stream): Promise<task_names> {
+  return task_named(String((await stream.head()).headers['x-task-uuid']));
+}
+
+/**
+ * Confere como um fluxo terminou, e que não deixou chave alguma.
+ * @param proxy o proxy
+ * @param stream o fluxo, já lido até o fim
+ */
+async function see_clean_end(proxy: proxy, stream: stream): Promise<void> {
+  const task = await task_of(stream);
+  assert.equal((await end_of(proxy, task)).ending, 'done');
+  await until('nenhuma chave', async () => (await db.keys(`*${task.uuid}`)).length === 0);
+}
+
+/**
+ * Sobe o Redis, um proxy para cada canal, o modelo e o n8n.
+ */
+async function start_all(): Promise<void> {
+  redis = await start_redis();
+  db = await connect_redis(redis);
+  const patient = [...brisk, '-t', String(run_limit_ms)];
+  const [lines, shared, broken, agent, model] = await Promise.all(
+    channels.map((channel) => start_proxy(redis, [...patient, '-C', channel])),
+  );
+  assert.ok(lines && shared && broken && agent && model);
+  proxies = { lines, shared, broken, agent };
+  start_model('model');
+  const { port } = redis;
+  const user = await create_user(db, 'The n8n workflows', '*');
+  const server = { host: '127.0.0.1', port, database: 1, user, password: user, ssl: false };
+  const ollama = Object.fromEntries([['baseUrl', model.url]]);
+  const credentials = [
+    { id: 'redis00000000001', name: 'json-proxy Redis', type: 'redis', data: server },
+    { id: 'ollama0000000001', name: 'Ollama', type: 'ollamaApi', data: ollama },
+  ];
+  await start_n8n(credentials, [
+    copy_workflow('stream-lines', 'lines00000000001', 'lines'),
+    copy_workflow('stream-lines', 'shared0000000001', 'shared'),
+    copy_workflow('stream-lines', 'shared0000000002', 'shared'),
+    copy_workflow('stream-lines', 'broken0000000001', 'broken', break_work(await free_port())),
+    copy_workflow('stream-agent', 'agent00000000001', 'agent'),
+  ]);
+}
+
+describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
+  before(start_all);
+
+  test('as linhas chegam uma a uma, na ordem, e nada fica no Redis', async () => {
+    const stream = open_stream(proxies.lines, { body: 'olá' });
+    const [first, ...others] = answer_to('olá');
+    assert.equal(await stream.next(run_limit_ms), first);
+    const { task_key } = await task_of(stream);
+    assert.equal(await db.exists(task_key), 1, 'a primeira chegou com a tarefa em andamento');
+    assert.deepEqual(await stream.rest(run_limit_ms), others);
+    await see_clean_end(proxies.lines, stream);
+  });
+
+  test('dois workflows e um worker do kit num canal: só um responde', async (context) => {
+    const stopping = new AbortController();
+    const kit = serve(
+      async function* ({ body }) {
+        yield `kit ${body}`;
+      },
+      { redis: redis.server, channel: 'shared', stop: stopping.signal, log: () => {} },
+    );
+    await until('o kit no canal', async () => {
+      const { shared } = await db.pubSubNumSub('shared');
+      assert.ok(Number(shared) <= 1, 'o gatilho assina por padrão, e não conta em NUMSUB');
+      return Number(shared) === 1;
+    });
+    const bodies = Array.from({ length: 12 }, (_, n) => `pedido ${n}`);
+    const served = await Promise.all(
+      bodies.map(async (body) => {
+        const stream = open_stream(proxies.shared, { body });
+        const lines = await stream.rest(run_limit_ms);
+        const by_kit = lines[0] === `kit ${body}`;
+        assert.deepEqual(lines, by_kit ? [`kit ${body}`] : answer_to(body));
+        await see_clean_end(proxies.shared, stream);
+        return by_kit;
+      }),
+    );
+    stopping.abort();
+    await kit;
+    context.diagnostic(`o kit respondeu ${served.filter(Boolean).length} de ${bodies.length}`);
+    const alone = bodies.slice(0, 6).map((body) => open_stream(proxies.shared, { body }));
+    for (const [index, stream] of alone.entries()) {
+      assert.deepEqual(await stream.rest(run_limit_ms), answer_to(bodies[index] ?? ''));
+      await see_clean_end(proxies.shared, stream);
+    }
+  });
+
+  test('um passo que falha vira uma linha de erro, e o fim', async () => {
+    const stream = open_stream(proxies.broken, { body: 'olá' });
+    const lines = await stream.rest(run_limit_ms);
+    assert.equal(lines.length, 1);
+    assert.match(JSON.parse(lines[0] ?? '').error, /refused|ECONNREFUSED/);
+    await see_clean_end(proxies.broken, stream);
+  });
+
+  test('o cliente sai: o que o workflow ainda empurra expira', async () => {
+    const stream = open_stream(proxies.lines, { body: 'até logo' });
+    await stream.next(run_limit_ms);
+    const task = await task_of(stream);
+    stream.leave();
+    assert.equal((await end_of(proxies.lines, task)).ending, 'client_gone');
+    const last_line = answer_to('até logo').at(-1) ?? '';
+    const late = async () => (await db.lRange(task.task_list, 0, -1)).includes(last_line);
+    await until('a última linha, atrasada', late, run_limit_ms);
+    assert.ok((await db.ttl(task.task_list)) > 0);
+    assert.equal(await db.exists(task.task_key), 0);
+  });
+
+  test('o agente conta um passo enquanto pensa, e depois responde', async () => {
+    const stream = open_stream(proxies.agent, { body: 'qual a capital do Acre?' });
+    assert.deepEqual(JSON.parse((await stream.next(run_limit_ms)) ?? ''), { step });
+    allow_answer(); // só agora o modelo pode responder
+    assert.deepEqual(await stream.rest(run_limit_ms), ['{"answer":"Rio Branco"}']);
+    await see_clean_end(proxies.agent, stream);
+  });
+
+  test('o modelo recusa: uma linha de erro, e o fim', async () => {
+    const stream = open_stream(proxies.agent, { body: 'quebra' });
+    const lines = await stream.rest(run_limit_ms);
+    assert.equal(lines.length, 1);
+    assert.match(JSON.parse(lines[0] ?? '').error, /model not found/);
+    await see_clean_end(proxies.agent, stream);
+  });
+});
+
+test('bastam os direitos que o manual diz', { skip }, async () => {
+  assert.deepEqual(await denied_objects(db), []);
+});
+
+test('o Redis cai e volta: o gatilho assina de novo, e o workflow responde', { skip }, async () => {
+  const { port, dir: data } = redis;
+  await redis.stop();
+  redis = await start_redis([], { port, dir: data });
+  const again = await connect_redis(redis);
+  await create_user(again, 'The n8n workflows', '*');
+  await until('os quatro canais', async () => (await again.pubSubNumPat()) >= 4, run_limit_ms);
+  const stream = open_stream(proxies.lines, { body: 'de volta' });
+  assert.deepEqual(await stream.rest(run_limit_ms), answer_to('de volta'));
+});
