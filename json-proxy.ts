@@ -1740,6 +1740,7 @@ async function redis_sweep(): Promise<void> {
       if (cursor !== '0') await wait(pause_ms);
     } while (cursor !== '0');
   } catch (error) {
+    if (!redis_link.was_ready) return; // a parada fechou a conexão
     log('warn', 'sweep_failed', { reason: explain_redis_error(error) });
   }
   if (adopted > 0) log('info', 'sweep', { adopted, ttl: REDIS_TTL });

@@ -9,7 +9,7 @@
 import path from 'node:path';
 import { parseArgs as parse_args } from 'node:util';
 import { build_program } from './build';
-import { start_program, start_redis, stop_all, temp_dir } from './local';
+import { forget_settings, start_program, start_redis, stop_all, temp_dir } from './local';
 
 const { values } = parse_args({ options: { program: { type: 'string' } } });
 
@@ -71,6 +71,7 @@ async function main(): Promise<number> {
   return lines > 0 ? 0 : 1;
 }
 
+forget_settings();
 main()
   .catch((error) => {
     console.error(`a demonstração falhou: ${error.message}`);

@@ -76,7 +76,8 @@ async function main(): Promise<void> {
   const log_text = () => proxy.stdout() + proxy.stderr();
   const { page, cors } = await serve_page(gathered, server, log_text);
   const watching = ['--watch', '--watch-preserve-output'];
-  const args = ['json-proxy.ts', ...argv, '--cors-origin', cors];
+  const logged = ['--log-format', 'text', '--log-level', 'info']; // a página lê o log
+  const args = ['json-proxy.ts', ...argv, '--cors-origin', cors, ...logged];
   const proxy = start_part('proxy', [...watching, ...args], env);
   const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n/);
   const names = ['REDIS_PASSWORD', 'REDIS_CHANNEL', 'REDIS_PREFIX', 'REDIS_LIST_PREFIX'];

@@ -9,6 +9,7 @@ import { mkdtempSync as make_temp_dir, rmSync as remove } from 'node:fs';
 import net from 'node:net';
 import { tmpdir as temp_root } from 'node:os';
 import path from 'node:path';
+import { settings_table } from '../json-proxy';
 
 /** Prazo para um programa ficar pronto, folgado para máquinas carregadas. */
 const ready_limit_ms = 20_000;
@@ -95,6 +96,14 @@ export function on_stop(action: () => Promise<unknown>): void {
  */
 export async function stop_all(): Promise<void> {
   for (let action = stop_actions.pop(); action; action = stop_actions.pop()) await action();
+}
+
+/**
+ * Tira do ambiente as configurações do proxy: o que sobe daqui em diante é como o padrão, e não
+ * como o proxy que o usuário já tenha configurado nesta máquina.
+ */
+export function forget_settings(): void {
+  for (const { name } of settings_table) delete process.env[name];
 }
 
 /**

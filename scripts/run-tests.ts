@@ -9,7 +9,7 @@ import { spawnSync as run } from 'node:child_process';
 import { readdirSync as list_dir } from 'node:fs';
 import path from 'node:path';
 import { build_program, program_variable } from './build';
-import { stop_all, temp_dir } from './local';
+import { forget_settings, stop_all, temp_dir } from './local';
 
 /** Quase todos os testes esperam por rede e relógio: mais arquivos que núcleos encurta a espera. */
 const files_at_once = 4;
@@ -40,4 +40,5 @@ async function run_all(): Promise<number> {
   return status ?? 1;
 }
 
+forget_settings();
 void run_all().then((code) => process.exit(code));

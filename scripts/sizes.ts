@@ -9,7 +9,14 @@ import { statSync as file_stats, readFileSync as read_file } from 'node:fs';
 import path from 'node:path';
 import { build_binary } from './binary';
 import { build_program } from './build';
-import { type local_redis, start_program, start_redis, stop_all, temp_dir } from './local';
+import {
+  forget_settings,
+  type local_redis,
+  start_program,
+  start_redis,
+  stop_all,
+  temp_dir,
+} from './local';
 import { install_package, pack_project } from './package';
 
 /** De quantas partidas se tira a mediana. */
@@ -88,6 +95,7 @@ async function main(): Promise<void> {
   }
 }
 
+forget_settings();
 main()
   .catch((error) => {
     console.error(`a medição falhou: ${error.message}`);

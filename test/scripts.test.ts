@@ -39,7 +39,8 @@ before(async () => {
 
 describe('comandos', { concurrency: true }, () => {
   test('a demonstração mostra cada linha com seu instante e sai com 0', async () => {
-    const demo = start_program(process.execPath, [...tsx, 'scripts/demo.ts'], {}, root);
+    const foreign = { REDIS_PASSWORD: 'x', API_KEY: 'k', LOG_FORMAT: 'json', MAXTIME: '1' };
+    const demo = start_program(process.execPath, [...tsx, 'scripts/demo.ts'], foreign, root);
     assert.equal(await demo.exited, 0, demo.stderr());
     const arrivals = [...demo.stdout().matchAll(/^\+(\d+\.\d{3}) s {2}\{"n":(\d)/gm)];
     assert.deepEqual(
@@ -63,7 +64,12 @@ describe('comandos', { concurrency: true }, () => {
     const port = await free_port();
     const names = ['-X', 'pedido:', '-L', 'linhas:']; // o worker também precisa sabê-los
     const args = [...tsx, 'scripts/dev.ts', '-p', String(port), ...names];
-    const dev = start_program(process.execPath, args, { REDIS_SERVER: '' }, root);
+    const dev = start_program(
+      process.execPath,
+      args,
+      { REDIS_SERVER: '', LOG_FORMAT: 'json', LOG_LEVEL: 'error' },
+      root,
+    );
     const [, url = ''] = await dev.wait_for(/experimente: {2}curl -N (\S+) -d/);
     const [, redis_port = ''] = await dev.wait_for(/redis-cli -p (\d+)/);
     const { pathname, port: shown_port } = new URL(url);
@@ -195,7 +201,7 @@ describe('comandos', { concurrency: true }, () => {
   });
 });
 
-test('package.json e fonte dizem a mesma versão, e o pacote leva o programa e nada mais', () => {
+test('package.json e fonte dizem a mesma versão, e o pacote não depende de nada', () => {
   const manifest = JSON.parse(read_file(path.join(root, 'package.json'), 'utf8'));
   assert.equal(manifest.version, version);
   assert.equal(manifest.dependencies, undefined, 'a redis já vai dentro de json-proxy.js');

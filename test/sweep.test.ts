@@ -10,6 +10,7 @@ import {
   begin,
   connect_redis,
   fetch_all,
+  freeze_redis,
   open_stream,
   patience_ms,
   type redis_client,
@@ -156,6 +157,18 @@ const tests: Record<string, () => Promise<void>> = {
     for (const name of names) await check_adopted(db, name);
     assert.equal(await db.ttl('ndjson_list_20'), -1);
     assert.equal(await db.ttl('outra:1'), -1);
+    assert.equal(proxy.stderr(), '');
+  },
+
+  'a parada no meio de uma varredura não é uma falha dela': async () => {
+    const { redis, db } = await set_scene();
+    await db.eval(`for n = 1, ${crowd.others} do redis.call('SET', 'outra:' .. n, 'x') end`);
+    const proxy = await start_proxy(redis);
+    await freeze_redis(redis); // uma página do SCAN espera por ele
+    const stopped = proxy.stop();
+    await proxy.wait_for(/ stop signal=SIGTERM /);
+    redis.process.kill('SIGCONT');
+    assert.equal(await stopped, 0);
     assert.equal(proxy.stderr(), '');
   },
 

@@ -13,7 +13,7 @@
 import { mkdirSync as make_dir, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { build_program } from '../build';
-import { run_to_exit, temp_dir } from '../local';
+import { forget_settings, run_to_exit, temp_dir } from '../local';
 import { option_error } from '../options';
 import type { bench_context, measurement, scenario } from './context';
 import { draw_charts } from './draw';
@@ -160,4 +160,5 @@ async function main(argv: string[]): Promise<number> {
   }
 }
 
+forget_settings();
 run_to_exit(() => main(process.argv.slice(2)));

@@ -11,7 +11,7 @@
  */
 
 import { make_progress } from '../bench/progress';
-import { run_to_exit } from '../local';
+import { forget_settings, run_to_exit } from '../local';
 import { option_error } from '../options';
 import { take_probe } from '../probe';
 import { type client_context, make_visit } from './client';
@@ -148,4 +148,5 @@ async function main(argv: string[]): Promise<number> {
   }
 }
 
+forget_settings();
 run_to_exit(() => main(process.argv.slice(2)));

@@ -132,12 +132,17 @@ describe('o binário', () => {
 });
 
 describe('o pacote do npm', () => {
-  test('leva só o programa e os manuais, instala-se sem rede, e roda', async () => {
+  test('leva só o programa, os manuais e o que se copia, instala-se sem rede, e roda', async () => {
     const tarball = pack_project();
     const listed = run('tar', ['-tzf', tarball], { encoding: 'utf8' }).trim().split('\n').sort();
     const manuals = ['CHANGELOG.md', 'LICENSE', 'README.md', 'README.pt-BR.md'];
-    const expected = [...manuals, 'json-proxy.js', 'package.json'].map((name) => `package/${name}`);
-    assert.deepEqual(listed, expected.sort());
+    const to_copy = ['worker.ts', 'worker.py', 'worker.sh', 'images/flow.svg'];
+    for (const folder of ['n8n', 'systemd', 'grafana']) {
+      to_copy.push(...list_dir(`scripts/${folder}`).map((name) => `${folder}/${name}`));
+    }
+    const names = [...manuals, 'json-proxy.js', 'package.json'];
+    const expected = [...names, ...to_copy.map((name) => `scripts/${name}`)];
+    assert.deepEqual(listed, expected.map((name) => `package/${name}`).sort());
     const modules = path.join(install_package(tarball), 'node_modules');
     const visible = list_dir(modules).filter((name) => !name.startsWith('.'));
     assert.deepEqual(visible, ['json-proxy']);
