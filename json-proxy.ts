@@ -25,7 +25,7 @@
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
  *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
- *   ndjson_claim_<uuid>   string  opcional: o worker que reservou a tarefa (SET NX EX)
+ *   ndjson_claim_<uuid>   string  opcional: o worker que reservou a tarefa (SET NX EX ou INCR)
  *   ndjson_jobs           canal   a chave de cada tarefa nova
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
@@ -1740,8 +1740,8 @@ async function redis_sweep(): Promise<void> {
       if (cursor !== '0') await wait(pause_ms);
     } while (cursor !== '0');
   } catch (error) {
-    if (!redis_link.was_ready) return; // a parada fechou a conexão
-    log('warn', 'sweep_failed', { reason: explain_redis_error(error) });
+    const is_closed = !redis_link.was_ready; // pela parada: não é uma falha
+    if (!is_closed) log('warn', 'sweep_failed', { reason: explain_redis_error(error) });
   }
   if (adopted > 0) log('info', 'sweep', { adopted, ttl: REDIS_TTL });
 }

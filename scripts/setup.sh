@@ -12,14 +12,12 @@
 #   sh scripts/setup.sh chromium          um Chromium sem janela, para test:extra; só com o apt
 #   sh scripts/setup.sh systemd           systemd-analyze e systemd, para test:extra; só no Linux
 #   sh scripts/setup.sh busybox           o wget das imagens do Docker, para test:extra
+#   sh scripts/setup.sh buildah           monta as imagens do Docker sem ele, para test:extra
 #   sh scripts/setup.sh n8n-nodes         a descrição dos nós do n8n, para test:extra
 #   sh scripts/setup.sh n8n               o n8n inteiro (2,3 GB, uns cinco minutos), para test:n8n
 #   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/.."
-
-# O que é grande fica fora do projeto, e serve a todos os clones.
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/json-proxy
 
 # Os nós são conferidos com os atuais; o n8n que roda é o mais novo que aceita o Node 20.
 n8n_nodes=2.41.2
@@ -93,11 +91,18 @@ ensure_chromium() {
     echo "sem Chromium: os testes do navegador serão pulados" >&2
 }
 
+# O que apagar ao sair, também por um Ctrl-C: uma pasta pela metade, e o veto aos serviços.
+made=
+held=
+trap 'rm -rf ${made:+"$made" "$made.log"} ${held:+"$held"}' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 # Impede, até o fim deste script, que um pacote suba o seu serviço ao ser instalado.
 hold_services() {
   policy=/usr/sbin/policy-rc.d
   [ -w /usr/sbin ] && [ ! -e "$policy" ] || return 0
-  trap 'rm -f "$policy"' EXIT
+  held=$policy
   printf '#!/bin/sh\nexit 101\n' >"$policy"
   chmod 755 "$policy"
 }
@@ -129,41 +134,49 @@ ensure_busybox() {
   apt_install "apt-get install busybox (Debian), dnf install busybox (Fedora)" busybox
 }
 
-# Põe no cache uma pasta que só aparece nele se ficou pronta.
+# Instala o buildah; nos outros sistemas os testes das imagens são pulados.
+ensure_buildah() {
+  [ "$(uname)" = Linux ] || return 0
+  command -v buildah >/dev/null && return
+  apt_install "apt-get install buildah (Debian) ou dnf install buildah (Fedora)" buildah
+}
+
+# Põe no cache, que fica fora do projeto e serve a todos os clones, uma pasta pronta.
 # $1: o nome dela; $2: a função que a enche, com ela por diretório corrente
 ensure_cached() {
+  cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/json-proxy
   [ -e "$cache/$1" ] && return
   mkdir -p "$cache"
   made=$(mktemp -d "$cache/making.XXXXXX")
-  log=$made.log
   echo "baixando $1 para $cache"
-  if ! (cd "$made" && "$2") >"$log" 2>&1; then
-    tail -n 20 "$log" >&2
-    rm -rf "$made" "$log"
+  (cd "$made" && "$2") >"$made.log" 2>&1 || true
+  if [ ! -e "$made/ready" ]; then
+    tail -n 20 "$made.log" >&2
     echo "o npm não instalou $1: confira a rede e repita" >&2
     exit 1
   fi
-  rm -f "$log"
-  mv "$made" "$cache/$1"
+  [ -e "$cache/$1" ] || mv "$made" "$cache/$1" # outro pode tê-la feito enquanto isso
+  rm -rf "$made" "$made.log"
 }
 
 # Enche a pasta dos nós: só as descrições deles, e o que o editor do n8n usa para as conferir.
 fill_n8n_nodes() {
-  npm install --prefix . --ignore-scripts --no-audit --no-fund "n8n-workflow@$n8n_workflow"
+  npm install --prefix . --ignore-scripts --no-audit --no-fund "n8n-workflow@$n8n_workflow" || return
   for package in "n8n-nodes-base@$n8n_nodes" "@n8n/n8n-nodes-langchain@$n8n_langchain"; do
     folder=nodes/${package%@*}
     mkdir -p "$folder"
-    file=$(npm pack --silent "$package")
-    tar -xzf "$file" -C "$folder" package/dist/types
+    file=$(npm pack --silent "$package") || return
+    tar -xzf "$file" -C "$folder" package/dist/types || return
     rm "$file"
   done
+  touch ready
 }
 
 # Enche a pasta do n8n. O xlsx dele vem de um site à parte, e não do npm: vai o do npm.
 fill_n8n() {
   printf '{"private":true,"overrides":{"xlsx":"0.18.5"}}\n' >package.json
-  npm install --prefix . --ignore-scripts --no-audit --no-fund "n8n@$n8n"
-  npm rebuild --prefix . sqlite3
+  npm install --prefix . --ignore-scripts --no-audit --no-fund "n8n@$n8n" &&
+    npm rebuild --prefix . sqlite3 && node_modules/.bin/n8n --version && touch ready
 }
 
 # Instala os concorrentes que o bench sabe medir.
@@ -187,12 +200,13 @@ for part in "$@"; do
     chromium) ensure_chromium ;;
     systemd) ensure_systemd ;;
     busybox) ensure_busybox ;;
+    buildah) ensure_buildah ;;
     n8n-nodes) ensure_cached "n8n-nodes-$n8n_nodes" fill_n8n_nodes ;;
     n8n) ensure_cached "n8n-$n8n" fill_n8n ;;
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl nginx prometheus chromium systemd busybox n8n-nodes n8n peers" >&2
+openssl nginx prometheus chromium systemd busybox buildah n8n-nodes n8n peers" >&2
       exit 2
       ;;
   esac

@@ -97,20 +97,21 @@ export function code_spans(text: string): string[] {
  * Cria um usuário do Redis só com os direitos que o manual diz bastarem.
  * @param db quem manda no Redis
  * @param who começo da linha da tabela de direitos, no README.md: "The proxy"
- * @param channel o canal
+ * @param channels os canais, letra por letra
  * @returns o nome do usuário; a senha é a mesma
  */
 export async function create_user(
   db: redis_client,
   who: string,
-  channel = 'ndjson_jobs',
+  channels = ['ndjson_jobs'],
 ): Promise<string> {
   const { tables } = read_manual('README.md');
   const { rows = [] } = tables.find(({ header }) => header[0] === 'Who') ?? {};
   const commands = code_spans(rows.find(([cell]) => cell === who)?.[1] ?? '');
   assert.ok(commands.length >= 9, who);
   const name = who.toLowerCase().replaceAll(' ', '_');
-  const rights = ['~ndjson_*', `&${channel}`, '-@all', ...commands.map((one) => `+${one}`)];
+  const heard = channels.map((channel) => `&${channel}`);
+  const rights = ['~ndjson_*', ...heard, '-@all', ...commands.map((one) => `+${one}`)];
   await db.sendCommand(['ACL', 'SETUSER', name, 'on', `>${name}`, ...rights]);
   return name;
 }

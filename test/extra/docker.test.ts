@@ -1,16 +1,18 @@
 /*
- * O Dockerfile e o compose.yaml sem Docker: cada passo da imagem é executado numa pasta, com o que
- * o .dockerignore deixa passar, e os comandos do compose rodam como processos comuns.
+ * O Dockerfile e o compose.yaml sem Docker: o buildah monta a imagem sobre uma base feita aqui, e
+ * os comandos do compose rodam como processos comuns, com os arquivos dela.
  */
 
 import assert from 'node:assert/strict';
 import { spawnSync as run } from 'node:child_process';
 import {
+  chmodSync as chmod,
   cpSync as copy_tree,
+  readdirSync as list_dir,
   mkdirSync as make_dir,
   symlinkSync as make_link,
   readFileSync as read_file,
-  rmSync as remove,
+  realpathSync as real_path,
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
@@ -18,190 +20,247 @@ import { before, test } from 'node:test';
 import { fetch_all, free_port, start_program, start_redis, temp_dir, until } from '../harness';
 
 const root = path.join(__dirname, '..', '..');
-const dockerfile = read_file(path.join(root, 'scripts/docker/Dockerfile'), 'utf8');
 const compose = read_file(path.join(root, 'scripts/docker/compose.yaml'), 'utf8');
+
+/** Onde ficam, na base, os certificados em que esta máquina confia além dos do Node. */
+const certificates = '/etc/extra.crt';
 
 /** Onde o Docker põe o segredo. */
 const secret_path = '/run/secrets/redis_password';
 
-/** Uma etapa da imagem: a pasta que faz de raiz do contêiner, e o que a etapa declara. */
-type stage = { dir: string; workdir: string; declared: Map<string, string> };
+/** O que a imagem declara, na forma do Docker. */
+type image_config = Record<'User' | 'StopSignal', string> &
+  Record<'Entrypoint', string[]> &
+  Record<'Healthcheck', Record<'Test', string[]>>;
 
-let stages: Map<string, stage>;
-let tools: string;
+/** Uma imagem montada: a raiz de um contêiner dela, quem põe um comando nele, e o que declara. */
+type image = {
+  dir: string;
+  config: image_config;
+  inside: (command: string[], env?: NodeJS.ProcessEnv) => [string, string[]];
+};
+
+/** Pastas que a base precisa ter. */
+const base_dirs = ['bin', 'etc', 'home/node', 'root', 'tmp', 'usr/bin', 'usr/lib'];
+
+let images: Record<'proxy' | 'worker', image>;
 
 /**
- * Copia o que o Docker mandaria: o que o .dockerignore deixa passar.
+ * Diz por que o buildah não montaria imagens aqui.
+ * @returns o motivo; false se as monta
+ */
+function why_no_buildah(): string | false {
+  if (process.getuid?.() !== 0) return 'só root monta imagens sem mais preparo';
+  if (run('buildah', ['--version']).status !== 0) return 'falta o buildah';
+  return run('unshare', ['--mount', 'true']).status === 0 ? false : 'sem namespaces de montagem';
+}
+
+/**
+ * Acha um programa no PATH.
+ * @param name o nome
+ * @returns o caminho do arquivo, sem elos
+ * @throws AssertionError se não há
+ */
+function find_program(name: string): string {
+  const found = run('which', [name], { encoding: 'utf8' }).stdout.trim();
+  assert.notEqual(found, '', `falta o ${name}: sh scripts/setup.sh buildah busybox`);
+  return real_path(found);
+}
+
+/**
+ * Prepara uma base no lugar da node:24-alpine, que vem de um registro de imagens: o Node e o npm
+ * desta máquina, o busybox, que também é o shell e o wget da outra, e as bibliotecas deles.
  * @returns a pasta
  */
-function build_context(): string {
+function make_base(): string {
   const dir = temp_dir();
-  const rules = read_file(path.join(root, '.dockerignore'), 'utf8').trim().split('\n');
-  const [everything, ...rest] = rules.filter((rule) => !rule.startsWith('#'));
-  assert.equal(everything, '*');
-  for (const rule of rest) {
-    if (!rule.startsWith('!')) remove(path.join(dir, rule), { recursive: true });
-    else
-      copy_tree(path.join(root, rule.slice(1)), path.join(dir, rule.slice(1)), { recursive: true });
+  for (const name of base_dirs) make_dir(path.join(dir, name), { recursive: true });
+  const busybox = find_program('busybox');
+  copy_tree(busybox, path.join(dir, 'bin/busybox'));
+  copy_tree(process.execPath, path.join(dir, 'usr/bin/node'));
+  const applets = run('busybox', ['--list'], { encoding: 'utf8' }).stdout.trim().split('\n');
+  for (const name of applets) {
+    if (name !== 'busybox') make_link('busybox', path.join(dir, 'bin', name));
   }
+  make_link('/bin/env', path.join(dir, 'usr/bin/env'));
+  const npm = path.join(find_program('npm'), '../..');
+  copy_tree(npm, path.join(dir, 'usr/lib/npm'), { recursive: true, dereference: true });
+  make_link('/usr/lib/npm/bin/npm-cli.js', path.join(dir, 'usr/bin/npm'));
+  const needed = run('ldd', [process.execPath, busybox], { encoding: 'utf8' }).stdout;
+  for (const [library = ''] of new Set(needed.match(/\/\S+\.so\S*/g)).entries()) {
+    make_dir(path.join(dir, path.dirname(library)), { recursive: true });
+    copy_tree(library, path.join(dir, library), { dereference: true });
+  }
+  const users = 'root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\n';
+  write_file(path.join(dir, 'etc/passwd'), users);
+  write_file(path.join(dir, 'etc/group'), 'root:x:0:\nnode:x:1000:\n');
+  chmod(path.join(dir, 'tmp'), 0o1777);
   return dir;
 }
 
 /**
- * Executa um passo de uma etapa.
- * @param at a etapa; muda
- * @param verb a instrução
- * @param text o resto da linha
- * @param context a pasta do contexto
- * @param done as etapas prontas
- * @throws AssertionError se o passo falha ou não é conhecido
+ * Prepara o buildah numa pasta só dele.
+ * @returns os argumentos que vêm antes dos de um comando dele
  */
-function take_step(at: stage, verb: string, text: string, context: string, done: typeof stages) {
-  const place = (name: string) =>
-    path.join(at.dir, name.startsWith('/') ? name : path.join(at.workdir, name));
-  if (verb === 'WORKDIR') {
-    at.workdir = text;
-    make_dir(place('.'), { recursive: true });
-  } else if (verb === 'COPY') {
-    const [, from, names = ''] = /^(?:--from=(\w+) )?(.*)$/.exec(text) ?? [];
-    const source = from ? (done.get(from)?.dir ?? '') : context;
-    const sources = names.split(' ');
-    const target = sources.pop() ?? '';
-    for (const name of sources) {
-      const to = target.endsWith('/') ? path.join(target, path.basename(name)) : target;
-      copy_tree(path.join(source, name), place(to), { recursive: true });
-    }
-  } else if (verb === 'RUN') {
-    const { status, stderr } = run('sh', ['-c', text], { cwd: place('.'), encoding: 'utf8' });
-    assert.equal(status, 0, `${text}: ${stderr}`);
-  } else {
-    const declarations = ['USER', 'EXPOSE', 'STOPSIGNAL', 'HEALTHCHECK', 'ENTRYPOINT', 'CMD'];
-    assert.ok(declarations.includes(verb), `instrução que o teste não conhece: ${verb}`);
-    at.declared.set(verb, text);
-  }
+function prepare_buildah(): string[] {
+  const dir = temp_dir();
+  const policy = path.join(dir, 'policy.json');
+  write_file(policy, '{"default": [{"type": "insecureAcceptAnything"}]}');
+  const names = path.join(dir, 'registries.conf');
+  write_file(names, 'unqualified-search-registries = ["docker.io"]\n');
+  process.env.CONTAINERS_REGISTRIES_CONF = names;
+  process.env.BUILDAH_ISOLATION = 'chroot';
+  const places = ['--root', path.join(dir, 'root'), '--runroot', path.join(dir, 'run')];
+  return [...places, '--storage-driver', 'vfs']; // copia a base a cada passo, mas não monta nada
 }
 
 /**
- * Executa o Dockerfile.
- * @returns as etapas, por nome; a última chama-se ""
+ * Roda um comando do buildah até o fim.
+ * @param args os argumentos, com os de prepare_buildah
+ * @returns o que ele escreveu
+ * @throws AssertionError com o que ele disse em stderr
  */
-function build_image(): Map<string, stage> {
-  const context = build_context();
-  const done: typeof stages = new Map();
-  let at: stage | undefined;
-  const joined = dockerfile.replace(/^#.*\n/gm, '').replace(/ *\\\n */g, ' ');
-  for (const [, verb = '', text = ''] of joined.matchAll(/^([A-Z]+) (.*)$/gm)) {
-    if (verb === 'ARG') continue;
-    if (verb === 'FROM') {
-      const [base = '', , name = ''] = text.split(' ');
-      const { dir = temp_dir(), workdir = '/' } = done.get(base) ?? {};
-      assert.ok(done.has(base) || base.startsWith('node:'), `base desconhecida: ${base}`);
-      at = { dir, workdir, declared: new Map() };
-      done.set(name, at);
-    } else if (at) {
-      take_step(at, verb, text, context, done);
-    }
-  }
-  return done;
+function buildah(...args: string[]): string {
+  const { status, stdout, stderr } = run('buildah', args, { cwd: root, encoding: 'utf8' });
+  assert.equal(status, 0, `buildah ${args.join(' ')}: ${stdout}${stderr}`);
+  return stdout.trim();
 }
 
 /**
- * Dá o comando de um serviço do compose, com o segredo e os endereços daqui.
+ * Monta as imagens do Dockerfile sobre a base daqui, e abre um contêiner de cada uma.
+ * @returns as imagens
+ */
+function build_images(): typeof images {
+  const where = prepare_buildah();
+  const base = buildah(...where, 'from', 'scratch');
+  buildah(...where, 'copy', base, make_base(), '/');
+  buildah(...where, 'config', '--env', 'PATH=/usr/bin:/bin', base);
+  const { NODE_EXTRA_CA_CERTS: trusted } = process.env;
+  if (trusted) {
+    buildah(...where, 'copy', base, trusted, certificates);
+    buildah(...where, 'config', '--env', `NODE_EXTRA_CA_CERTS=${certificates}`, base);
+  }
+  buildah(...where, 'commit', base, 'docker.io/library/node:daqui');
+  const local = ['--pull-never', '--format', 'docker', '--build-arg', 'NODE=daqui'];
+  const build = (name: string, ...target: string[]): image => {
+    const file = ['-f', 'scripts/docker/Dockerfile', '-t', name, '.'];
+    buildah(...where, 'bud', ...local, ...target, ...file);
+    const { Docker: docker } = JSON.parse(buildah(...where, 'inspect', '--type', 'image', name));
+    const container = buildah(...where, 'from', '--pull-never', name);
+    const inside: image['inside'] = (command, env = {}) => {
+      const variables = Object.entries(env).flatMap(([key, value]) => ['--env', `${key}=${value}`]);
+      return ['buildah', [...where, 'run', ...variables, container, '--', ...command]];
+    };
+    return { dir: buildah(...where, 'mount', container), config: docker.config, inside };
+  };
+  return { proxy: build('json-proxy'), worker: build('worker', '--target', 'worker') };
+}
+
+/**
+ * Dá o comando de um serviço do compose.
  * @param service nome do serviço
- * @param secret arquivo com a senha
  * @returns o comando de shell
  */
-function compose_command(service: string, secret: string): string {
+function compose_command(service: string): string {
   const pattern = new RegExp(
     `^  ${service}:\\n[\\s\\S]*?      - -c\\n      - \\|\\n((?: {8}.*\\n)+)`,
     'm',
   );
   const [, block = ''] = pattern.exec(compose) ?? [];
   assert.notEqual(block, '', service);
-  return block.replace(/^ {8}/gm, '').replaceAll('$$', '$').replaceAll(secret_path, secret);
+  return block.replace(/^ {8}/gm, '').replaceAll('$$', '$');
 }
 
 /**
  * Espera que uma prova de saúde dê o resultado.
- * @param command a prova, em shell
- * @param env variáveis de ambiente a mais
+ * @param command o comando
+ * @param args os argumentos
  * @param healthy o resultado
  */
-async function health_is(command: string, env: NodeJS.ProcessEnv, healthy: boolean): Promise<void> {
-  const search = `${tools}:${process.env.PATH}`;
-  const options = { env: { ...process.env, PATH: search, ...env }, encoding: 'utf8' as const };
+async function health_is(command: string, args: string[], healthy: boolean): Promise<void> {
   let seen = '';
   await until(`saúde ${healthy}`, () => {
-    const { status, stderr } = run('sh', ['-c', command], options);
+    const { status, stderr } = run(command, args, { encoding: 'utf8' });
     seen = `${status} ${stderr}`;
     return (status === 0) === healthy;
   }).catch((error) => assert.fail(`${error.message}; último: ${seen}`));
 }
 
 /**
- * Dá a prova de saúde da imagem.
- * @returns o comando de shell
+ * Sobe o programa da imagem, como o Docker o subiria.
+ * @param env as variáveis
+ * @returns a porta em que atende, o pid, e `stop`: manda o sinal da imagem e dá o código de saída
  */
-function image_health(): string {
-  const [, command = ''] =
-    /CMD (.*)$/.exec(stages.get('')?.declared.get('HEALTHCHECK') ?? '') ?? [];
-  return command;
+async function start_image(env: NodeJS.ProcessEnv) {
+  const { config, inside } = images.proxy;
+  const proxy = start_program(...inside(config.Entrypoint, env));
+  const [, pid] = await proxy.wait_for(/ start version=.* pid=(\d+) /);
+  const [, port] = await proxy.wait_for(/ listen url=\S+:(\d+)\n/);
+  const stop = () => {
+    process.kill(Number(pid), config.StopSignal); // o buildah não o repassa, como o Docker faz
+    return proxy.exited;
+  };
+  return { port: Number(port), pid: Number(pid), stop };
 }
 
+const skip = why_no_buildah();
+
 before(() => {
-  tools = temp_dir();
-  const busybox = run('which', ['busybox'], { encoding: 'utf8' }).stdout.trim();
-  assert.notEqual(busybox, '', 'falta o busybox: sh scripts/setup.sh busybox');
-  make_link(busybox, path.join(tools, 'wget'));
-  stages = build_image();
+  if (!skip) images = build_images();
 });
 
-test('a imagem: sem root, com STOPSIGNAL, e só o programa; a saúde segue o Redis', async () => {
-  const { dir = '', declared = new Map() } = stages.get('') ?? {};
-  assert.equal(declared.get('USER'), 'node');
-  const entry: string[] = JSON.parse(declared.get('ENTRYPOINT') ?? '[]');
-  assert.deepEqual(entry, ['node', '/opt/json-proxy/json-proxy.js']);
+test('a imagem: sem root, com STOPSIGNAL, e só o programa; a saúde segue o Redis', {
+  skip,
+}, async () => {
+  const { dir, config, inside } = images.proxy;
+  assert.equal(config.User, 'node');
+  assert.deepEqual(list_dir(path.join(dir, 'opt/json-proxy')), ['json-proxy.js']);
   const redis = await start_redis();
-  const port = String(await free_port());
-  const env = { HTTP_PORT: port, REDIS_SERVER: redis.server };
-  const proxy = start_program(process.execPath, [path.join(dir, entry[1] ?? '')], env);
-  await proxy.wait_for(/ listen url=/);
-  await health_is(image_health(), env, true);
+  const env = { HTTP_PORT: String(await free_port()), REDIS_SERVER: redis.server };
+  const proxy = await start_image(env);
+  assert.match(read_file(`/proc/${proxy.pid}/status`, 'utf8'), /^Uid:\t1000\t1000\t/m);
+  const [kind, health = ''] = config.Healthcheck.Test;
+  assert.equal(kind, 'CMD-SHELL');
+  const check = inside(['sh', '-c', health], env);
+  await health_is(...check, true);
   await redis.stop();
-  await health_is(image_health(), env, false);
-  assert.equal(await proxy.stop(declared.get('STOPSIGNAL')), 0);
+  await health_is(...check, false);
+  assert.equal(await proxy.stop(), 0);
 });
 
-test('o compose: o Redis com senha e em disco, o proxy e o worker servem um pedido', async () => {
+test('o compose: o Redis com senha e em disco, o proxy e o worker servem um pedido', {
+  skip,
+}, async () => {
   const secret = path.join(temp_dir(), 'senha');
   write_file(secret, 'segredo\n');
   const redis_port = await free_port();
-  const data = temp_dir();
+  const [data, tools] = [temp_dir(), temp_dir()];
   const entrypoint = `#!/bin/sh\nexec "$@" --port ${redis_port} --bind 127.0.0.1 --dir ${data}\n`;
   write_file(path.join(tools, 'docker-entrypoint.sh'), entrypoint, { mode: 0o755 });
-  const server = `127.0.0.1:${redis_port}/1`;
-  const redis = start_program('sh', ['-c', compose_command('redis', secret)], {
+  const redis_command = compose_command('redis').replaceAll(secret_path, secret);
+  const redis = start_program('sh', ['-c', redis_command], {
     PATH: `${tools}:${process.env.PATH}`,
   });
   await redis.wait_for(/Ready to accept connections/);
   const [, health = ''] = /test: (REDISCLI_AUTH.*)\n/.exec(compose) ?? [];
   const check = health.replaceAll('$$', '$').replace('redis-cli', `redis-cli -p ${redis_port}`);
-  await health_is(check.replaceAll(secret_path, secret), {}, true);
-  await health_is(check.replaceAll(secret_path, '/dev/null'), {}, false);
+  await health_is('sh', ['-c', check.replaceAll(secret_path, secret)], true);
+  await health_is('sh', ['-c', check.replaceAll(secret_path, '/dev/null')], false);
   const arrangement = run('redis-cli', ['-p', String(redis_port), 'config', 'get', 'appendonly'], {
     env: { ...process.env, REDISCLI_AUTH: 'segredo' },
     encoding: 'utf8',
   });
   assert.equal(arrangement.stdout, 'appendonly\nyes\n');
-  const file = path.join(stages.get('')?.dir ?? '', 'opt/json-proxy/json-proxy.js');
-  const settings = { REDIS_SERVER: server, REDIS_PASSWORD_FILE: secret, HTTP_PORT: '0' };
-  const proxy = start_program(process.execPath, [file], settings);
-  const [, port] = await proxy.wait_for(/ listen url=\S+:(\d+)\n/);
-  const { dir = '', workdir = '' } = stages.get('worker') ?? {};
-  const command = compose_command('worker', secret);
-  const worker = start_program('sh', ['-c', command], { REDIS_SERVER: server }, dir + workdir);
+  for (const { dir } of Object.values(images)) {
+    make_dir(path.join(dir, path.dirname(secret_path)), { recursive: true });
+    copy_tree(secret, path.join(dir, secret_path));
+  }
+  const env = { REDIS_SERVER: `127.0.0.1:${redis_port}/1` };
+  const { port } = await start_image({ ...env, REDIS_PASSWORD_FILE: secret_path, HTTP_PORT: '0' });
+  const command = ['sh', '-c', compose_command('worker')];
+  const worker = start_program(...images.worker.inside(command, env));
   await worker.wait_for(/ouvindo/);
-  const reply = await fetch_all({ port: Number(port) }, { path: '/demo', body: 'oi' });
+  const reply = await fetch_all({ port }, { path: '/demo', body: 'oi' });
   assert.equal(reply.body.trimEnd().split('\n').length, 5, reply.body);
   assert.equal(await redis.stop(), 0, 'o Redis não recebeu o sinal da parada');
 });

@@ -51,10 +51,20 @@ let redis: local_redis;
 let db: redis_client;
 
 /** Os canais, cada um com um proxy. */
-const channels = ['lines', 'shared', 'broken', 'agent', 'model'];
+const channels = [
+  'lines',
+  'shared',
+  'broken',
+  'thrown',
+  'empty',
+  'quoted',
+  'agent',
+  'orphan',
+  'model',
+];
 
 /** Os proxies dos canais em que um workflow escuta. */
-let proxies: Record<'lines' | 'shared' | 'broken' | 'agent', proxy>;
+let proxies: Record<string, proxy>;
 
 /** Deixa o modelo responder, depois de ter usado a ferramenta. */
 let allow_answer = () => {};
@@ -69,37 +79,48 @@ function answer_to(body: string): string[] {
 }
 
 /**
- * Faz uma cópia de um workflow que escuta outro canal.
- * @param name nome do arquivo em scripts/n8n
- * @param id identificador no n8n, de 16 letras
- * @param channel o canal
- * @param change o que mais muda nela
- * @returns a cópia
+ * Troca os pedaços com que stream-lines responde.
+ * @param copy o workflow
+ * @param value a expressão que dá os pedaços
  */
-function copy_workflow(
-  name: string,
-  id: string,
-  channel: string,
-  change: (copy: workflow) => void = () => {},
-): workflow {
-  const copy = { ...read_workflow(name), id, name: id };
-  node_named(copy, 'New task').parameters.channels = channel;
-  change(copy);
-  return copy;
+function set_pieces(copy: workflow, value: string): void {
+  const { assignments } = node_named(copy, 'Pieces').parameters as {
+    assignments: { assignments: { value: string }[] };
+  };
+  for (const assignment of assignments.assignments) assignment.value = value;
 }
 
-/**
- * Troca o trabalho do workflow por um pedido HTTP que ninguém atende.
- * @param port porta em que ninguém escuta
- * @returns a mudança
- */
-function break_work(port: number): (copy: workflow) => void {
-  return (copy) => {
+/** O que cada cópia muda no workflow de que vem, para que falhe. */
+const faults: Record<string, (copy: workflow) => void> = {
+  /** Um passo que falha como os nós que cuidam dos seus erros: ninguém atende nessa porta. */
+  broken: (copy) => {
     const work = node_named(copy, 'Your work');
     work.type = 'n8n-nodes-base.httpRequest';
     work.typeVersion = 4.2;
-    work.parameters = { url: `http://127.0.0.1:${port}/`, options: {} };
-  };
+    work.parameters = { url: 'http://127.0.0.1:1/', options: {} };
+  },
+  /** Um que lança antes disso: o Wait não aceita um tempo negativo. */
+  thrown: (copy) => Object.assign(node_named(copy, 'Your work').parameters, { amount: -1 }),
+  /** Passos que não dão item algum. */
+  empty: (copy) => set_pieces(copy, '={{ [] }}'),
+  /** Um que dá, como resposta, o que parece um erro. */
+  quoted: (copy) => set_pieces(copy, "={{ [{ error: 'do cliente' }] }}"),
+  /** Um agente em cujo modelo ninguém escolheu a credencial. */
+  orphan: (copy) => delete node_named(copy, 'Model').credentials,
+};
+
+/**
+ * Faz uma cópia de um workflow que escuta outro canal.
+ * @param name nome do arquivo em scripts/n8n
+ * @param id identificador no n8n, de 16 letras
+ * @param channel o canal, que também diz o defeito
+ * @returns a cópia
+ */
+function copy_workflow(name: string, id: string, channel: string): workflow {
+  const copy = { ...read_workflow(name), id, name: id };
+  node_named(copy, 'New task').parameters.channels = channel;
+  faults[channel]?.(copy);
+  return copy;
 }
 
 /**
@@ -184,6 +205,17 @@ async function start_n8n(credentials: object[], workflows: workflow[]): Promise<
 }
 
 /**
+ * Dá o proxy de um canal.
+ * @param channel o canal
+ * @returns o proxy
+ */
+function proxy_of(channel: string): proxy {
+  const found = proxies[channel];
+  assert.ok(found, channel);
+  return found;
+}
+
+/**
  * Dá a tarefa de um fluxo.
  * @param stream o fluxo
  * @returns os nomes das chaves dela
@@ -210,40 +242,41 @@ async function start_all(): Promise<void> {
   redis = await start_redis();
   db = await connect_redis(redis);
   const patient = [...brisk, '-t', String(run_limit_ms)];
-  const [lines, shared, broken, agent, model] = await Promise.all(
-    channels.map((channel) => start_proxy(redis, [...patient, '-C', channel])),
+  const started = channels.map(
+    async (channel): Promise<[string, proxy]> => [
+      channel,
+      await start_proxy(redis, [...patient, '-C', channel]),
+    ],
   );
-  assert.ok(lines && shared && broken && agent && model);
-  proxies = { lines, shared, broken, agent };
+  proxies = Object.fromEntries(await Promise.all(started));
   start_model('model');
   const { port } = redis;
-  const user = await create_user(db, 'The n8n workflows', '*');
+  const user = await create_user(db, 'The n8n workflows', channels);
   const server = { host: '127.0.0.1', port, database: 1, user, password: user, ssl: false };
-  const ollama = Object.fromEntries([['baseUrl', model.url]]);
+  const ollama = Object.fromEntries([['baseUrl', proxies.model?.url]]);
   const credentials = [
     { id: 'redis00000000001', name: 'json-proxy Redis', type: 'redis', data: server },
     { id: 'ollama0000000001', name: 'Ollama', type: 'ollamaApi', data: ollama },
   ];
-  await start_n8n(credentials, [
-    copy_workflow('stream-lines', 'lines00000000001', 'lines'),
-    copy_workflow('stream-lines', 'shared0000000001', 'shared'),
-    copy_workflow('stream-lines', 'shared0000000002', 'shared'),
-    copy_workflow('stream-lines', 'broken0000000001', 'broken', break_work(await free_port())),
-    copy_workflow('stream-agent', 'agent00000000001', 'agent'),
-  ]);
+  const copies = channels.flatMap((channel) => {
+    const name = ['agent', 'orphan'].includes(channel) ? 'stream-agent' : 'stream-lines';
+    const times = channel === 'shared' ? [1, 2] : channel === 'model' ? [] : [1];
+    return times.map((n) => copy_workflow(name, `${channel}${n}`.padEnd(16, '0'), channel));
+  });
+  await start_n8n(credentials, copies);
 }
 
 describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
   before(start_all);
 
   test('as linhas chegam uma a uma, na ordem, e nada fica no Redis', async () => {
-    const stream = open_stream(proxies.lines, { body: 'olá' });
+    const stream = open_stream(proxy_of('lines'), { body: 'olá' });
     const [first, ...others] = answer_to('olá');
     assert.equal(await stream.next(run_limit_ms), first);
     const { task_key } = await task_of(stream);
     assert.equal(await db.exists(task_key), 1, 'a primeira chegou com a tarefa em andamento');
     assert.deepEqual(await stream.rest(run_limit_ms), others);
-    await see_clean_end(proxies.lines, stream);
+    await see_clean_end(proxy_of('lines'), stream);
   });
 
   test('dois workflows e um worker do kit num canal: só um responde', async (context) => {
@@ -262,38 +295,57 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
     const bodies = Array.from({ length: 12 }, (_, n) => `pedido ${n}`);
     const served = await Promise.all(
       bodies.map(async (body) => {
-        const stream = open_stream(proxies.shared, { body });
+        const stream = open_stream(proxy_of('shared'), { body });
         const lines = await stream.rest(run_limit_ms);
         const by_kit = lines[0] === `kit ${body}`;
         assert.deepEqual(lines, by_kit ? [`kit ${body}`] : answer_to(body));
-        await see_clean_end(proxies.shared, stream);
+        await see_clean_end(proxy_of('shared'), stream);
         return by_kit;
       }),
     );
     stopping.abort();
     await kit;
     context.diagnostic(`o kit respondeu ${served.filter(Boolean).length} de ${bodies.length}`);
-    const alone = bodies.slice(0, 6).map((body) => open_stream(proxies.shared, { body }));
+    const alone = bodies.slice(0, 6).map((body) => open_stream(proxy_of('shared'), { body }));
     for (const [index, stream] of alone.entries()) {
       assert.deepEqual(await stream.rest(run_limit_ms), answer_to(bodies[index] ?? ''));
-      await see_clean_end(proxies.shared, stream);
+      await see_clean_end(proxy_of('shared'), stream);
     }
   });
 
-  test('um passo que falha vira uma linha de erro, e o fim', async () => {
-    const stream = open_stream(proxies.broken, { body: 'olá' });
-    const lines = await stream.rest(run_limit_ms);
-    assert.equal(lines.length, 1);
-    assert.match(JSON.parse(lines[0] ?? '').error, /refused|ECONNREFUSED/);
-    await see_clean_end(proxies.broken, stream);
-  });
+  for (const [channel, what, error] of [
+    ['broken', 'um passo que falha', /refused|ECONNREFUSED/],
+    ['thrown', 'um passo que lança', /Wait Amount|number|amount/i],
+    ['orphan', 'um agente sem credencial', /sub-node Model/],
+  ] as const) {
+    test(`${what}: uma linha de erro, e o fim`, async () => {
+      const proxy = proxy_of(channel);
+      const stream = open_stream(proxy, { body: 'olá' });
+      const lines = await stream.rest(run_limit_ms);
+      assert.equal(lines.length, 1, lines.join());
+      assert.match(JSON.parse(lines[0] ?? '').error, error);
+      await see_clean_end(proxy, stream);
+    });
+  }
+
+  for (const [channel, what, expected] of [
+    ['empty', 'passos que não dão item algum: o fim, e nenhuma linha', []],
+    ['quoted', 'um pedaço que parece um erro é só uma linha', ['{"error":"do cliente"}']],
+  ] as const) {
+    test(what, async () => {
+      const proxy = proxy_of(channel);
+      const stream = open_stream(proxy, { body: 'olá' });
+      assert.deepEqual(await stream.rest(run_limit_ms), expected);
+      await see_clean_end(proxy, stream);
+    });
+  }
 
   test('o cliente sai: o que o workflow ainda empurra expira', async () => {
-    const stream = open_stream(proxies.lines, { body: 'até logo' });
+    const stream = open_stream(proxy_of('lines'), { body: 'até logo' });
     await stream.next(run_limit_ms);
     const task = await task_of(stream);
     stream.leave();
-    assert.equal((await end_of(proxies.lines, task)).ending, 'client_gone');
+    assert.equal((await end_of(proxy_of('lines'), task)).ending, 'client_gone');
     const last_line = answer_to('até logo').at(-1) ?? '';
     const late = async () => (await db.lRange(task.task_list, 0, -1)).includes(last_line);
     await until('a última linha, atrasada', late, run_limit_ms);
@@ -302,19 +354,19 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
   });
 
   test('o agente conta um passo enquanto pensa, e depois responde', async () => {
-    const stream = open_stream(proxies.agent, { body: 'qual a capital do Acre?' });
+    const stream = open_stream(proxy_of('agent'), { body: 'qual a capital do Acre?' });
     assert.deepEqual(JSON.parse((await stream.next(run_limit_ms)) ?? ''), { step });
     allow_answer(); // só agora o modelo pode responder
     assert.deepEqual(await stream.rest(run_limit_ms), ['{"answer":"Rio Branco"}']);
-    await see_clean_end(proxies.agent, stream);
+    await see_clean_end(proxy_of('agent'), stream);
   });
 
   test('o modelo recusa: uma linha de erro, e o fim', async () => {
-    const stream = open_stream(proxies.agent, { body: 'quebra' });
+    const stream = open_stream(proxy_of('agent'), { body: 'quebra' });
     const lines = await stream.rest(run_limit_ms);
     assert.equal(lines.length, 1);
     assert.match(JSON.parse(lines[0] ?? '').error, /model not found/);
-    await see_clean_end(proxies.agent, stream);
+    await see_clean_end(proxy_of('agent'), stream);
   });
 });
 
@@ -327,8 +379,9 @@ test('o Redis cai e volta: o gatilho assina de novo, e o workflow responde', { s
   await redis.stop();
   redis = await start_redis([], { port, dir: data });
   const again = await connect_redis(redis);
-  await create_user(again, 'The n8n workflows', '*');
-  await until('os quatro canais', async () => (await again.pubSubNumPat()) >= 4, run_limit_ms);
-  const stream = open_stream(proxies.lines, { body: 'de volta' });
+  await create_user(again, 'The n8n workflows', channels);
+  const count = channels.length - 1; // no do modelo quem escuta é o kit
+  await until('os canais', async () => (await again.pubSubNumPat()) >= count, run_limit_ms);
+  const stream = open_stream(proxy_of('lines'), { body: 'de volta' });
   assert.deepEqual(await stream.rest(run_limit_ms), answer_to('de volta'));
 });

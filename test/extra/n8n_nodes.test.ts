@@ -210,16 +210,15 @@ for (const name of workflow_names) {
       for (const { name, parameters } of pushes) assert.equal(parameters.tail, true, name);
     });
 
-    test('um erro em qualquer passo, depois de lida a tarefa, vira linha e termina', () => {
-      const steps = reached(workflow, 'Task', 0);
-      assert.ok(steps.length >= 4, steps.join());
-      for (const step of steps) {
-        const { onError, type } = node_named(workflow, step);
-        if (['Push the error', 'Finish'].includes(step) || type.endsWith('splitInBatches'))
-          continue;
-        assert.equal(onError, 'continueErrorOutput', step);
-        assert.deepEqual(reached(workflow, step, 1), ['Push the error', 'Finish'], step);
-      }
+    test('os passos só acabam no nó que os chama, e de lá só há dois caminhos até Finish', () => {
+      const { onError, alwaysOutputData } = node_named(workflow, 'Answer');
+      assert.deepEqual([onError, alwaysOutputData], ['continueRegularOutput', true]);
+      assert.deepEqual(reached(workflow, 'Answer', 0).slice(0, 1), ['Failed']);
+      assert.deepEqual(reached(workflow, 'Failed', 0), ['Push the error', 'Finish']);
+      assert.deepEqual(reached(workflow, 'Failed', 1), ['Finish']);
+      const steps = reached(workflow, 'Task to answer', 0);
+      assert.ok(steps.length >= 2, steps.join());
+      for (const step of steps) assert.equal(node_named(workflow, step).onError, undefined, step);
     });
 
     test('nada de uma instalação: nem identificador de credencial, nem dados de teste', () => {
