@@ -159,9 +159,14 @@ ensure_cached() {
   rm -rf "$made" "$made.log"
 }
 
+# Instala um pacote nesta pasta, sem rodar os scripts dele nem dos seus.
+npm_install() {
+  npm install --prefix . --ignore-scripts --no-audit --no-fund "$1"
+}
+
 # Enche a pasta dos nós: só as descrições deles, e o que o editor do n8n usa para as conferir.
 fill_n8n_nodes() {
-  npm install --prefix . --ignore-scripts --no-audit --no-fund "n8n-workflow@$n8n_workflow" || return
+  npm_install "n8n-workflow@$n8n_workflow" || return
   for package in "n8n-nodes-base@$n8n_nodes" "@n8n/n8n-nodes-langchain@$n8n_langchain"; do
     folder=nodes/${package%@*}
     mkdir -p "$folder"
@@ -175,8 +180,8 @@ fill_n8n_nodes() {
 # Enche a pasta do n8n. O xlsx dele vem de um site à parte, e não do npm: vai o do npm.
 fill_n8n() {
   printf '{"private":true,"overrides":{"xlsx":"0.18.5"}}\n' >package.json
-  npm install --prefix . --ignore-scripts --no-audit --no-fund "n8n@$n8n" &&
-    npm rebuild --prefix . sqlite3 && node_modules/.bin/n8n --version && touch ready
+  npm_install "n8n@$n8n" && npm rebuild --prefix . sqlite3 &&
+    node_modules/.bin/n8n --version && touch ready
 }
 
 # Instala os concorrentes que o bench sabe medir.

@@ -3,6 +3,8 @@
  * comando dele. O modelo do agente também é de verdade para o n8n: um worker do kit que fala o
  * formato do Ollama, atrás de outro proxy, e cujas respostas o teste escolhe. Sem o n8n instalado
  * (npm run test:n8n) estes testes são pulados.
+ *
+ *   SCREENSHOT=scripts/images/n8n.png npm run test:n8n     refaz a imagem do manual
  */
 
 import assert from 'node:assert/strict';
@@ -16,7 +18,6 @@ import {
   connect_redis,
   end_of,
   free_port,
-  type local_program,
   type local_redis,
   open_stream,
   type proxy,
@@ -30,6 +31,7 @@ import {
   until,
 } from '../harness';
 import { create_user, denied_objects } from '../readme_helpers';
+import { type page, skip_browser, start_browser } from './browser';
 import { guest_dir, node_named, read_workflow, type workflow } from './n8n_helpers';
 
 const dir = guest_dir('n8n');
@@ -49,6 +51,7 @@ const step = 'olho o mapa';
 
 let redis: local_redis;
 let db: redis_client;
+let editor: string;
 
 /** Os canais, cada um com um proxy. */
 const channels = [
@@ -175,9 +178,9 @@ async function run_n8n(env: NodeJS.ProcessEnv, args: string[]): Promise<void> {
  * Sobe um n8n com credenciais e workflows, e espera que ele escute os canais.
  * @param credentials na forma de import:credentials
  * @param workflows os workflows, com identificador
- * @returns o n8n
+ * @returns o endereço do editor
  */
-async function start_n8n(credentials: object[], workflows: workflow[]): Promise<local_program> {
+async function start_n8n(credentials: object[], workflows: workflow[]): Promise<string> {
   const home = temp_dir();
   const env = {
     N8N_USER_FOLDER: home,
@@ -187,6 +190,8 @@ async function start_n8n(credentials: object[], workflows: workflow[]): Promise<
     N8N_DIAGNOSTICS_ENABLED: 'false',
     N8N_VERSION_NOTIFICATIONS_ENABLED: 'false',
     N8N_TEMPLATES_ENABLED: 'false',
+    N8N_PERSONALIZATION_ENABLED: 'false',
+    N8N_SECURE_COOKIE: 'false',
   };
   const folder = path.join(home, 'workflows');
   make_dir(folder);
@@ -201,7 +206,7 @@ async function start_n8n(credentials: object[], workflows: workflow[]): Promise<
   for (const { id } of workflows) {
     await started.wait_for(new RegExp(`Activated workflow "${id}"`), start_limit_ms);
   }
-  return started;
+  return `http://127.0.0.1:${env.N8N_PORT}`;
 }
 
 /**
@@ -251,7 +256,7 @@ async function start_all(): Promise<void> {
   proxies = Object.fromEntries(await Promise.all(started));
   start_model('model');
   const { port } = redis;
-  const user = await create_user(db, 'The n8n workflows', channels);
+  const user = await create_user(db, 'The n8n workflows', [...channels, 'editor']);
   const server = { host: '127.0.0.1', port, database: 1, user, password: user, ssl: false };
   const ollama = Object.fromEntries([['baseUrl', proxies.model?.url]]);
   const credentials = [
@@ -263,7 +268,7 @@ async function start_all(): Promise<void> {
     const times = channel === 'shared' ? [1, 2] : channel === 'model' ? [] : [1];
     return times.map((n) => copy_workflow(name, `${channel}${n}`.padEnd(16, '0'), channel));
   });
-  await start_n8n(credentials, copies);
+  editor = await start_n8n(credentials, copies);
 }
 
 describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
@@ -370,6 +375,69 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
   });
 });
 
+/** Um clique onde não há nada, que tira a seleção do que foi colado. */
+const blank = { x: 1100, y: 150, button: 'left', clickCount: 1 };
+
+/** O workflow no editor, com os avisos por cima e a barra de lado cortados, em pontos. */
+const picture = { x: 130, y: 170, width: 1290, height: 592, scale: 1 };
+
+/**
+ * Cria o dono do n8n, que assim fica logado, e abre um workflow novo.
+ * @returns a página do editor
+ */
+async function open_editor(): Promise<page> {
+  const browser = await start_browser();
+  const page = await browser.open(editor, { width: 1500, height: 860 });
+  const owner = { email: 'a@b.com', firstName: 'A', lastName: 'B', password: 'Senha12345' };
+  const headers = { 'Content-Type': 'application/json' };
+  const request = { method: 'POST', headers, body: JSON.stringify(owner) };
+  const asked = `fetch('/rest/owner/setup', ${JSON.stringify(request)}).then(({ ok }) => ok)`;
+  assert.equal(await page.evaluate(asked), true);
+  await page.evaluate("location.href = '/workflow/new'");
+  await page.wait_for(`document.querySelector('[data-test-id="canvas-wrapper"]')`, run_limit_ms);
+  return page;
+}
+
+test('no editor: colado, acha a credencial pelo nome, publica-se e responde', {
+  skip: skip || skip_browser,
+}, async () => {
+  const file = read_workflow('stream-lines');
+  node_named(file, 'New task').parameters.channels = 'editor';
+  const proxy = await start_proxy(redis, [...brisk, '-C', 'editor']);
+  const page = await open_editor();
+  const text = JSON.stringify(JSON.stringify(file));
+  await page.evaluate(`{
+    const clipboardData = new DataTransfer();
+    clipboardData.setData('text/plain', ${text});
+    document.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true }));
+  }`);
+  const shown = file.nodes.filter(({ type }) => !type.endsWith('stickyNote')).length;
+  const nodes = `document.querySelectorAll('[data-test-id="canvas-node"]').length`;
+  await page.wait_for(`${nodes} >= ${shown}`);
+  await page.ask('Input.dispatchKeyEvent', { type: 'keyDown', key: '1', text: '1' }); // tudo à vista
+  assert.equal(
+    await page.evaluate(`document.querySelectorAll('[data-test-id="node-issues"]').length`),
+    0,
+  );
+  const buttons = `[...document.querySelectorAll('button:enabled')].filter(
+    ({ textContent }) => textContent.trim() === 'Publish')`;
+  await page.wait_for(`${buttons}.length === 1`);
+  await page.ask('Input.dispatchMouseEvent', { ...blank, type: 'mousePressed' });
+  await page.ask('Input.dispatchMouseEvent', { ...blank, type: 'mouseReleased' });
+  await page.wait_for(`!document.querySelector('.vue-flow__node.selected')`);
+  if (process.env.SCREENSHOT) {
+    const { data } = await page.ask('Page.captureScreenshot', { format: 'png', clip: picture });
+    write_file(process.env.SCREENSHOT, Buffer.from(String(data), 'base64'));
+  }
+  await page.evaluate(`${buttons}[0].click()`);
+  await page.wait_for(`${buttons}.length === 2`);
+  await page.evaluate(`${buttons}[1].click()`);
+  await until('o gatilho', async () => (await db.pubSubNumPat()) === channels.length, run_limit_ms);
+  const stream = open_stream(proxy, { body: 'do editor' });
+  assert.deepEqual(await stream.rest(run_limit_ms), answer_to('do editor'));
+  await see_clean_end(proxy, stream);
+});
+
 test('bastam os direitos que o manual diz', { skip }, async () => {
   assert.deepEqual(await denied_objects(db), []);
 });
@@ -379,7 +447,7 @@ test('o Redis cai e volta: o gatilho assina de novo, e o workflow responde', { s
   await redis.stop();
   redis = await start_redis([], { port, dir: data });
   const again = await connect_redis(redis);
-  await create_user(again, 'The n8n workflows', channels);
+  await create_user(again, 'The n8n workflows', [...channels, 'editor']);
   const count = channels.length - 1; // no do modelo quem escuta é o kit
   await until('os canais', async () => (await again.pubSubNumPat()) >= count, run_limit_ms);
   const stream = open_stream(proxy_of('lines'), { body: 'de volta' });
