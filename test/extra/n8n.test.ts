@@ -414,11 +414,10 @@ test('no editor: colado, acha a credencial pelo nome, publica-se e responde', {
   const shown = file.nodes.filter(({ type }) => !type.endsWith('stickyNote')).length;
   const nodes = `document.querySelectorAll('[data-test-id="canvas-node"]').length`;
   await page.wait_for(`${nodes} >= ${shown}`);
-  await page.ask('Input.dispatchKeyEvent', { type: 'keyDown', key: '1', text: '1' }); // tudo à vista
-  assert.equal(
-    await page.evaluate(`document.querySelectorAll('[data-test-id="node-issues"]').length`),
-    0,
-  );
+  const see_all = { type: 'keyDown', key: '1', text: '1' };
+  await page.ask('Input.dispatchKeyEvent', see_all);
+  const issues = `document.querySelectorAll('[data-test-id="node-issues"]').length`;
+  assert.equal(await page.evaluate(issues), 0);
   const buttons = `[...document.querySelectorAll('button:enabled')].filter(
     ({ textContent }) => textContent.trim() === 'Publish')`;
   await page.wait_for(`${buttons}.length === 1`);
