@@ -94,7 +94,7 @@ ensure_chromium() {
 # O que apagar ao sair, também por um Ctrl-C: uma pasta pela metade, e o veto aos serviços.
 made=
 held=
-trap 'rm -rf ${made:+"$made" "$made.log"} ${held:+"$held"}' EXIT
+trap '[ -z "$made$held" ] || rm -rf ${made:+"$made" "$made.log"} ${held:+"$held"}' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
