@@ -224,20 +224,34 @@ function displayed(row: setting, text: string): string {
 }
 
 /**
- * Confere um erro de uso: código 2, uma linha em stderr, nada em stdout, senha nenhuma.
+ * Dá o erro de uso que o programa diria: lê as configurações aqui mesmo, sem subir um processo.
+ * @param args argumentos
+ * @param env variáveis de ambiente
+ * @returns a mensagem
+ */
+function usage_error_in(args: string[], env: NodeJS.ProcessEnv): string {
+  try {
+    load_settings(args, env);
+  } catch (error) {
+    assert.equal((error as Error).constructor.name, 'usage_error');
+    return (error as Error).message;
+  }
+  return assert.fail(`aceitos: ${JSON.stringify([args, env])}`);
+}
+
+/**
+ * Confere um erro de uso: uma linha, senha nenhuma.
  * @param args argumentos
  * @param env variáveis de ambiente
  * @param pieces o que a linha deve conter
- * @returns a linha, sem a quebra
+ * @returns a linha
  */
-async function assert_usage_error(args: string[], env: NodeJS.ProcessEnv, pieces: string[]) {
-  const { code, stdout, stderr } = await run_once(args, env);
-  assert.match(stderr, /^json-proxy: [^\n\r]+\n$/);
-  assert.ok(!stderr.includes(secret), `a senha apareceu: ${stderr}`);
-  for (const piece of pieces) assert.ok(stderr.includes(piece), `falta ${piece} em: ${stderr}`);
-  assert.equal(stdout, '');
-  assert.equal(code, 2);
-  return stderr.trimEnd();
+function assert_usage_error(args: string[], env: NodeJS.ProcessEnv, pieces: string[]): string {
+  const line = usage_error_in(args, env);
+  assert.match(line, /^[^\n\r]+$/);
+  assert.ok(!line.includes(secret), `a senha apareceu: ${line}`);
+  for (const piece of pieces) assert.ok(line.includes(piece), `falta ${piece} em: ${line}`);
+  return line;
 }
 
 /**
@@ -598,19 +612,31 @@ describe('valores ruins: código 2 e uma linha', { concurrency: 3 }, () => {
     const { value, accepted } = bad_values[row.name] ?? { value: '', accepted: '' };
     if (accepted === '') continue;
     const shown = `inválido: ${JSON.stringify(row.secret ? '***' : value)}; aceito: `;
-    test(`${row.name} ruim por opção`, async () => {
+    test(`${row.name} ruim por opção`, () => {
       const flag = row.short ? `-${row.short}` : `--${row.long}`;
-      const pieces = [`json-proxy: ${row.name} (${flag}) ${shown}`, accepted];
-      await assert_usage_error([flag, value], {}, pieces);
+      const pieces = [`${row.name} (${flag}) ${shown}`, accepted];
+      assert_usage_error([flag, value], {}, pieces);
     });
-    test(`${row.name} ruim por variável`, async () => {
-      const pieces = [`json-proxy: ${row.name} (ambiente) ${shown}`, accepted];
-      await assert_usage_error([], { [row.name]: value }, pieces);
+    test(`${row.name} ruim por variável`, () => {
+      const pieces = [`${row.name} (ambiente) ${shown}`, accepted];
+      assert_usage_error([], { [row.name]: value }, pieces);
     });
   }
-  test('um argumento bom encobre uma variável ruim; um ruim não é encoberto por ela', async () => {
+  for (const [args, env] of [
+    [['-p', 'x'], {}],
+    [[], { REDIS_SERVER: `redis://ana:${secret}@h:x/1` }],
+    [['--nada'], { PAUSE: 'x' }],
+    [['--na\nda'], {}],
+  ] as const) {
+    test(`o programa diz o mesmo e sai com 2: ${args.join(' ')} ${Object.keys(env)}`, async () => {
+      const line = usage_error_in([...args], env).replace('\n', ' '); // é sempre uma linha
+      const stderr = `json-proxy: ${line}\n`;
+      assert.deepEqual(await run_once([...args], env), { code: 2, stdout: '', stderr });
+    });
+  }
+  test('um argumento bom encobre uma variável ruim; um ruim não é encoberto por ela', () => {
     const env = { HTTP_PORT: 'x', INTERVAL: '5' };
-    const line = await assert_usage_error(['-p', '0', '-i', 'y'], env, ['INTERVAL (-i)']);
+    const line = assert_usage_error(['-p', '0', '-i', 'y'], env, ['INTERVAL (-i)']);
     assert.ok(!line.includes('HTTP_PORT'), line);
   });
 });
@@ -630,7 +656,6 @@ const wrong_arguments: [string, string[], string[]][] = [
   ['argumento solto depois de --', ['--', 'start'], ['argumento inesperado', '--help']],
   ['porta negativa', ['-p', '-1'], ['HTTP_PORT (-p) inválido: "-1"']],
   ['porta enorme', ['--port=99999999999'], ['HTTP_PORT (--port) inválido: "99999999999"']],
-  ['opção com quebra de linha', ['--na\nda'], ['opção desconhecida: --na da']],
   ['argumento solto com quebra de linha', ['a\nb'], ['argumento inesperado']],
   ['pedaço solto de senha', ['--secret=', secret], ['argumento inesperado', '2']],
   ['--secret escrito com um traço só', ['-secret', secret], ['argumento inesperado']],
@@ -641,10 +666,10 @@ const wrong_arguments: [string, string[], string[]][] = [
   ['URL colada em --redis', [`--redis:redis://:${secret}@h`], ['opção desconhecida: --redis']],
 ];
 
-describe('argumentos que não se entendem', { concurrency: 3 }, () => {
+describe('argumentos que não se entendem', () => {
   for (const [title, args, pieces] of wrong_arguments) {
-    test(title, async () => {
-      await assert_usage_error(args, {}, pieces);
+    test(title, () => {
+      assert_usage_error(args, {}, pieces);
     });
   }
 });
@@ -701,15 +726,15 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
   ],
 ];
 
-describe('valores ruins que enganam', { concurrency: 3 }, () => {
+describe('valores ruins que enganam', () => {
   for (const [title, env, pieces] of tricky_values) {
-    test(title, async () => {
-      await assert_usage_error([], env, pieces);
+    test(title, () => {
+      assert_usage_error([], env, pieces);
     });
   }
-  test('a senha de um REDIS_SERVER malformado não aparece quando vem por -R', async () => {
+  test('a senha de um REDIS_SERVER malformado não aparece quando vem por -R', () => {
     const args = ['-R', `redis://ana:${secret}@h:x/1`];
-    await assert_usage_error(args, {}, ['REDIS_SERVER (-R) inválido: "redis://***@h:x/1"']);
+    assert_usage_error(args, {}, ['REDIS_SERVER (-R) inválido: "redis://***@h:x/1"']);
   });
 });
 
