@@ -2738,12 +2738,13 @@ const ndjson_format: stream_format = {
 /**
  * Um evento por linha. Um EventSource reconecta sozinho depois de qualquer fim, e criaria outra
  * tarefa: o evento "end" deixa a página fechá-lo antes, e o id, que ele repete em Last-Event-ID,
- * deixa reconhecer quem volta (is_reconnection).
+ * deixa reconhecer quem volta (is_reconnection). O id vai duas vezes: sozinho, para quem cai antes
+ * da primeira linha, e no primeiro evento, porque o Firefox só guarda o de um que tenha dados.
  */
 const event_format: stream_format = {
   before: Buffer.from('data: '),
   after: Buffer.from('\n\n'),
-  heartbeat: ': keepalive\n\n',
+  heartbeat: ': keepalive\n', // sem linha em branco: ela fecharia o evento que o id já começou
   closing: (how) => `event: end\ndata: ${how}\n\n`,
 };
 
@@ -2923,7 +2924,8 @@ function open_response(
   const sent_type = stream.media_type === event_type && response.getHeader('Content-Type');
   if (!sent_type || !String(sent_type).toLowerCase().startsWith(event_type)) return;
   stream.format = event_format;
-  response.write(`id: ${stream.task.uuid}\n\n`);
+  const id = `id: ${stream.task.uuid}\n`;
+  response.write(`${id}\n${id}`);
 }
 
 /**

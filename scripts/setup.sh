@@ -10,6 +10,7 @@
 #   sh scripts/setup.sh nginx             o nginx, sem que ele suba, para test:extra
 #   sh scripts/setup.sh prometheus        promtool e o prometheus, para test:extra
 #   sh scripts/setup.sh chromium          um Chromium sem janela, para test:extra; só com o apt
+#   sh scripts/setup.sh firefox           um Firefox, para test:extra; só com o apt
 #   sh scripts/setup.sh systemd           systemd-analyze e systemd, para test:extra; só no Linux
 #   sh scripts/setup.sh busybox           o wget das imagens do Docker, para test:extra
 #   sh scripts/setup.sh buildah           monta as imagens do Docker sem ele, para test:extra
@@ -89,6 +90,13 @@ ensure_chromium() {
   (apt_install "no Debian, apt-get install chromium-headless-shell" \
     chromium-headless-shell fonts-dejavu-core) ||
     echo "sem Chromium: os testes do navegador serão pulados" >&2
+}
+
+# Instala um Firefox; sem ele os testes dele são pulados.
+ensure_firefox() {
+  command -v firefox-esr >/dev/null || command -v firefox >/dev/null && return
+  (apt_install "no Debian, apt-get install firefox-esr" firefox-esr) ||
+    echo "sem Firefox: os testes dele serão pulados" >&2
 }
 
 # O que apagar ao sair, também por um Ctrl-C: uma pasta pela metade, e o veto aos serviços.
@@ -203,6 +211,7 @@ for part in "$@"; do
     nginx) ensure_nginx ;;
     prometheus) ensure_prometheus ;;
     chromium) ensure_chromium ;;
+    firefox) ensure_firefox ;;
     systemd) ensure_systemd ;;
     busybox) ensure_busybox ;;
     buildah) ensure_buildah ;;
@@ -211,7 +220,7 @@ for part in "$@"; do
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl nginx prometheus chromium systemd busybox buildah n8n-nodes n8n peers" >&2
+openssl nginx prometheus chromium firefox systemd busybox buildah n8n-nodes n8n peers" >&2
       exit 2
       ;;
   esac

@@ -76,6 +76,15 @@ function parse_events(text: string): { events: server_event[]; comments: string[
 }
 
 /**
+ * Dá o que vem antes da primeira linha: o id sozinho, e de novo, para o primeiro evento.
+ * @param task a tarefa
+ * @returns o texto
+ */
+function opening({ uuid }: { uuid: string }): string {
+  return `id: ${uuid}\n\nid: ${uuid}\n`;
+}
+
+/**
  * Faz um pedido, e espera por ele no worker.
  * @param scene o proxy e o worker
  * @param options o pedido; se não é dado, pede eventos
@@ -120,7 +129,7 @@ describe('o Accept escolhe', () => {
       await common.db.rPush(task.task_list, ['{"a":\r\n "é"}', '  à direita', '', 'EOF', 'depois']);
       const { status, headers, body } = await reply;
       const data = 'data: {"a": "é"}\n\ndata:   à direita\n\n';
-      assert.equal(body, `id: ${task.uuid}\n\n${data}event: end\ndata: done\n\n`);
+      assert.equal(body, `${opening(task)}${data}event: end\ndata: done\n\n`);
       assert.deepEqual([status, headers['content-type']], [200, event_type]);
       assert.equal(headers['cache-control'], 'no-store, no-transform');
       assert.equal(headers['x-accel-buffering'], 'no');
@@ -145,7 +154,7 @@ describe('o Accept escolhe', () => {
     const task = await worker.next();
     await db.rPush(task.task_list, ['1', 'EOF']);
     const { body } = await talk.reply();
-    assert.equal(body, `id: ${task.uuid}\n\ndata: 1\n\nevent: end\ndata: done\n\n`);
+    assert.equal(body, `${opening(task)}data: 1\n\nevent: end\ndata: done\n\n`);
   });
 });
 
@@ -172,7 +181,7 @@ describe('os eventos de um fluxo', { concurrency: true }, () => {
       const stream = open_stream(proxy, accept_events);
       const task = await worker.next();
       await db.rPush(task.task_list, '1');
-      for (const line of [`id: ${task.uuid}`, '', 'data: 1', '']) {
+      for (const line of `${opening(task)}data: 1\n`.split('\n')) {
         assert.equal(await stream.next(), line);
       }
       await provoke({ proxy, db, task });
@@ -194,14 +203,14 @@ describe('os eventos de um fluxo', { concurrency: true }, () => {
     await freeze_redis(own);
     const lines = await stream.rest();
     own.process.kill('SIGCONT');
-    assert.deepEqual(lines.slice(2), [
+    assert.deepEqual(lines.slice(3), [
       'data: {"error": "redis lost"}',
       '',
       'event: end',
       'data: redis_lost',
       '',
     ]);
-    const [, , last = 0, , end = 0] = stream.arrivals;
+    const [, , , last = 0, , end = 0] = stream.arrivals;
     assert.ok(end - last > 500, `${end - last} ms`);
   });
 
@@ -212,7 +221,8 @@ describe('os eventos de um fluxo', { concurrency: true }, () => {
     assert.equal((await stream.head()).headers['content-type'], event_type);
     assert.equal(await stream.next(), `id: ${task.uuid}`);
     await db.del(task.task_key);
-    assert.deepEqual(await stream.rest(), ['', 'event: end', 'data: done', '']);
+    const rest = `${opening(task)}event: end\ndata: done\n`.split('\n').slice(1);
+    assert.deepEqual(await stream.rest(), rest);
   });
 
   test('HEARTBEAT são comentários, que o navegador não entrega à página', async () => {
@@ -220,7 +230,7 @@ describe('os eventos de um fluxo', { concurrency: true }, () => {
     const stream = open_stream(scene.proxy, accept_events);
     const task = await scene.worker.next();
     const lines: (string | undefined)[] = [];
-    for (let n = 0; n < 8; n += 1) lines.push(await stream.next()); // o id, e três comentários
+    for (let n = 0; n < 8; n += 1) lines.push(await stream.next()); // o id, e comentários
     await scene.db.rPush(task.task_list, ['1', 'EOF']);
     lines.push(...(await stream.rest()));
     const { events, comments } = parse_events(`${lines.join('\n')}\n`);
@@ -287,7 +297,7 @@ describe('o formato é o do Content-Type que sai', () => {
       await common.db.rPush(task.task_list, [head, ...lines]);
       const { status, headers, body } = await reply;
       assert.deepEqual([status, headers['content-type']], [404, type]);
-      const events = `id: ${task.uuid}\n\ndata: {"a": 1}\n\nevent: end\ndata: done\n\n`;
+      const events = `${opening(task)}data: {"a": 1}\n\nevent: end\ndata: done\n\n`;
       assert.equal(body, expected ?? events);
     });
   }
@@ -378,7 +388,7 @@ describe('clientes de verdade', { concurrency: true }, () => {
       const curl = start_program('curl', ['-sSN', '--max-time', '30', ...accept, proxy.url]);
       const task = await worker.next();
       const frame = (line: string) => (index === 0 ? `${line}\n` : `data: ${line}\n\n`);
-      let expected = index === 0 ? '' : `id: ${task.uuid}\n\n`;
+      let expected = index === 0 ? '' : opening(task);
       for (const line of ['{"n": 1}', '{"n": 2}']) {
         await db.rPush(task.task_list, line);
         expected += frame(line);

@@ -31,6 +31,12 @@ export const chromium = executables.find((name) => run(name, ['--version']).stat
 /** Por que um teste do navegador é pulado; false se não é. */
 export const skip_browser = !chromium && 'sem Chromium: sh scripts/setup.sh chromium';
 
+/** O Firefox desta máquina, e por que pular os testes que precisam dele. */
+export const firefox = ['firefox-esr', 'firefox'].find(
+  (name) => run(name, ['--version']).status === 0,
+);
+export const skip_firefox = !firefox && 'sem Firefox: sh scripts/setup.sh firefox';
+
 /** Prazo de uma espera pelo navegador, que divide a máquina com tudo o que os testes sobem. */
 export const browser_limit_ms = 30_000;
 

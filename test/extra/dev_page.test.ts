@@ -119,7 +119,7 @@ describe('a página de npm run dev', { skip: skip_browser }, () => {
     const { lines } = await see_end('done');
     const texts = lines.map(([, , text]) => text);
     assert.match(texts[0] ?? '', /^id: [0-9a-f-]{36}$/);
-    assert.match(texts[1] ?? '', /^data: \{"n":1,/);
+    assert.match(texts[1] ?? '', /^id: [0-9a-f-]{36}\ndata: \{"n":1,/);
     assert.deepEqual([texts.length, texts.at(-1)], [7, 'event: end\ndata: done']);
     const image = await tab.screenshot();
     assert.ok(image.length > 20_000 && image.length < max_image_bytes, `${image.length} bytes`);

@@ -6,33 +6,56 @@
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import type { AddressInfo as address_info } from 'node:net';
+import { text as read_text } from 'node:stream/consumers';
 import { before, describe, test } from 'node:test';
 import { on_stop } from '../../scripts/local';
-import { brisk, end_of, type local_redis, start_proxy, start_redis, start_scene } from '../harness';
+import {
+  brisk,
+  end_of,
+  type local_redis,
+  start_program,
+  start_proxy,
+  start_redis,
+  start_scene,
+  temp_dir,
+  until,
+} from '../harness';
 import { read_manual } from '../readme_helpers';
-import { type browser, skip_browser, start_browser } from './browser';
+import {
+  type browser,
+  browser_limit_ms,
+  firefox,
+  skip_browser,
+  skip_firefox,
+  start_browser,
+} from './browser';
 
 let chrome: browser;
 let redis: local_redis;
 
 before(async () => {
-  if (skip_browser) return;
-  chrome = await start_browser();
   redis = await start_redis();
+  if (!skip_browser) chrome = await start_browser();
 });
 
 /**
- * Serve uma página vazia, de outra origem que não a do proxy.
- * @returns o endereço
+ * Serve uma página, de outra origem que não a do proxy.
+ * @param script dá o que ela roda
+ * @returns o endereço, e o que ela mandou por POST
  */
-async function serve_blank(): Promise<string> {
-  const server = http.createServer((_, response) => {
+async function serve_page(script = () => '') {
+  const posted: string[] = [];
+  const server = http.createServer(async (request, response) => {
+    if (request.method === 'POST') posted.push(await read_text(request));
     response.setHeader('Content-Type', 'text/html; charset=utf-8');
-    response.end('<!doctype html><title>página</title>');
+    response.end(`<!doctype html><title>página</title><script>${script()}</script>`);
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  on_stop(async () => server.close());
-  return `http://127.0.0.1:${(server.address() as address_info).port}`;
+  on_stop(async () => {
+    server.close();
+    server.closeAllConnections();
+  });
+  return { origin: `http://127.0.0.1:${(server.address() as address_info).port}`, posted };
 }
 
 /**
@@ -40,7 +63,7 @@ async function serve_blank(): Promise<string> {
  * @returns o proxy com o seu worker, a origem e a página
  */
 async function start_visit() {
-  const origin = await serve_blank();
+  const { origin } = await serve_page();
   const scene = await start_scene(redis, [...brisk, '--cors-origin', origin]);
   return { ...scene, origin, page: await chrome.open(origin) };
 }
@@ -130,5 +153,26 @@ describe('EventSource no Chromium', { skip: skip_browser, concurrency: true }, (
     await page.wait_for('source.readyState === EventSource.OPEN');
     await page.ask('Page.close');
     assert.equal((await end_of(proxy, task)).ending, 'client_gone');
+  });
+});
+
+describe('EventSource no Firefox', { skip: skip_firefox }, () => {
+  test('uma página que não fecha volta uma vez, leva 204 e desiste', async () => {
+    let url = '';
+    const told = `
+      const tell = (what) => fetch('/', { method: 'POST', body: what });
+      source.addEventListener('message', ({ data, lastEventId }) => tell(data + lastEventId));
+      source.addEventListener('error', () => tell('estado ' + source.readyState));`;
+    const { origin, posted } = await serve_page(() => careless_page(url) + told);
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, '--cors-origin', origin]);
+    url = proxy.url;
+    const args = ['--headless', '--no-remote', '--profile', temp_dir(), origin];
+    start_program(firefox ?? '', args, { HOME: temp_dir() });
+    const task = await worker.next(browser_limit_ms);
+    await db.rPush(task.task_list, ['1', 'EOF']);
+    await until('desistência', () => posted.includes('estado 2'), browser_limit_ms);
+    assert.deepEqual(posted.toSorted(), [`1${task.uuid}`, 'estado 0', 'estado 2']);
+    assert.deepEqual(worker.pending, []);
+    assert.equal(proxy.stdout().split(' task task=').length, 2);
   });
 });
