@@ -27,6 +27,7 @@ import {
   start_worker,
   task_named,
   type task_names,
+  tests_at_once,
   until,
   type worker,
 } from './harness';
@@ -55,9 +56,6 @@ const denied_line = '{"error": "redis denied access"}';
 
 /** Quantos fluxos estão em andamento quando o Redis cai. */
 const crowd = 50;
-
-/** Quase só esperam; mais que isto ao mesmo tempo disputaria os processadores. */
-const tests_at_once = 4;
 
 /** Maior que a paciência dos testes: um fluxo que só notasse algo depois disto os faria falhar. */
 const forever = ['-t', '120000'];

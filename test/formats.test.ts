@@ -25,6 +25,7 @@ import {
   start_redis,
   start_scene,
   type task_names,
+  tests_at_once,
   until,
 } from './harness';
 import { assert_error, open_talk, raw_request } from './http_helpers';
@@ -158,7 +159,7 @@ describe('o Accept escolhe', () => {
   });
 });
 
-describe('os eventos de um fluxo', { concurrency: true }, () => {
+describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
   /** Como cada fim é provocado depois da primeira linha, e o último evento com dados antes dele. */
   const ends: [string, string[], string | undefined, (with_all: ending_scene) => unknown][] = [
     ['done', [], undefined, ({ db, task }) => db.del(task.task_key)],
@@ -360,7 +361,7 @@ describe('um EventSource que volta', () => {
   }
 });
 
-describe('clientes de verdade', { concurrency: true }, () => {
+describe('clientes de verdade', { concurrency: tests_at_once }, () => {
   test('fetch com um leitor recebe cada evento na hora, e desistir cancela a tarefa', async () => {
     const { proxy, worker, db } = await start_scene(redis);
     const leaving = new AbortController();

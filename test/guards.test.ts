@@ -27,6 +27,7 @@ import {
   start_scene,
   start_worker,
   temp_dir,
+  tests_at_once,
   until,
   usage_error_of,
 } from './harness';
@@ -61,7 +62,7 @@ function assert_refused(reply: http_reply, status: number, error: string): void 
   assert.deepEqual(JSON.parse(reply.body), { error });
 }
 
-describe('API_KEY', { concurrency: true }, () => {
+describe('API_KEY', { concurrency: tests_at_once }, () => {
   const keys = ['--api-key', 'chave-um, chave-dois'];
   const no_key = 'missing or unknown API key';
 
@@ -184,7 +185,7 @@ describe('API_KEY', { concurrency: true }, () => {
   });
 });
 
-describe('REDIS_PASSWORD_FILE', { concurrency: true }, () => {
+describe('REDIS_PASSWORD_FILE', { concurrency: tests_at_once }, () => {
   test('a senha vem do arquivo, sem a quebra de linha', async () => {
     const own = await start_redis(['--requirepass', 'hunter2']);
     const proxy = await start_proxy(own, ['--secret-file', secret_file('hunter2\n')]);
@@ -198,7 +199,7 @@ describe('REDIS_PASSWORD_FILE', { concurrency: true }, () => {
   });
 });
 
-describe('RATE e TRUST_PROXY', { concurrency: true }, () => {
+describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
   const day_s = 86_400; // numa janela de um dia nenhum teste passa de uma para a outra
 
   for (const [text, expected] of [
@@ -289,7 +290,7 @@ describe('RATE e TRUST_PROXY', { concurrency: true }, () => {
   });
 });
 
-describe('CORS_ORIGIN', { concurrency: true }, () => {
+describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
   const page = 'https://pagina.example';
   const preflight = {
     method: 'OPTIONS',
@@ -361,7 +362,7 @@ describe('CORS_ORIGIN', { concurrency: true }, () => {
   });
 });
 
-describe('MAXTASKS', { concurrency: true }, () => {
+describe('MAXTASKS', { concurrency: tests_at_once }, () => {
   test('além dele, 503 com Retry-After; quando um fluxo acaba, há lugar', async () => {
     const { proxy, worker, db } = await start_scene(redis, ['--maxtasks', '2']);
     const first = await begin(proxy, worker);
@@ -388,7 +389,7 @@ describe('MAXTASKS', { concurrency: true }, () => {
   });
 });
 
-describe('FAILFAST', { concurrency: true }, () => {
+describe('FAILFAST', { concurrency: tests_at_once }, () => {
   test('ninguém ouve o canal: 503 na hora, e a tarefa some', async () => {
     const own = await start_redis();
     const proxy = await start_proxy(own, ['--failfast', 'on']);
@@ -414,7 +415,7 @@ describe('FAILFAST', { concurrency: true }, () => {
   });
 });
 
-describe('HEARTBEAT', { concurrency: true }, () => {
+describe('HEARTBEAT', { concurrency: tests_at_once }, () => {
   const beat = '{"type":"keepalive"}';
 
   test('um fluxo calado recebe linhas de vida, que não contam como do worker', async () => {

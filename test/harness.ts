@@ -32,6 +32,9 @@ after(stop_all);
 /** Prazo de uma espera comum nos testes, folgado para máquinas carregadas. */
 export const patience_ms = 10_000;
 
+/** Testes de um arquivo ao mesmo tempo: quase só esperam, mas mais disputariam os processadores. */
+export const tests_at_once = 4;
+
 /** O REDIS_TTL de um proxy que não recebe outro, em segundos. */
 export const default_ttl_s = 600;
 

@@ -26,6 +26,7 @@ import {
   start_proxy,
   start_redis,
   temp_dir,
+  tests_at_once,
 } from './harness';
 
 const root = path.join(__dirname, '..');
@@ -37,7 +38,7 @@ before(async () => {
   redis = await start_redis();
 });
 
-describe('comandos', { concurrency: true }, () => {
+describe('comandos', { concurrency: tests_at_once }, () => {
   test('a demonstração mostra cada linha com seu instante e sai com 0', async () => {
     const foreign = { REDIS_PASSWORD: 'x', API_KEY: 'k', LOG_FORMAT: 'json', MAXTIME: '1' };
     const demo = start_program(process.execPath, [...tsx, 'scripts/demo.ts'], foreign, root);

@@ -22,6 +22,7 @@ import {
   start_proxy,
   start_redis,
   start_worker,
+  tests_at_once,
   until,
 } from './harness';
 
@@ -313,7 +314,7 @@ before(async () => {
 
 // ── Linhas ──────────────────────────────────────────────────────────────────────────────────────
 
-describe('linhas', { concurrency: true }, () => {
+describe('linhas', { concurrency: tests_at_once }, () => {
   for (const name of ['0/5', '1/5', '20/200']) {
     test(`cada linha chega antes de a próxima ser empurrada (${name})`, async () => {
       const { proxy, client, task_at } = lane_of(name);
@@ -480,14 +481,14 @@ async function check_head(lane: lane, wanted: head_case, last_word: string): Pro
   assert.doesNotMatch(warnings(), /segredo/);
 }
 
-describe('cabeças', { concurrency: true }, () => {
+describe('cabeças', { concurrency: tests_at_once }, () => {
   for (const wanted of head_cases) {
     test(`${wanted.title} (PAUSE 0, DEL)`, () => check_head(lane_of('0/5'), wanted, ''));
     test(`${wanted.title} (PAUSE 1, EOF)`, () => check_head(lane_of('1/5'), wanted, 'EOF'));
   }
 });
 
-describe('cabeças no tempo', { concurrency: true }, () => {
+describe('cabeças no tempo', { concurrency: tests_at_once }, () => {
   test('a cabeça chega ao cliente antes de qualquer linha', async () => {
     const lane = lane_of('20/5');
     const { stream, task } = await open_lines(lane);
@@ -513,7 +514,7 @@ describe('cabeças no tempo', { concurrency: true }, () => {
 
 // ── Fins ────────────────────────────────────────────────────────────────────────────────────────
 
-describe('fins', { concurrency: true }, () => {
+describe('fins', { concurrency: tests_at_once }, () => {
   for (const name of ['0/5', '1/5']) {
     for (const word of ['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST', ' \r\nEOF \n']) {
       test(`${JSON.stringify(word)} termina e nada depois dele passa (${name})`, async () => {
@@ -594,7 +595,7 @@ async function push_in_bursts(
   }
 }
 
-describe('nada se perde, se repete ou troca de ordem', { concurrency: true }, () => {
+describe('nada se perde, se repete ou troca de ordem', { concurrency: tests_at_once }, () => {
   for (const pause of pauses_ms) {
     for (const interval of intervals_ms) {
       const streams = 4;
@@ -620,7 +621,7 @@ describe('nada se perde, se repete ou troca de ordem', { concurrency: true }, ()
   }
 });
 
-describe('a corrida do DEL', { concurrency: true }, () => {
+describe('a corrida do DEL', { concurrency: tests_at_once }, () => {
   for (const name of ['0/5', '0/0', '1/0', '20/0']) {
     test(`últimas linhas e DEL em seguida, sessenta vezes (${name})`, async () => {
       const lane = lane_of(name);
@@ -772,7 +773,7 @@ describe('a consulta, vista pelo Redis', () => {
 
 // ── Lotes ───────────────────────────────────────────────────────────────────────────────────────
 
-describe('lotes', { concurrency: true }, () => {
+describe('lotes', { concurrency: tests_at_once }, () => {
   test('linhas grandes fazem o próximo LPOP voltar a uma só', async () => {
     const watched = await start_redis();
     const monitor = await start_monitor(watched);
@@ -830,7 +831,7 @@ const content_table: [string | Buffer, string | Buffer][] = [
   [Buffer.from('\ufeff{}'), Buffer.from('\ufeff{}\n')],
 ];
 
-describe('tamanhos e conteúdos', { concurrency: true }, () => {
+describe('tamanhos e conteúdos', { concurrency: tests_at_once }, () => {
   for (const name of ['0/5', '1/5']) {
     test(`conteúdos de todo tipo passam byte a byte (${name})`, async () => {
       const lane = lane_of(name);
@@ -894,7 +895,7 @@ describe('memória', { skip: process.platform !== 'linux' && 'só o Linux tem /p
 
 const short_ttl = ['--ttl', '2'];
 
-describe('cliente lento e TTL', { concurrency: true }, () => {
+describe('cliente lento e TTL', { concurrency: tests_at_once }, () => {
   test('com o cliente parado o proxy não retira, renova o TTL, e no fim nada falta', async () => {
     const lane = await start_lane(['-P', '0', '-i', '5', ...short_ttl]);
     const { read, task } = await open_bytes(lane);

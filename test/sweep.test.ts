@@ -18,13 +18,11 @@ import {
   start_redis,
   start_worker,
   type task_names,
+  tests_at_once,
   until,
 } from './harness';
 
 const ttl_s = 600;
-
-/** Quase só esperam; mais que isto ao mesmo tempo disputaria os processadores. */
-const tests_at_once = 4;
 
 /** Fluxos em andamento quando um proxy morre. */
 const fleet = 20;

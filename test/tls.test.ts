@@ -27,6 +27,7 @@ import {
   start_redis,
   start_scene,
   temp_dir,
+  tests_at_once,
   until,
   usage_error_of,
 } from './harness';
@@ -84,7 +85,7 @@ async function shake_hands(port: number, options: tls.ConnectionOptions = {}) {
   return { socket, name: socket.getPeerCertificate().subject.CN };
 }
 
-describe('serviço', { concurrency: true }, () => {
+describe('serviço', { concurrency: tests_at_once }, () => {
   const { cert: ca } = first_pair;
 
   test('um fluxo chega linha a linha; o log dá a URL', async () => {
@@ -166,7 +167,7 @@ describe('serviço', { concurrency: true }, () => {
   });
 });
 
-describe('quem não fala TLS', { concurrency: true }, () => {
+describe('quem não fala TLS', { concurrency: tests_at_once }, () => {
   for (const [what, reason, hello] of [
     ['HTTP às claras', 'ERR_SSL_HTTP_REQUEST', 'GET /ping HTTP/1.1\r\nHost: a\r\n\r\n'],
     ['lixo', 'ERR_SSL_\\w+', '\x00\x01\x02'.repeat(100)],
@@ -224,7 +225,7 @@ test('o par trocado nos arquivos vale para conexões novas, sem cortar as antiga
   assert.equal(proxy.stderr().match(/ tls_refused /g)?.length, 1);
 });
 
-describe('erros de uso', { concurrency: true }, () => {
+describe('erros de uso', { concurrency: tests_at_once }, () => {
   const accepted = /aceito: os dois, em PEM, a chave sem senha e deste certificado\n$/;
 
   test('um sem o outro', async () => {

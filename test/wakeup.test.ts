@@ -24,6 +24,7 @@ import {
   start_redis,
   start_scene,
   start_worker,
+  tests_at_once,
   until,
   type worker,
 } from './harness';
@@ -73,7 +74,7 @@ function open_idle(proxy: proxy, worker: worker) {
   return begin(proxy, worker, ['primeira']);
 }
 
-describe('avisos', { concurrency: true }, () => {
+describe('avisos', { concurrency: tests_at_once }, () => {
   test('uma linha, o DEL e o EOF acordam o fluxo sem esperar INTERVAL', async () => {
     const { proxy, worker, db } = await start_scene(redis, rare_polls);
     assert.match(proxy.stdout(), / wakeup mode=tracking\n/);
@@ -340,7 +341,7 @@ describe('avisos', { concurrency: true }, () => {
   });
 });
 
-describe('onde o servidor recusa', { concurrency: true }, () => {
+describe('onde o servidor recusa', { concurrency: tests_at_once }, () => {
   const no_tracking = ['ana', 'on', '>senha', '~*', '&*', '+@all', '-client|tracking'];
   for (const [what, options, reason] of [
     ['o CLIENT TRACKING', ['--user', ...no_tracking], /reason="NOPERM .*"/],

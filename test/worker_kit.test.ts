@@ -30,6 +30,7 @@ import {
   start_redis,
   start_scene,
   temp_dir,
+  tests_at_once,
   until,
 } from './harness';
 
@@ -108,7 +109,7 @@ async function start_example(where: Pick<scene, 'channel'>, args: string[]) {
   return program;
 }
 
-describe('uma tarefa', { concurrency: true }, () => {
+describe('uma tarefa', { concurrency: tests_at_once }, () => {
   test('cada yield chega na sua vez, e no fim não sobra nada no Redis', async () => {
     const scene = await start_scene(redis, brisk);
     const gates = [make_gate(), make_gate(), make_gate()];
@@ -268,7 +269,7 @@ describe('uma tarefa', { concurrency: true }, () => {
   });
 });
 
-describe('várias tarefas e vários workers', { concurrency: true }, () => {
+describe('várias tarefas e vários workers', { concurrency: tests_at_once }, () => {
   test('dois workers num canal: cada tarefa é atendida por um só', async () => {
     const scene = await start_scene(redis, brisk);
     const served: string[] = [];
@@ -348,7 +349,7 @@ describe('várias tarefas e vários workers', { concurrency: true }, () => {
   });
 });
 
-describe('a parada', { concurrency: true }, () => {
+describe('a parada', { concurrency: tests_at_once }, () => {
   test('com a ordem de parar, o que roda termina; o que espera e o que chega ficam', async () => {
     const scene = await start_scene(redis, brisk);
     const gate = make_gate();
@@ -431,7 +432,7 @@ describe('a parada', { concurrency: true }, () => {
   });
 });
 
-describe('o Redis', { concurrency: true }, () => {
+describe('o Redis', { concurrency: tests_at_once }, () => {
   test('conexões derrubadas se refazem, e a tarefa segue', async () => {
     const own = await start_redis();
     const scene = await start_scene(own, brisk);
