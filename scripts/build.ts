@@ -25,6 +25,7 @@ export async function build_program(outfile: string): Promise<void> {
     platform: 'node',
     format: 'cjs',
     target: 'node20',
+    alias: { redis: '@redis/client' }, // sem os módulos (busca, JSON, séries…), que o proxy não usa
     legalComments: 'inline',
     logLevel: 'warning',
   });
