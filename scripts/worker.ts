@@ -122,6 +122,9 @@ const watch_ms = 1000;
 /** De quanto em quanto tempo se olha uma lista cheia. */
 const backlog_ms = 20;
 
+/** De quanto em quanto tempo se repete o que um Redis que ainda carrega os dados recusou. */
+const loading_ms = 100;
+
 /** Quanto a parada espera, depois de `grace`, pelos geradores que ouvem o signal. */
 const last_ms = 1000;
 
@@ -188,6 +191,24 @@ function make_client({ redis, secret, log }: settings) {
 }
 
 /**
+ * Manda um comando, e de novo enquanto um Redis que acaba de subir o recusa porque ainda carrega os
+ * dados: ele não o executou, e repeti-lo não dobra nada.
+ * @param command manda o comando
+ * @returns a resposta
+ * @throws o que o Redis responder, ou a queda da conexão
+ */
+async function once_loaded<result>(command: () => Promise<result>): Promise<result> {
+  for (;;) {
+    try {
+      return await command();
+    } catch (error) {
+      if (!(error as Error).message.startsWith('LOADING ')) throw error;
+      await sleep(loading_ms);
+    }
+  }
+}
+
+/**
  * Reserva uma tarefa para este worker e a lê.
  * @param worker o worker
  * @param task_key a chave anunciada
@@ -197,7 +218,8 @@ async function claim_task(worker: worker, task_key: string): Promise<task | unde
   const { redis, settings } = worker;
   const claim = claim_prefix + task_key.slice(settings.prefix.length);
   const expiration = { type: 'EX', value: settings.claim_ttl } as const;
-  const claimed = await redis.set(claim, settings.name, { condition: 'NX', expiration });
+  const options = { condition: 'NX', expiration } as const;
+  const claimed = await once_loaded(() => redis.set(claim, settings.name, options));
   if (claimed === null) return undefined;
   const text = await redis.get(task_key);
   if (text !== null) return JSON.parse(text);
@@ -248,7 +270,8 @@ function to_line(value: unknown): string {
 async function push_line(worker: worker, task: task, line: string, signal?: AbortSignal) {
   const { redis, settings } = worker;
   const keys = [task.task_key, task.task_list];
-  let length = Number(await redis.eval(push_script, { keys, arguments: [line] }));
+  const push = () => redis.eval(push_script, { keys, arguments: [line] });
+  let length = Number(await once_loaded(push));
   const is_wanted = length > 0;
   while (signal && length >= settings.backlog && !signal.aborted) {
     await sleep(backlog_ms);
@@ -284,7 +307,7 @@ async function answer_task(worker: worker, task: task, controller: AbortControll
  */
 async function finish_task(worker: worker, task: task, error = ''): Promise<void> {
   const say = () => push_line(worker, task, JSON.stringify({ error }));
-  const finish = () => worker.redis.del(task.task_key);
+  const finish = () => once_loaded(() => worker.redis.del(task.task_key));
   if (error) await say().catch(say); // o que se perdeu com a conexão pode ser repetido
   await finish().catch(finish);
 }

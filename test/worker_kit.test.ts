@@ -489,9 +489,12 @@ describe('o Redis', { concurrency: tests_at_once }, () => {
    * @returns as linhas do cliente depois da primeira
    */
   const revive_redis = async (dies_first: boolean) => {
-    const durable = ['--appendonly', 'yes', '--appendfsync', 'always'];
+    // ao voltar leva 1 s a carregar os dados, e a cada mil recusa o que lhe pedem, com LOADING
+    const slow_load = ['--key-load-delay', '200', '--appendonly', 'yes'];
+    const durable = [...slow_load, '--appendfsync', 'always'];
     const own = await start_redis(durable);
     const scene = await start_scene(own, brisk);
+    await Promise.all(Array.from({ length: 5000 }, (_, n) => scene.db.set(`outra:${n}`, 'x')));
     const gate = make_gate();
     const handler: handler = async function* () {
       yield 'antes';
