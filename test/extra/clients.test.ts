@@ -19,6 +19,7 @@ import {
   temp_dir,
   until,
 } from '../harness';
+import { make_part } from './chat_format';
 
 /** Um pedaço de resposta do Ollama. */
 type chat_part = { message: { content: string }; done: boolean };
@@ -106,15 +107,7 @@ function install_ollama(): (new (options: object) => chat_client) | undefined {
  * @returns a linha
  */
 function chat_line(content: string, done = false): string {
-  const created_at = new Date().toISOString();
-  const message = { role: 'assistant', content };
-  return JSON.stringify({
-    model: 'm',
-    created_at,
-    message,
-    done,
-    ...(done && { done_reason: 'stop' }),
-  });
+  return JSON.stringify(make_part({ content }, done));
 }
 
 test('o cliente do Ollama conversa com um worker que fala o formato dele', async (context) => {

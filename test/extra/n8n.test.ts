@@ -32,6 +32,7 @@ import {
 } from '../harness';
 import { create_user, denied_objects } from '../readme_helpers';
 import { type page, skip_browser, start_browser } from './browser';
+import { make_part } from './chat_format';
 import { guest_dir, node_named, read_workflow, type workflow } from './n8n_helpers';
 
 const dir = guest_dir('n8n');
@@ -135,13 +136,6 @@ function start_model(channel: string): void {
   const allowed = new Promise<void>((resolve) => {
     allow_answer = resolve;
   });
-  const part = (message: object, done = false) => ({
-    model: 'm',
-    created_at: new Date().toISOString(),
-    message: { role: 'assistant', content: '', ...message },
-    done,
-    ...(done && { done_reason: 'stop' }),
-  });
   const stopping = new AbortController();
   const model = serve(
     async function* ({ body }) {
@@ -149,12 +143,12 @@ function start_model(channel: string): void {
       if (body.includes('quebra')) throw new Error('model not found');
       if (messages.some(({ role }: { role: string }) => role === 'tool')) {
         await allowed;
-        for (const content of ['Rio ', 'Branco']) yield part({ content });
+        for (const content of ['Rio ', 'Branco']) yield make_part({ content });
       } else {
         const call = { name: 'tell_the_client', arguments: { step } };
-        yield part({ tool_calls: [{ function: call }] });
+        yield make_part({ tool_calls: [{ function: call }] });
       }
-      yield part({}, true);
+      yield make_part({}, true);
     },
     { redis: redis.server, channel, stop: stopping.signal, log: () => {} },
   );
@@ -318,14 +312,15 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
     }
   });
 
-  for (const [channel, what, error] of [
-    ['broken', 'um passo que falha', /refused|ECONNREFUSED/],
-    ['thrown', 'um passo que lança', /Wait Amount|number|amount/i],
-    ['orphan', 'um agente sem credencial', /sub-node Model/],
+  for (const [channel, what, body, error] of [
+    ['broken', 'um passo que falha', 'olá', /refused|ECONNREFUSED/],
+    ['thrown', 'um passo que lança', 'olá', /Wait Amount|number|amount/i],
+    ['orphan', 'um agente sem credencial', 'olá', /sub-node Model/],
+    ['agent', 'um modelo que recusa', 'quebra', /model not found/],
   ] as const) {
     test(`${what}: uma linha de erro, e o fim`, async () => {
       const proxy = proxy_of(channel);
-      const stream = open_stream(proxy, { body: 'olá' });
+      const stream = open_stream(proxy, { body });
       const lines = await stream.rest(run_limit_ms);
       assert.equal(lines.length, 1, lines.join());
       assert.match(JSON.parse(lines[0] ?? '').error, error);
@@ -363,14 +358,6 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
     assert.deepEqual(JSON.parse((await stream.next(run_limit_ms)) ?? ''), { step });
     allow_answer(); // só agora o modelo pode responder
     assert.deepEqual(await stream.rest(run_limit_ms), ['{"answer":"Rio Branco"}']);
-    await see_clean_end(proxy_of('agent'), stream);
-  });
-
-  test('o modelo recusa: uma linha de erro, e o fim', async () => {
-    const stream = open_stream(proxy_of('agent'), { body: 'quebra' });
-    const lines = await stream.rest(run_limit_ms);
-    assert.equal(lines.length, 1);
-    assert.match(JSON.parse(lines[0] ?? '').error, /model not found/);
     await see_clean_end(proxy_of('agent'), stream);
   });
 });
