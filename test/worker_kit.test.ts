@@ -1,7 +1,7 @@
 /*
- * O kit do worker (scripts/worker/worker.ts) contra o proxy e o Redis de verdade. Quase todo gerador
- * mora aqui, para que o teste decida quando ele anda; os sinais são provados num processo à parte.
- * Os gêmeos em Python e em shell estão em test/extra.
+ * O kit do worker (scripts/worker/worker.ts) contra o proxy e o Redis de verdade. Quase todo
+ * gerador mora aqui, para que o teste decida quando ele anda; os sinais são provados num processo à
+ * parte. Os gêmeos em Python e em shell estão em test/extra.
  */
 
 import assert from 'node:assert/strict';

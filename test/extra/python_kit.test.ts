@@ -1,6 +1,6 @@
 /*
- * O kit do worker em Python (scripts/worker/worker.py), com a redis-py do Debian, contra o proxy e o
- * Redis de verdade. O worker é kit_worker.py; o teste abre as portas dele criando arquivos.
+ * O kit do worker em Python (scripts/worker/worker.py), com a redis-py do Debian, contra o proxy
+ * e o Redis de verdade. O worker é kit_worker.py; o teste abre as portas dele criando arquivos.
  */
 
 import assert from 'node:assert/strict';
