@@ -12,7 +12,7 @@ import {
 import path from 'node:path';
 import { describe, test } from 'node:test';
 import { metrics_table, settings_table, version } from '../json-proxy';
-import { serve } from '../scripts/worker';
+import { serve } from '../scripts/worker/worker';
 import {
   brisk,
   connect_redis,

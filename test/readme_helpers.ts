@@ -11,7 +11,7 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { on_stop } from '../scripts/local';
+import { on_stop } from '../scripts/dev/local';
 import {
   connect_redis,
   type redis_client,
@@ -170,7 +170,7 @@ export async function start_manual_worker(
   const client = await connect_redis(redis);
   const dir = temp_dir();
   link(path.join(root, 'node_modules'), path.join(dir, 'node_modules'));
-  if (kit) copy_file(path.join(root, 'scripts', kit), path.join(dir, kit));
+  if (kit) copy_file(path.join(root, 'scripts', 'worker', kit), path.join(dir, kit));
   const file = kit ? 'MANUAL.md' : 'README.md';
   write_file(path.join(dir, file_name), worker_code(file, language, redis.port, kit));
   const worker = start_program(command, [...args, file_name], {}, dir, true);

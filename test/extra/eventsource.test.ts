@@ -8,7 +8,7 @@ import http from 'node:http';
 import type { AddressInfo as address_info } from 'node:net';
 import { text as read_text } from 'node:stream/consumers';
 import { before, describe, test } from 'node:test';
-import { on_stop } from '../../scripts/local';
+import { on_stop } from '../../scripts/dev/local';
 import {
   brisk,
   end_of,
