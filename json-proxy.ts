@@ -116,7 +116,7 @@ import {
 export const version = '0.1.0';
 
 // ── Configurações ───────────────────────────────────────────────────────────────────────────────
-// Uma tabela só (settings_table) alimenta a leitura, o --help e o README: nome, opções, padrão e
+// Uma tabela só (settings_table) alimenta a leitura, o --help e o MANUAL.md: nome, opções, padrão e
 // leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito; o
 // programa para ali, com código 2, antes de tocar na rede. Senhas nunca são mostradas, nem as de
 // dentro de URL.
@@ -694,7 +694,7 @@ function help_text(gathered: gathered_settings): string {
 
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
 // Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl, ou
-// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no README. Corpos, valores
+// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no manual. Corpos, valores
 // de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a
 // prioridade vai no prefixo do texto e a hora é dele.
 
@@ -3235,7 +3235,8 @@ async function answer_observer(
   const path = path_of(request.url ?? '');
   const page = Object.hasOwn(pages, path) ? pages[path] : undefined;
   const is_read = request.method === 'GET' || request.method === 'HEAD';
-  const [not_found, not_allowed] = [[404, 'not found\n'] as const, [405, 'not allowed\n'] as const];
+  const not_found = [404, 'not found\n'] as const;
+  const not_allowed = [405, 'method not allowed\n'] as const;
   const [status, body] = page && is_read ? await page() : page ? not_allowed : not_found;
   response.writeHead(status, {
     ...common_headers(),
