@@ -305,7 +305,7 @@ describe('pedidos enfileirados (pipelining)', () => {
     });
   }
 
-  test('64 pedidos podem esperar; com mais um, a conexão cai e nada deles vira tarefa', async () => {
+  test('64 pedidos podem esperar; com mais um a conexão cai, e nada mais vira tarefa', async () => {
     const own_proxy = await start_proxy(redis, ['-C', 'jobs_cheia', '-P', '0']);
     const own_desk = await start_desk(redis, own_proxy, 'jobs_cheia');
     const rest = raw_request('GET /ping').repeat(63);
