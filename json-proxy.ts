@@ -109,7 +109,7 @@ import {
 } from 'redis';
 
 /** Versão do programa; um teste a mantém igual à do package.json. */
-export const version = '0.1.0';
+export const version = '0.2.0';
 
 // ── Configurações ───────────────────────────────────────────────────────────────────────────────
 // Uma tabela só (settings_table) alimenta a leitura, o --help e o MANUAL.md: nome, opções, padrão e
@@ -1013,9 +1013,9 @@ function help_text(gathered: gathered_settings): string {
 
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
 // Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl, ou
-// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no MANUAL.md. Corpos, valores
-// de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a
-// prioridade vai no prefixo do texto e a hora é dele.
+// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no MANUAL.md. Corpos,
+// valores de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd
+// (JOURNAL_STREAM) a prioridade vai no prefixo do texto e a hora é dele.
 
 /** Um caminho de URL maior que isto é cortado no log. */
 const max_logged_text = 300;
