@@ -113,7 +113,7 @@ import {
 } from 'redis';
 
 /** Versão do programa; um teste a mantém igual à do package.json. */
-export const version = '0.1.0';
+export const version = '0.2.0';
 
 // ── Configurações ───────────────────────────────────────────────────────────────────────────────
 // Uma tabela só (settings_table) alimenta a leitura, o --help e o MANUAL.md: nome, opções, padrão e

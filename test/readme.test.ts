@@ -1,6 +1,7 @@
 /*
- * O README e o manual dizem o que o programa faz: as tabelas de configurações, etiquetas, fins e
- * status são conferidas com o fonte, os dois idiomas um com o outro, e os workers de dez linhas rodam.
+ * O README e o manual dizem o que o programa faz: as tabelas de configurações, etiquetas, fins,
+ * status e recusas são conferidas com o fonte, os dois idiomas um com o outro, e os workers de dez
+ * linhas rodam.
  */
 
 import assert from 'node:assert/strict';
