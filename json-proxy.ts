@@ -1665,6 +1665,9 @@ const probe_after_ms = 30_000;
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
 
+/** Pedidos sem resposta numa conexão: quem enfileira de verdade (pipelining) manda uma dúzia. */
+const max_pipelined = 64;
+
 const allowed_methods = 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS';
 
 /** Por quanto tempo um navegador pode guardar a resposta a um OPTIONS, em s. */
@@ -1685,21 +1688,19 @@ const stream_types = [
 type interruption = 'client_gone' | 'shutdown';
 
 /**
- * A vez de um pedido: por que foi interrompido, quem avisar quando for (um pedido espera por uma
- * coisa de cada vez), e a espera pelo anterior na mesma conexão. Um AbortSignal diria o mesmo, por
- * um décimo do tempo de uma tarefa curta e mais de um kB por fluxo parado.
+ * A vez de um pedido: por que foi interrompido, e quem avisar quando for (um pedido espera por uma
+ * coisa de cada vez). Um AbortSignal diria o mesmo, por um décimo do tempo de uma tarefa curta e
+ * mais de um kB por fluxo parado.
  */
 type request_turn = {
   request: http.IncomingMessage;
   response: http.ServerResponse;
   interrupted: interruption | undefined;
   on_interrupt: () => void;
-  previous: Promise<void>;
-  leave: () => void;
 };
 
 /**
- * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último, o fim da vez dele, e
+ * O que se sabe de uma conexão: os pedidos sem resposta, a resposta do último, o fim da vez dele, e
  * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
  * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
  * corpo.
@@ -1707,7 +1708,7 @@ type request_turn = {
 type connection_state = {
   socket: net_socket;
   bytes_at_rest: number;
-  turns: request_turn[];
+  turns: Set<request_turn>;
   last_turn: Promise<void>;
   last_response: http.ServerResponse | undefined;
   broken: refusal | undefined;
@@ -1870,7 +1871,7 @@ function watch_connection(socket: net_socket): void {
   const state: connection_state = {
     socket,
     bytes_at_rest: socket.bytesRead,
-    turns: [],
+    turns: new Set(),
     last_turn: Promise.resolve(),
     last_response: undefined,
     broken: undefined,
@@ -1894,44 +1895,8 @@ function watch_connection(socket: net_socket): void {
  * @param state a conexão
  */
 function close_if_idle(state: connection_state | undefined): void {
-  const is_idle = state?.turns.length === 0 && state.socket.bytesRead === state.bytes_at_rest;
+  const is_idle = state?.turns.size === 0 && state.socket.bytesRead === state.bytes_at_rest;
   if (is_idle) state.socket.destroySoon();
-}
-
-/**
- * Põe um pedido na fila da sua conexão. Chamada antes da primeira espera, para que nenhum
- * fechamento passe despercebido.
- * @param request o pedido
- * @param response a resposta dele
- * @returns a vez: espere `previous` antes de responder e chame `leave` no fim
- */
-function take_turn(request: http.IncomingMessage, response: http.ServerResponse): request_turn {
-  const { socket } = request;
-  const state = connections.get(socket);
-  let release = () => {};
-  const finished = new Promise<void>((resolve) => {
-    release = resolve;
-  });
-  const turn: request_turn = {
-    request,
-    response,
-    interrupted: socket.destroyed ? 'client_gone' : undefined,
-    on_interrupt: () => {},
-    previous: state?.last_turn ?? Promise.resolve(),
-    leave: () => {
-      state?.turns.splice(state.turns.indexOf(turn), 1);
-      if (state) state.bytes_at_rest = state.socket.bytesRead;
-      live_requests.delete(turn);
-      release();
-    },
-  };
-  if (state) {
-    state.last_turn = finished;
-    state.last_response = response;
-    state.turns.push(turn);
-  }
-  live_requests.add(turn);
-  return turn;
 }
 
 /**
@@ -2997,24 +2962,20 @@ async function answer_failure(turn: request_turn, error: unknown): Promise<void>
 }
 
 /**
- * Atende um pedido: espera a vez na conexão, despacha, e só a passa adiante quando a resposta saiu.
- * @param request o pedido
- * @param response a resposta
+ * Atende um pedido cuja vez chegou, e só a passa adiante quando a resposta saiu.
+ * @param state a conexão
+ * @param turn a vez do pedido
  */
-async function handle_request(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-): Promise<void> {
-  const turn = take_turn(request, response);
-  const cors = cors_headers(request);
-  for (const name in cors) response.setHeader(name, cors[name] ?? '');
+async function take_turn(state: connection_state, turn: request_turn): Promise<void> {
+  const { request, response } = turn;
   try {
-    await turn.previous;
     // O que vem atrás de uma resposta que fecha a conexão não é atendido (RFC 9112, 9.6).
-    if (turn.interrupted === 'client_gone' || request.socket.writableEnded) {
-      request.socket.destroySoon(); // o erro do analisador espera por esta vez
+    if (turn.interrupted === 'client_gone' || state.socket.writableEnded) {
+      state.socket.destroySoon(); // o erro do analisador espera por esta vez
       return;
     }
+    const cors = cors_headers(request);
+    for (const name in cors) response.setHeader(name, cors[name] ?? '');
     // O Node joga fora o que chegou no mesmo pacote, atrás de um Upgrade que ninguém atende.
     if (request.headers.upgrade !== undefined) response.shouldKeepAlive = false;
     await dispatch(turn);
@@ -3022,9 +2983,38 @@ async function handle_request(
     await answer_failure(turn, error);
   } finally {
     await response_sent(response);
-    turn.leave();
-    if (lifetime.stopping) close_if_idle(connections.get(request.socket));
+    state.turns.delete(turn);
+    live_requests.delete(turn);
+    state.bytes_at_rest = state.socket.bytesRead;
+    if (lifetime.stopping) close_if_idle(state);
   }
+}
+
+/**
+ * Recebe um pedido e o põe na fila da sua conexão. Nada espera antes disto: nenhum fechamento passa
+ * despercebido. Quem enfileira sem ler as respostas perde a conexão, e o que já vinha nela, cai.
+ * @param request o pedido
+ * @param response a resposta
+ */
+function handle_request(request: http.IncomingMessage, response: http.ServerResponse): void {
+  const { socket } = request;
+  const state = connections.get(socket);
+  if (!state || socket.destroyed) return;
+  if (state.turns.size >= max_pipelined) {
+    log('warn', 'pipeline_cut', { address: socket.remoteAddress ?? '', waiting: max_pipelined });
+    socket.destroy();
+    return;
+  }
+  const turn: request_turn = {
+    request,
+    response,
+    interrupted: undefined,
+    on_interrupt: () => {},
+  };
+  state.turns.add(turn);
+  live_requests.add(turn);
+  state.last_response = response;
+  state.last_turn = state.last_turn.then(() => take_turn(state, turn));
 }
 
 // ── Métricas ────────────────────────────────────────────────────────────────────────────────────
