@@ -177,7 +177,7 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
     assert.equal(refused.reason, 'only "Expect: 100-continue" is supported');
   });
 
-  test('de recusas iguais, 100 ganham linha; das demais, na parada, se diz quantas são', async () => {
+  test('de recusas iguais 100 ganham linha; das demais, na parada, se diz a soma', async () => {
     const proxy = await start_json_proxy(['-C', 'jobs_none']);
     for (let n = 0; n < 120; n += 1) await fetch_all(proxy, { headers: { Expect: 'x' } });
     assert.equal(await proxy.stop(), 0);
