@@ -991,16 +991,15 @@ function sum_refusals(): void {
 }
 
 /**
- * Conta uma recusa e a registra. Um estranho que insiste não enche o disco: passa a ser um número.
- * @param status status HTTP
- * @param fields o que mais se diz dela
+ * Conta uma recusa, e diz se ganha uma linha no log: um estranho que insiste não enche o disco,
+ * passa a ser um número.
  */
-function note_refusal(status: number, fields: log_fields): void {
+function note_refusal(status: number): boolean {
   tally.refusals.set(status, (tally.refusals.get(status) ?? 0) + 1);
   if (recent_refusals.size === 0) setTimeout(sum_refusals, logged_refusals.window_ms).unref();
   const count = (recent_refusals.get(status) ?? 0) + 1;
   recent_refusals.set(status, count);
-  if (count <= logged_refusals.count) log('warn', 'refused', { status, ...fields });
+  return count <= logged_refusals.count;
 }
 
 // ── Redis ───────────────────────────────────────────────────────────────────────────────────────
@@ -2015,12 +2014,11 @@ function read_body(turn: request_turn): Promise<Buffer> {
  * @param why a recusa
  */
 async function send_refusal({ request, response }: request_turn, why: refusal): Promise<void> {
-  note_refusal(why.status, {
-    method: request.method ?? '',
-    path: path_of(request.url ?? ''),
-    reason: why.message,
-    address: remote_address_of(request),
-  });
+  const { status, message: reason } = why;
+  const { method = '', url = '' } = request;
+  const address = remote_address_of(request);
+  const path = path_of(url);
+  if (note_refusal(status)) log('warn', 'refused', { status, method, path, reason, address });
   const body = `${error_line(why.message)}\n`;
   if (!request.complete) await new Promise((resolve) => setImmediate(resolve)); // veio junto?
   const closing = !request.complete && { Connection: 'close' };
@@ -2055,7 +2053,7 @@ function destroy_later(socket: duplex_stream): void {
 function end_connection(socket: duplex_stream, why: refusal, reason: string): void {
   const { status, message } = why;
   const address = parse_address((socket as net_socket).remoteAddress ?? '');
-  note_refusal(status, { reason, address });
+  if (note_refusal(status)) log('warn', 'refused', { status, reason, address });
   const is_over = connections.get(socket)?.last_response?.shouldKeepAlive === false;
   const body = `${error_line(message)}\n`;
   const headers = { ...error_headers(body), Date: new Date().toUTCString(), ...closing };
