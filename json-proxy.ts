@@ -990,10 +990,7 @@ function sum_refusals(): void {
   recent_refusals.clear();
 }
 
-/**
- * Conta uma recusa, e diz se ganha uma linha no log: um estranho que insiste não enche o disco,
- * passa a ser um número.
- */
+/** Conta uma recusa com `status`; devolve se ela ganha linha no log, que ninguém deve encher. */
 function note_refusal(status: number): boolean {
   tally.refusals.set(status, (tally.refusals.get(status) ?? 0) + 1);
   if (recent_refusals.size === 0) setTimeout(sum_refusals, logged_refusals.window_ms).unref();
