@@ -196,6 +196,13 @@ describe('API_KEY', { concurrency: tests_at_once }, () => {
     assert.match(missing, /API_KEY_FILE .*"\/nao\/existe"; aceito: o caminho .*\(ENOENT\)/);
     const blank = await usage_error_of(['--api-key-file', secret_file('\n')]);
     assert.match(blank, /API_KEY_FILE .*inválido: .*aceito: uma ou mais chaves/);
+    for (const option of ['--api-key', '--api-key-file']) {
+      const empty = await usage_error_of([option, '']);
+      assert.match(
+        empty,
+        /^json-proxy: API_KEY(_FILE)? dado vazio; aceito: uma chave ao menos, ou a/,
+      );
+    }
     const bad = await usage_error_of(['--api-key', 'com espaço']);
     assert.match(bad, /API_KEY .*inválido: "\*\*\*"; aceito: uma ou mais chaves em ASCII visível/);
     const help = await run_proxy(['--help'], { API_KEY: 'chave-a' });
@@ -439,9 +446,21 @@ describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
     },
   };
 
-  for (const text of ['exemplo.com', 'https://a.b/', 'https://a.b/c', 'https://a.b,', 'nada']) {
+  for (const text of [
+    'https://*.a',
+    'exemplo.com',
+    'https://a.b/',
+    'https://a.b/c',
+    'https://a.b,',
+    'nada',
+  ]) {
     test(`"${text}" é recusado`, () => {
-      assert.throws(() => parse_origins(text), /^Error: \* ou origens separadas por vírgula/);
+      const bad = text.endsWith(',') ? '' : text;
+      assert.throws(() => parse_origins(`*,${text}`), {
+        message:
+          '* ou origens separadas por vírgula, como https://exemplo.com.br, sem curinga nem barra ' +
+          `no fim; "${bad}" nunca casaria`,
+      });
     });
   }
 
