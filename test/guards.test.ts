@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { parse_origins, parse_rate } from '../json-proxy';
 import { probe_env, take_probe } from '../scripts/dev/probe';
 import {
@@ -27,6 +27,7 @@ import {
   start_scene,
   start_worker,
   temp_dir,
+  test,
   tests_at_once,
   until,
   usage_error_of,

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   format_redis_address,
   load_settings,
@@ -24,6 +24,7 @@ import {
   run_proxy,
   start_program,
   temp_dir,
+  test,
 } from './harness';
 
 /** A senha que não pode aparecer em lugar nenhum. */

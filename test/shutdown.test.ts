@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import http from 'node:http';
-import { before, test } from 'node:test';
+import { before } from 'node:test';
 import {
   begin,
   brisk,
@@ -27,6 +27,7 @@ import {
   start_redis,
   start_scene,
   task_named,
+  test,
   until,
 } from './harness';
 

@@ -8,9 +8,8 @@ import { writeFileSync as write_file } from 'node:fs';
 import net from 'node:net';
 import { networkInterfaces as network_interfaces } from 'node:os';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { version } from '../json-proxy';
-import { on_stop } from '../scripts/dev/local';
 import {
   connect_redis,
   exit_of,
@@ -18,6 +17,7 @@ import {
   free_port,
   type local_program,
   type local_redis,
+  on_stop,
   open_stream,
   patience_ms,
   program_file,
@@ -28,6 +28,7 @@ import {
   start_redis,
   start_worker,
   temp_dir,
+  test,
 } from './harness';
 
 /**

@@ -9,9 +9,8 @@ import { once } from 'node:events';
 import { renameSync as rename, writeFileSync as write_file } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import tls from 'node:tls';
-import { on_stop } from '../scripts/dev/local';
 import {
   brisk,
   clog,
@@ -21,12 +20,14 @@ import {
   fetch_all,
   goodbye,
   type local_redis,
+  on_stop,
   open_stream,
   run_proxy,
   see_tombstone,
   start_redis,
   start_scene,
   temp_dir,
+  test,
   tests_at_once,
   until,
   usage_error_of,

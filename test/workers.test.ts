@@ -12,7 +12,7 @@ import {
 } from 'node:fs';
 import { availableParallelism as available_parallelism } from 'node:os';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { parse_workers } from '../json-proxy';
 import {
   begin,
@@ -38,6 +38,7 @@ import {
   start_scene,
   start_worker,
   temp_dir,
+  test,
   until,
 } from './harness';
 
