@@ -65,8 +65,8 @@
  *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec", um snapshot) perdeu as linhas
  *     desses instantes, e entrega de novo as que neles já tinham saído.
- *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s, se ele atende por outra; se
- *     ele travou, depois de MAXTIME (de 10 a 60 s). Um LPOP que estava a caminho nela se perde.
+ *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s (60 s sobre TLS). Um LPOP
+ *     que estava a caminho nela se perde.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
@@ -83,19 +83,23 @@ import {
   timingSafeEqual as same_bytes,
 } from 'node:crypto';
 import { subscribe } from 'node:diagnostics_channel';
-import { fstatSync as file_stats, readFileSync as read_file } from 'node:fs';
-import { readFile as read_file_later } from 'node:fs/promises';
+import { once } from 'node:events';
+import {
+  fstatSync as file_stats,
+  readFileSync as read_file,
+  watchFile as watch_file,
+} from 'node:fs';
 import http, {
   validateHeaderName as validate_header_name,
   validateHeaderValue as validate_header_value,
 } from 'node:http';
 import https from 'node:https';
 import {
+  type AddressInfo as address_info,
   isIP as is_ip,
   isIPv6 as is_ipv6,
   Server as net_server,
   type Socket as net_socket,
-  SocketAddress as socket_address,
 } from 'node:net';
 import { availableParallelism as available_parallelism } from 'node:os';
 import type { Duplex as duplex_stream } from 'node:stream';
@@ -109,10 +113,10 @@ import {
 } from 'redis';
 
 /** Versão do programa; um teste a mantém igual à do package.json. */
-export const version = '0.1.0';
+export const version = '0.2.0';
 
 // ── Configurações ───────────────────────────────────────────────────────────────────────────────
-// Uma tabela só (settings_table) alimenta a leitura, o --help e o README: nome, opções, padrão e
+// Uma tabela só (settings_table) alimenta a leitura, o --help e o MANUAL.md: nome, opções, padrão e
 // leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito; o
 // programa para ali, com código 2, antes de tocar na rede. Senhas nunca são mostradas, nem as de
 // dentro de URL.
@@ -130,21 +134,6 @@ export type redis_address = {
 
 /** Quantos pedidos um endereço pode fazer, e em quantos segundos. */
 type rate_limit = { count: number; seconds: number };
-
-/** O certificado, com a cadeia, e a chave dele, em PEM. */
-type tls_pair = { cert: string; key: string };
-
-/** Uma linha da tabela de configurações. `read` lança Error com a descrição do que é aceito. */
-type setting = {
-  name: string;
-  short?: string;
-  long: string;
-  fallback: string;
-  help: string;
-  secret?: boolean;
-  is_path?: boolean;
-  read: (text: string) => void;
-};
 
 /** De onde veio o texto em vigor de uma configuração. */
 type setting_source = 'default' | 'environment' | 'argument';
@@ -233,96 +222,55 @@ const redis_forms =
   'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
   '/caminho/redis.sock[?db=N] ou unix:/caminho/redis.sock[?db=N]';
 
-/**
- * Lê um número inteiro.
- * @param text texto dado pelo usuário, por exemplo "200"
- * @param min menor valor aceito
- * @param max maior valor aceito
- * @param unit unidade, só para a mensagem ("ms", "s", "bytes" ou "")
- * @returns o número, entre min e max
- * @throws Error com a descrição do que é aceito
- */
+// Os leitores recebem em `text` o que o usuário deu, e devolvem o valor lido ou lançam Error com a
+// descrição do que é aceito.
+
+/** Lê um inteiro de `min` a `max`; `unit` ("ms", "s", "bytes") só aparece na mensagem. */
 export function parse_integer(text: string, min: number, max: number, unit = ''): number {
   const value = Number(text);
   if (/^\d{1,15}$/.test(text) && value >= min && value <= max) return value;
   throw new Error(`um inteiro de ${min} a ${max}${unit && ` ${unit}`}`);
 }
 
-/**
- * Lê um nome de chave, prefixo ou canal do Redis.
- * @param text texto dado pelo usuário, por exemplo "ndjson_task_"
- * @returns o mesmo texto
- * @throws Error com a descrição do que é aceito
- */
+/** Lê um nome de chave, prefixo ou canal do Redis, como "ndjson_task_". */
 function parse_key_name(text: string): string {
   if (key_name_pattern.test(text)) return text;
   throw new Error('de 1 a 200 caracteres ASCII visíveis, sem espaços');
 }
 
-/**
- * Lê um valor que vai inteiro em um cabeçalho HTTP.
- * @param text texto dado pelo usuário
- * @returns o mesmo texto
- * @throws Error com a descrição do que é aceito
- */
+/** Lê um valor que vai inteiro em um cabeçalho HTTP. */
 function parse_header_value(text: string): string {
   if (/^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$/.test(text)) return text;
   throw new Error('texto ASCII visível, sem espaço no começo nem no fim');
 }
 
-/**
- * Lê um texto que será enviado como uma linha da resposta.
- * @param text texto dado pelo usuário
- * @returns o mesmo texto
- * @throws Error com a descrição do que é aceito
- */
+/** Lê um texto que será enviado como uma linha da resposta. */
 function parse_line(text: string): string {
   if (text.trim() !== '' && !/[\r\n]/.test(text)) return text;
   throw new Error('uma linha de texto, não vazia, sem quebras');
 }
 
-/**
- * Lê um endereço IP ou nome em que escutar.
- * @param text texto dado pelo usuário, por exemplo "0.0.0.0", "::" ou "localhost"
- * @returns o mesmo texto
- * @throws Error com a descrição do que é aceito
- */
+/** Lê um endereço IP ou nome em que escutar: "0.0.0.0", "::" ou "localhost". */
 function parse_host(text: string): string {
   if (/^[\w.-]+$/.test(text) || is_ipv6(text)) return text;
   throw new Error('um endereço IPv4, um IPv6 sem colchetes ou um nome de host');
 }
 
-/**
- * Lê uma chave de liga e desliga.
- * @param text "on", "off", "1", "0", "true" ou "false", em qualquer caixa
- * @returns true se ligada
- * @throws Error com a descrição do que é aceito
- */
+/** Lê "on", "off", "1", "0", "true" ou "false", em qualquer caixa; devolve true se ligado. */
 export function parse_switch(text: string): boolean {
   if (/^(on|1|true)$/i.test(text)) return true;
   if (/^(off|0|false)$/i.test(text)) return false;
   throw new Error('on, off, 1, 0, true ou false');
 }
 
-/**
- * Lê uma escolha entre poucas palavras.
- * @param text texto dado pelo usuário, em qualquer caixa
- * @param words as palavras aceitas, em minúsculas
- * @returns uma delas
- * @throws Error com a descrição do que é aceito
- */
+/** Lê uma de poucas palavras, `words`, em minúsculas; o texto pode vir em qualquer caixa. */
 export function parse_choice<word>(text: string, words: readonly word[]): word {
   const chosen = words.find((word) => word === (text.toLowerCase() as word));
   if (chosen !== undefined) return chosen;
   throw new Error(words.join(', ').replace(/, (?=[^,]*$)/, ' ou '));
 }
 
-/**
- * Lê quantos processos atendem.
- * @param text um número, ou "auto", em qualquer caixa, para um por núcleo
- * @returns o número, de 1 a max_workers
- * @throws Error com a descrição do que é aceito
- */
+/** Lê quantos processos atendem, até max_workers; "auto" é um por núcleo. */
 export function parse_workers(text: string): number {
   if (/^auto$/i.test(text)) return Math.min(available_parallelism(), max_workers);
   try {
@@ -332,12 +280,7 @@ export function parse_workers(text: string): number {
   }
 }
 
-/**
- * Lê o conteúdo de um arquivo dado numa configuração.
- * @param file caminho
- * @returns o texto
- * @throws Error com a descrição do que é aceito
- */
+/** Devolve o conteúdo do arquivo `file`, dado numa configuração. */
 function read_setting_file(file: string): string {
   try {
     return read_file(file, 'utf8');
@@ -347,43 +290,25 @@ function read_setting_file(file: string): string {
   }
 }
 
-/**
- * Lê o caminho de um arquivo que se possa ler.
- * @param text o caminho; vazio desliga
- * @returns o mesmo texto
- * @throws Error com a descrição do que é aceito
- */
+/** Lê o caminho de um arquivo que se possa ler; vazio desliga. */
 function parse_file(text: string): string {
   if (text !== '') read_setting_file(text);
   return text;
 }
 
-/**
- * Lê o certificado e a chave de TLS_CERT e TLS_KEY.
- * @returns os dois em PEM
- * @throws Error se não se leem ou não formam um par
- */
-function read_tls_pair(): tls_pair {
+/** Devolve o certificado e a chave de TLS_CERT e TLS_KEY, em PEM; lança se não formam um par. */
+function read_tls_pair() {
   const pair = { cert: read_setting_file(TLS_CERT), key: read_setting_file(TLS_KEY) };
   make_tls_context(pair);
   return pair;
 }
 
-/**
- * Resume uma chave de API, para que a comparação não revele nem o tamanho dela.
- * @param key a chave
- * @returns SHA-256
- */
+/** Devolve o SHA-256 de `key`, para que comparar chaves não revele nem o tamanho delas. */
 function hash_key(key: string): Buffer {
   return create_hash('sha256').update(key).digest();
 }
 
-/**
- * Lê as chaves de API.
- * @param text uma ou mais chaves, separadas por vírgula ou quebra de linha
- * @returns o resumo de cada uma
- * @throws Error com a descrição do que é aceito
- */
+/** Lê chaves de API separadas por vírgula ou quebra de linha; devolve o resumo de cada uma. */
 function parse_api_keys(text: string): Buffer[] {
   const keys = text.split(/[,\r\n]+/).map((key) => key.trim());
   const given = keys.filter((key) => key !== '');
@@ -392,12 +317,7 @@ function parse_api_keys(text: string): Buffer[] {
   return given.map(hash_key);
 }
 
-/**
- * Lê um limite de pedidos por endereço.
- * @param text por exemplo "60/60", pedidos e segundos; vazio desliga
- * @returns o limite, ou undefined
- * @throws Error com a descrição do que é aceito
- */
+/** Lê um limite como "60/60", pedidos e segundos; vazio desliga e dá undefined. */
 export function parse_rate(text: string): rate_limit | undefined {
   if (text === '') return undefined;
   const [count = '', seconds = '', ...rest] = text.split('/');
@@ -414,12 +334,7 @@ export function parse_rate(text: string): rate_limit | undefined {
   }
 }
 
-/**
- * Lê as origens que podem pedir de dentro de um navegador.
- * @param text "*" ou uma ou mais origens separadas por vírgula; vazio desliga
- * @returns as origens, como o navegador as manda
- * @throws Error com a descrição do que é aceito
- */
+/** Lê "*" ou origens separadas por vírgula, na forma em que o navegador as manda. */
 export function parse_origins(text: string): string[] {
   if (text === '') return [];
   const origins = text.split(',').map((origin) => origin.trim());
@@ -495,314 +410,122 @@ export function format_redis_address(address: redis_address): string {
   return `${address.tls ? 'rediss://' : ''}${host}:${address.port}/${address.database}`;
 }
 
+/**
+ * Uma linha da tabela de configurações.
+ * @param form variável, opções e padrão: "HTTP_PORT -p --port 8771"
+ * @param help o que ela diz no --help
+ * @param read lê o texto e preenche a global; lança Error com a descrição do que é aceito
+ * @returns a linha; o que ela guarda é segredo, ou caminho de arquivo, conforme o nome
+ */
+function row(form: string, help: string, read: (text: string) => void) {
+  const [, name = '', short = '', long = '', fallback = ''] =
+    /^(\w+) (?:-(\w) )?--([\w-]+) ?(.*)$/.exec(form) ?? [];
+  const is_secret = /^(REDIS_PASSWORD|API_KEY)$/.test(name);
+  return { name, short, long, fallback, help, is_secret, is_path: /_FILE$|^TLS_/.test(name), read };
+}
+
 /** Todas as configurações, na ordem em que o --help as mostra. */
-export const settings_table: setting[] = [
-  {
-    name: 'HTTP_PORT',
-    short: 'p',
-    long: 'port',
-    fallback: '8771',
-    help: 'porta HTTP; 0 escolhe uma livre',
-    read: (text) => {
-      HTTP_PORT = parse_integer(text, 0, 65535);
-    },
-  },
-  {
-    name: 'REDIS_SERVER',
-    short: 'R',
-    long: 'redis',
-    fallback: '127.0.0.1:6379/1',
-    help: 'servidor Redis, host:porta/banco',
-    read: (text) => {
-      REDIS_SERVER = parse_redis_server(text);
-    },
-  },
-  {
-    name: 'REDIS_PASSWORD',
-    short: 'S',
-    long: 'secret',
-    fallback: '',
-    help: 'senha do Redis; vence a da URL',
-    secret: true,
-    read: (text) => {
-      REDIS_PASSWORD = text;
-    },
-  },
-  {
-    name: 'REDIS_CHANNEL',
-    short: 'C',
-    long: 'channel',
-    fallback: 'ndjson_jobs',
-    help: 'canal em que as tarefas são anunciadas',
-    read: (text) => {
-      REDIS_CHANNEL = parse_key_name(text);
-    },
-  },
-  {
-    name: 'REDIS_PREFIX',
-    short: 'X',
-    long: 'prefix',
-    fallback: 'ndjson_task_',
-    help: 'prefixo da chave da tarefa',
-    read: (text) => {
-      REDIS_PREFIX = parse_key_name(text);
-    },
-  },
-  {
-    name: 'INTERVAL',
-    short: 'i',
-    long: 'interval',
-    fallback: '200',
-    help: 'ms entre consultas a uma lista vazia',
-    read: (text) => {
-      INTERVAL = parse_integer(text, 0, max_timer_ms, 'ms');
-    },
-  },
-  {
-    name: 'PAUSE',
-    short: 'P',
-    long: 'pause',
-    fallback: '20',
-    help: 'ms de pausa após cada linha enviada',
-    read: (text) => {
-      PAUSE = parse_integer(text, 0, max_timer_ms, 'ms');
-    },
-  },
-  {
-    name: 'MAXTIME',
-    short: 't',
-    long: 'maxtime',
-    fallback: '45000',
-    help: 'ms de espera máxima desde a última linha',
-    read: (text) => {
-      MAXTIME = parse_integer(text, 1, max_timer_ms, 'ms');
-    },
-  },
-  {
-    name: 'MAXTIME_ERROR',
-    short: 'E',
-    long: 'maxtime-error',
-    fallback: '{"error": "timeout"}',
-    help: 'linha enviada quando MAXTIME se esgota',
-    read: (text) => {
+export const settings_table = [
+  row('HTTP_PORT -p --port 8771', 'porta HTTP; 0 escolhe uma livre', (text) => {
+    HTTP_PORT = parse_integer(text, 0, 65535);
+  }),
+  row('REDIS_SERVER -R --redis 127.0.0.1:6379/1', 'servidor Redis, host:porta/banco', (text) => {
+    REDIS_SERVER = parse_redis_server(text);
+  }),
+  row('REDIS_PASSWORD -S --secret', 'senha do Redis; vence a da URL', (text) => {
+    REDIS_PASSWORD = text;
+  }),
+  row('REDIS_CHANNEL -C --channel ndjson_jobs', 'canal que anuncia as tarefas', (text) => {
+    REDIS_CHANNEL = parse_key_name(text);
+  }),
+  row('REDIS_PREFIX -X --prefix ndjson_task_', 'prefixo da chave da tarefa', (text) => {
+    REDIS_PREFIX = parse_key_name(text);
+  }),
+  row('INTERVAL -i --interval 200', 'ms entre consultas a uma lista vazia', (text) => {
+    INTERVAL = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('PAUSE -P --pause 20', 'ms de pausa após cada linha enviada', (text) => {
+    PAUSE = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('MAXTIME -t --maxtime 45000', 'ms de espera máxima desde a última linha', (text) => {
+    MAXTIME = parse_integer(text, 1, max_timer_ms, 'ms');
+  }),
+  row(
+    'MAXTIME_ERROR -E --maxtime-error {"error": "timeout"}',
+    'a linha de quando MAXTIME se esgota',
+    (text) => {
       MAXTIME_ERROR = parse_line(text);
     },
-  },
-  {
-    name: 'SERVERNAME',
-    short: 's',
-    long: 'servername',
-    fallback: 'py-ndjson-proxy',
-    help: 'valor do cabeçalho Server',
-    read: (text) => {
-      SERVERNAME = parse_header_value(text);
-    },
-  },
-  {
-    name: 'HTTP_HOST',
-    long: 'host',
-    fallback: '0.0.0.0',
-    help: 'endereço em que escutar',
-    read: (text) => {
-      HTTP_HOST = parse_host(text);
-    },
-  },
-  {
-    name: 'REDIS_LIST_PREFIX',
-    short: 'L',
-    long: 'list-prefix',
-    fallback: 'ndjson_list_',
-    help: 'prefixo da lista de linhas',
-    read: (text) => {
-      REDIS_LIST_PREFIX = parse_key_name(text);
-    },
-  },
-  {
-    name: 'REDIS_TTL',
-    long: 'ttl',
-    fallback: '600',
-    help: 's de vida das chaves sem renovação',
-    read: (text) => {
-      REDIS_TTL = parse_integer(text, 1, max_ttl_s, 's');
-    },
-  },
-  {
-    name: 'GRACE',
-    long: 'grace',
-    fallback: '10000',
-    help: 'ms para os fluxos terminarem após SIGTERM',
-    read: (text) => {
-      GRACE = parse_integer(text, 0, max_timer_ms, 'ms');
-    },
-  },
-  {
-    name: 'MAXBODY',
-    long: 'maxbody',
-    fallback: '10485760',
-    help: 'bytes que o corpo de um pedido pode ter',
-    read: (text) => {
-      MAXBODY = parse_integer(text, 0, max_body_setting, 'bytes');
-    },
-  },
-  {
-    name: 'WAKEUP',
-    long: 'wakeup',
-    fallback: 'on',
-    help: 'acordar pelo Redis em vez de só consultar: on ou off',
-    read: (text) => {
-      WAKEUP = parse_switch(text);
-    },
-  },
-  {
-    name: 'WORKERS',
-    short: 'w',
-    long: 'workers',
-    fallback: '1',
-    help: 'processos que atendem; auto é um por núcleo',
-    read: (text) => {
-      WORKERS = parse_workers(text);
-    },
-  },
-  {
-    name: 'MAXTASKS',
-    long: 'maxtasks',
-    fallback: '10000',
-    help: 'fluxos ao mesmo tempo em cada processo; além, 503',
-    read: (text) => {
-      MAXTASKS = parse_integer(text, 1, max_tasks_setting);
-    },
-  },
-  {
-    name: 'FAILFAST',
-    long: 'failfast',
-    fallback: 'off',
-    help: '503 na hora se ninguém ouve o canal: on ou off',
-    read: (text) => {
-      FAILFAST = parse_switch(text);
-    },
-  },
-  {
-    name: 'HEARTBEAT',
-    long: 'heartbeat',
-    fallback: '0',
-    help: 'ms sem enviar nada até uma linha keepalive; 0 desliga',
-    read: (text) => {
-      HEARTBEAT = parse_integer(text, 0, max_timer_ms, 'ms');
-    },
-  },
-  {
-    name: 'API_KEY',
-    long: 'api-key',
-    fallback: '',
-    help: 'chaves que os clientes devem mandar, com vírgulas',
-    secret: true,
-    read: (text) => {
-      API_KEY = text === '' ? [] : parse_api_keys(text);
-    },
-  },
-  {
-    name: 'API_KEY_FILE',
-    long: 'api-key-file',
-    fallback: '',
-    help: 'arquivo com as chaves de API_KEY',
-    is_path: true,
-    read: (text) => {
-      if (text !== '') API_KEY = parse_api_keys(read_setting_file(text));
-    },
-  },
-  {
-    name: 'REDIS_PASSWORD_FILE',
-    long: 'secret-file',
-    fallback: '',
-    help: 'arquivo com a senha do Redis',
-    is_path: true,
-    read: (text) => {
-      if (text !== '') REDIS_PASSWORD = read_setting_file(text).replace(/\r?\n$/, '');
-    },
-  },
-  {
-    name: 'RATE',
-    long: 'rate',
-    fallback: '',
-    help: 'pedidos/segundos por endereço, como 60/60; além, 429',
-    read: (text) => {
-      RATE = parse_rate(text);
-    },
-  },
-  {
-    name: 'TRUST_PROXY',
-    long: 'trust-proxy',
-    fallback: 'off',
-    help: 'crer no X-Forwarded-For: on ou off',
-    read: (text) => {
-      TRUST_PROXY = parse_switch(text);
-    },
-  },
-  {
-    name: 'CORS_ORIGIN',
-    long: 'cors-origin',
-    fallback: '',
-    help: 'origens que podem pedir pelo navegador, ou *',
-    read: (text) => {
-      CORS_ORIGIN = parse_origins(text);
-    },
-  },
-  {
-    name: 'TLS_CERT',
-    long: 'tls-cert',
-    fallback: '',
-    help: 'arquivo do certificado, em PEM: atende por HTTPS',
-    is_path: true,
-    read: (text) => {
-      TLS_CERT = parse_file(text);
-    },
-  },
-  {
-    name: 'TLS_KEY',
-    long: 'tls-key',
-    fallback: '',
-    help: 'arquivo da chave do certificado, em PEM, sem senha',
-    is_path: true,
-    read: (text) => {
-      TLS_KEY = parse_file(text);
-    },
-  },
-  {
-    name: 'LOG_FORMAT',
-    long: 'log-format',
-    fallback: 'text',
-    help: 'forma das linhas de log: text ou json',
-    read: (text) => {
-      LOG_FORMAT = parse_choice(text, log_formats);
-    },
-  },
-  {
-    name: 'LOG_LEVEL',
-    long: 'log-level',
-    fallback: 'info',
-    help: 'gravidade a partir da qual se registra: error, warn ou info',
-    read: (text) => {
-      LOG_LEVEL = parse_choice(text, log_levels);
-    },
-  },
-  {
-    name: 'METRICS_PORT',
-    long: 'metrics-port',
-    fallback: '0',
-    help: 'porta de /metrics, /live e /ready; 0 desliga',
-    read: (text) => {
-      METRICS_PORT = parse_integer(text, 0, 65535);
-    },
-  },
-  {
-    name: 'METRICS_HOST',
-    long: 'metrics-host',
-    fallback: '127.0.0.1',
-    help: 'endereço em que ela escuta',
-    read: (text) => {
-      METRICS_HOST = parse_host(text);
-    },
-  },
+  ),
+  row('SERVERNAME -s --servername py-ndjson-proxy', 'valor do cabeçalho Server', (text) => {
+    SERVERNAME = parse_header_value(text);
+  }),
+  row('HTTP_HOST --host 0.0.0.0', 'endereço em que escutar', (text) => {
+    HTTP_HOST = parse_host(text);
+  }),
+  row('REDIS_LIST_PREFIX -L --list-prefix ndjson_list_', 'prefixo da lista de linhas', (text) => {
+    REDIS_LIST_PREFIX = parse_key_name(text);
+  }),
+  row('REDIS_TTL --ttl 600', 's de vida das chaves sem renovação', (text) => {
+    REDIS_TTL = parse_integer(text, 1, max_ttl_s, 's');
+  }),
+  row('GRACE --grace 10000', 'ms para os fluxos terminarem após SIGTERM', (text) => {
+    GRACE = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('MAXBODY --maxbody 10485760', 'bytes que o corpo de um pedido pode ter', (text) => {
+    MAXBODY = parse_integer(text, 0, max_body_setting, 'bytes');
+  }),
+  row('WAKEUP --wakeup on', 'acordar pelo Redis em vez de só consultar: on ou off', (text) => {
+    WAKEUP = parse_switch(text);
+  }),
+  row('WORKERS -w --workers 1', 'processos que atendem; auto é um por núcleo', (text) => {
+    WORKERS = parse_workers(text);
+  }),
+  row('MAXTASKS --maxtasks 10000', 'fluxos ao mesmo tempo por processo; além, 503', (text) => {
+    MAXTASKS = parse_integer(text, 1, max_tasks_setting);
+  }),
+  row('FAILFAST --failfast off', '503 na hora se ninguém ouve o canal: on ou off', (text) => {
+    FAILFAST = parse_switch(text);
+  }),
+  row('HEARTBEAT --heartbeat 0', 'ms sem enviar nada até um keepalive; 0 desliga', (text) => {
+    HEARTBEAT = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('API_KEY --api-key', 'chaves que os clientes devem mandar, com vírgulas', (text) => {
+    API_KEY = text === '' ? [] : parse_api_keys(text);
+  }),
+  row('API_KEY_FILE --api-key-file', 'arquivo com as chaves de API_KEY', (text) => {
+    if (text !== '') API_KEY = parse_api_keys(read_setting_file(text));
+  }),
+  row('REDIS_PASSWORD_FILE --secret-file', 'arquivo com a senha do Redis', (text) => {
+    if (text !== '') REDIS_PASSWORD = read_setting_file(text).replace(/\r?\n$/, '');
+  }),
+  row('RATE --rate', 'pedidos/segundos por endereço, como 60/60; além, 429', (text) => {
+    RATE = parse_rate(text);
+  }),
+  row('TRUST_PROXY --trust-proxy off', 'crer no X-Forwarded-For: on ou off', (text) => {
+    TRUST_PROXY = parse_switch(text);
+  }),
+  row('CORS_ORIGIN --cors-origin', 'origens que podem pedir pelo navegador, ou *', (text) => {
+    CORS_ORIGIN = parse_origins(text);
+  }),
+  row('TLS_CERT --tls-cert', 'arquivo do certificado, em PEM: atende por HTTPS', (text) => {
+    TLS_CERT = parse_file(text);
+  }),
+  row('TLS_KEY --tls-key', 'arquivo da chave do certificado, em PEM, sem senha', (text) => {
+    TLS_KEY = parse_file(text);
+  }),
+  row('LOG_FORMAT --log-format text', 'forma das linhas de log: text ou json', (text) => {
+    LOG_FORMAT = parse_choice(text, log_formats);
+  }),
+  row('LOG_LEVEL --log-level info', 'gravidade mínima do log: error, warn ou info', (text) => {
+    LOG_LEVEL = parse_choice(text, log_levels);
+  }),
+  row('METRICS_PORT --metrics-port 0', 'porta de /metrics, /live e /ready; 0 desliga', (text) => {
+    METRICS_PORT = parse_integer(text, 0, 65535);
+  }),
+  row('METRICS_HOST --metrics-host 127.0.0.1', 'endereço em que ela escuta', (text) => {
+    METRICS_HOST = parse_host(text);
+  }),
 ];
 
 /** Duas formas da mesma configuração: só uma pode ser dada. */
@@ -813,95 +536,51 @@ const rival_settings = [
 
 /**
  * Mostra o valor de uma configuração sem revelar segredos.
- * @param row linha da tabela
+ * @param of linha da tabela
  * @param text valor em texto
  * @returns o texto; "***" no lugar de um segredo, ou do que foi dado em vez do caminho dele;
  *   endereços sem usuário e senha
  */
-function show_setting(row: setting, text: string): string {
-  const is_hidden = row.secret || (row.is_path && !path_pattern.test(text));
+function show_setting(of: ReturnType<typeof row>, text: string): string {
+  const is_hidden = of.is_secret || (of.is_path && !path_pattern.test(text));
   if (is_hidden) return text === '' ? '' : '***';
-  return row.name === 'REDIS_SERVER' ? redact_address(text) : text;
+  return of.name === 'REDIS_SERVER' ? redact_address(text) : text;
 }
 
 /**
- * Descreve um argumento solto pela posição: o texto pode ser uma senha que escapou da sua opção
- * (`--secret= abc`, `-secret abc`) ou uma URL com senha.
- * @param index índice em argv
- * @returns a mensagem de erro
- */
-function stray_argument(index: number): string {
-  return `argumento inesperado na posição ${index + 1}; só opções são aceitas, veja --help`;
-}
-
-/**
- * Descreve uma opção desconhecida, sem o que possa estar colado a uma opção que leva senha.
- * @param label a opção como foi escrita, sem o valor
- * @returns a mensagem de erro
- */
-function unknown_option(label: string): string {
-  const shown = label.replace(/^(--(?:secret|redis|api-key)).+$/s, '$1…');
-  return `opção desconhecida: ${shown}; --help mostra as aceitas`;
-}
-
-/**
- * Separa os argumentos da linha de comando.
+ * Separa os argumentos da linha de comando. Nenhum erro mostra um valor, nem um argumento solto:
+ * pode ser uma senha que escapou da sua opção (`--secret= abc`, `-secret abc`).
  * @param argv argumentos sem o nome do programa
- * @returns `flags`: nome longo e texto de cada opção dada; `labels`: como o usuário a escreveu
+ * @returns por nome longo, o texto de cada opção dada e como o usuário a escreveu
  * @throws usage_error em opção desconhecida, opção sem valor ou argumento solto
  */
-function read_arguments(argv: string[]) {
+function read_arguments(argv: string[]): Map<string, { text: string; label: string }> {
   const options: Record<string, { type: 'string' | 'boolean'; short?: string }> = {
     help: { type: 'boolean', short: 'h' },
     version: { type: 'boolean', short: 'V' },
   };
-  for (const row of settings_table) {
-    options[row.long] = { type: 'string', ...(row.short && { short: row.short }) };
+  for (const { long, short } of settings_table) {
+    options[long] = { type: 'string', ...(short && { short }) };
   }
   const { tokens } = parse_args({ args: argv, options, strict: false, tokens: true });
-  const flags = new Map<string, string>();
-  const labels = new Map<string, string>();
+  const given = new Map<string, { text: string; label: string }>();
   for (const token of tokens) {
     if (token.kind === 'option-terminator') continue;
-    if (token.kind === 'positional') throw new usage_error(stray_argument(token.index));
-    const known = Object.hasOwn(options, token.name) && options[token.name];
+    if (token.kind === 'positional') {
+      const where = `na posição ${token.index + 1}`;
+      throw new usage_error(`argumento inesperado ${where}; só opções são aceitas, veja --help`);
+    }
     const label = token.rawName;
-    if (!known) throw new usage_error(unknown_option(label));
+    const known = Object.hasOwn(options, token.name) && options[token.name];
+    if (!known) {
+      const shown = label.replace(/^(--(?:secret|redis|api-key)).+$/s, '$1…');
+      throw new usage_error(`opção desconhecida: ${shown}; --help mostra as aceitas`);
+    }
     const text = known.type === 'boolean' ? '' : token.value;
     if (text === undefined) throw new usage_error(`falta o valor de ${label}; veja --help`);
-    flags.set(token.name, text);
-    labels.set(token.name, label);
+    given.set(token.name, { text, label });
   }
-  return { flags, labels };
-}
-
-/**
- * Reúne o texto em vigor de cada configuração: padrão < ambiente < argumento.
- * Variável de ambiente vazia vale como ausente (é o que o compose produz com `${X:-}`).
- * @param flags textos dados na linha de comando, por nome longo
- * @param labels como cada opção foi escrita, por nome longo
- * @param env variáveis de ambiente
- * @returns texto e origem de cada configuração, por nome
- */
-function gather_settings(
-  flags: Map<string, string>,
-  labels: Map<string, string>,
-  env: NodeJS.ProcessEnv,
-): gathered_settings {
-  const gathered: gathered_settings = new Map();
-  for (const row of settings_table) {
-    const argument = flags.get(row.long);
-    const variable = env[row.name];
-    if (argument !== undefined) {
-      const label = labels.get(row.long) ?? '';
-      gathered.set(row.name, { text: argument, source: 'argument', label });
-    } else if (variable) {
-      gathered.set(row.name, { text: variable, source: 'environment', label: 'ambiente' });
-    } else {
-      gathered.set(row.name, { text: row.fallback, source: 'default', label: 'padrão' });
-    }
-  }
-  return gathered;
+  return given;
 }
 
 /**
@@ -945,37 +624,39 @@ function check_settings_together(gathered: gathered_settings): void {
 }
 
 /**
- * Interpreta os textos reunidos e preenche as variáveis globais em maiúsculas.
- * @param gathered texto em vigor de cada configuração
- * @throws usage_error que nomeia a configuração, o valor e o que é aceito
- */
-function apply_settings(gathered: gathered_settings): void {
-  for (const row of settings_table) {
-    const { text, label } = gathered.get(row.name) ?? { text: row.fallback, label: 'padrão' };
-    try {
-      row.read(text);
-    } catch (error) {
-      const accepted = (error as Error).message;
-      const shown = JSON.stringify(show_setting(row, text));
-      throw new usage_error(`${row.name} (${label}) inválido: ${shown}; aceito: ${accepted}`);
-    }
-  }
-  check_settings_together(gathered);
-}
-
-/**
- * Lê todas as configurações e as deixa nas variáveis globais.
+ * Lê todas as configurações e as deixa nas variáveis globais: padrão < ambiente < argumento.
+ * Variável de ambiente vazia vale como ausente (é o que o compose produz com `${X:-}`).
  * @param argv argumentos sem o nome do programa
  * @param env variáveis de ambiente
  * @returns "help" ou "version" se foi pedido (nada é aplicado), ou "run"; e os textos em vigor
- * @throws usage_error
+ * @throws usage_error que nomeia a configuração, o valor e o que é aceito
  */
 export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
-  const { flags, labels } = read_arguments(argv);
-  const gathered = gather_settings(flags, labels, env);
-  if (flags.has('help')) return { action: 'help' as const, gathered };
-  if (flags.has('version')) return { action: 'version' as const, gathered };
-  apply_settings(gathered);
+  const given = read_arguments(argv);
+  const gathered: gathered_settings = new Map();
+  for (const { name, long, fallback } of settings_table) {
+    const argument = given.get(long);
+    const variable = env[name];
+    const found = argument
+      ? { ...argument, source: 'argument' as const }
+      : variable
+        ? { text: variable, label: 'ambiente', source: 'environment' as const }
+        : { text: fallback, label: 'padrão', source: 'default' as const };
+    gathered.set(name, found);
+  }
+  if (given.has('help')) return { action: 'help' as const, gathered };
+  if (given.has('version')) return { action: 'version' as const, gathered };
+  for (const entry of settings_table) {
+    const { text, label } = gathered.get(entry.name) ?? { text: '', label: '' };
+    try {
+      entry.read(text);
+    } catch (error) {
+      const shown = JSON.stringify(show_setting(entry, text));
+      const accepted = (error as Error).message;
+      throw new usage_error(`${entry.name} (${label}) inválido: ${shown}; aceito: ${accepted}`);
+    }
+  }
+  check_settings_together(gathered);
   return { action: 'run' as const, gathered };
 }
 
@@ -1013,7 +694,7 @@ function help_text(gathered: gathered_settings): string {
 
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
 // Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl, ou
-// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no README. Corpos, valores
+// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no manual. Corpos, valores
 // de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a
 // prioridade vai no prefixo do texto e a hora é dele.
 
@@ -1053,25 +734,15 @@ function format_log_value(value: string | number): string {
 }
 
 /**
- * Diz se uma saída vai para o journald. A variável só não basta: terminais abertos por um serviço
- * do usuário a herdam; ela traz o dispositivo e o inode da saída de quem é mesmo do journald.
- * @param fd descritor da saída
- * @returns true se JOURNAL_STREAM descreve esse descritor
- */
-function goes_to_journal(fd: number): boolean {
-  if (!process.env.JOURNAL_STREAM) return false;
-  const { dev, ino } = file_stats(fd);
-  return process.env.JOURNAL_STREAM === `${dev}:${ino}`;
-}
-
-/**
  * Escolhe o que uma saída recebe. Cores, só num terminal, e se ninguém as recusa (no-color.org).
  * @param target a saída
  * @returns o estilo das linhas
  */
 function choose_log_style(target: NodeJS.WriteStream & { fd: number }): log_style {
   if (LOG_FORMAT === 'json') return 'json';
-  if (goes_to_journal(target.fd)) return 'journal';
+  // Terminais abertos por um serviço herdam JOURNAL_STREAM: só vale o dispositivo e inode da saída.
+  const { dev, ino } = file_stats(target.fd);
+  if (process.env.JOURNAL_STREAM === `${dev}:${ino}`) return 'journal';
   const { NO_COLOR: refused, TERM: terminal } = process.env;
   return target.isTTY && !refused && terminal !== 'dumb' ? 'color' : 'plain';
 }
@@ -1156,9 +827,7 @@ function now(): number {
  * @param ms milissegundos
  */
 function wait(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms).unref();
-  });
+  return sleep(ms, undefined, { ref: false });
 }
 
 /** Um prazo que se esgotou antes da resposta. */
@@ -1195,9 +864,6 @@ const first_line_bounds = [0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 /** Uma ida e volta ao Redis: na mesma máquina é a primeira faixa; a última é quase uma recusa. */
 const redis_bounds = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1];
 
-/** Os status das recusas contam desde 0: quem soma aumentos não veria o primeiro de cada um. */
-const refusal_statuses = [400, 401, 408, 413, 417, 429, 431, 500, 501, 503, 504, 505];
-
 /**
  * Cria um histograma vazio.
  * @param bounds limites das faixas, em segundos, crescentes
@@ -1207,13 +873,85 @@ function make_histogram(bounds: number[]): histogram {
   return { bounds, counts: [...bounds.map(() => 0), 0], sum: 0 };
 }
 
+/** O que o cliente recebe numa recusa: o status, o texto do campo "error", cabeçalhos a mais. */
+type refusal_rule = { status: number; text: string; headers?: Record<string, string> };
+
+/** Quem foi recusado assim não pode pedir mais nada na mesma conexão. */
+const closing = { Connection: 'close' };
+
+/** Quanto um cliente recusado por falta de lugar ou de worker deve esperar, em s. */
+const try_later = { 'Retry-After': '5' };
+
+/**
+ * Toda recusa, antes de haver fluxo, que um cliente pode receber; depois, quem diz é ending_rules.
+ * O "%" é o valor que muda. As tabelas do manual são conferidas com esta.
+ */
+export const refusal_rules = {
+  malformed: { status: 400, text: 'malformed request' },
+  two_hosts: { status: 400, text: 'more than one Host header', headers: closing },
+  no_host: { status: 400, text: 'missing Host header', headers: closing },
+  bad_coding: { status: 400, text: 'unsupported Transfer-Encoding', headers: closing },
+  bad_key: {
+    status: 401,
+    text: 'missing or unknown API key',
+    headers: { 'WWW-Authenticate': 'Bearer' },
+  },
+  slow_request: { status: 408, text: 'request not received in time' },
+  slow_body: { status: 408, text: 'request body stopped arriving' },
+  large_body: { status: 413, text: 'request body larger than % bytes' },
+  large_chunks: { status: 413, text: 'chunk extensions too large' },
+  bad_expect: { status: 417, text: 'only "Expect: 100-continue" is supported', headers: closing },
+  over_rate: { status: 429, text: 'too many requests' },
+  large_headers: { status: 431, text: 'request headers too large' },
+  internal: { status: 500, text: 'internal error' },
+  ping_failed: { status: 500, text: 'redis does not answer' },
+  no_tunnel: { status: 501, text: 'CONNECT is not supported' },
+  stopping: {
+    status: 503,
+    text: 'server shutting down',
+    headers: { ...closing, 'Retry-After': '1' },
+  },
+  full: { status: 503, text: 'too many streams', headers: try_later },
+  no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
+  redis_full: { status: 503, text: 'redis is out of memory' },
+  redis_read_only: { status: 503, text: 'redis is read-only' },
+  redis_unsaved: { status: 503, text: 'redis cannot save to disk' },
+  redis_denied: { status: 503, text: 'redis denied access' },
+  redis_refused: { status: 503, text: 'redis refused a command' },
+  redis_silent: { status: 504, text: 'redis does not answer' },
+  bad_version: {
+    status: 505,
+    text: 'only HTTP/1.0 and HTTP/1.1 are supported',
+    headers: closing,
+  },
+} satisfies Record<string, refusal_rule>;
+
+/** Uma recusa antes de haver tarefa: o status e a mensagem que o cliente vê. */
+class refusal extends Error {
+  readonly status: number;
+  readonly headers: Record<string, string>;
+
+  /**
+   * @param rule linha do catálogo
+   * @param value o que vai no lugar do "%" do texto
+   * @param headers cabeçalhos além dos do catálogo
+   */
+  constructor(rule: keyof typeof refusal_rules, value = '', headers: Record<string, string> = {}) {
+    const { status, text, headers: fixed }: refusal_rule = refusal_rules[rule];
+    super(text.replace('%', value));
+    this.status = status;
+    this.headers = { ...fixed, ...headers };
+  }
+}
+
 /** As contas deste processo, desde que ele subiu. */
 const tally = {
   tasks: 0,
   lines: 0,
   bytes: 0,
   endings: { done: 0, timeout: 0, client_gone: 0, redis_lost: 0, failed: 0, shutdown: 0 },
-  refusals: new Map(refusal_statuses.map((status) => [status, 0])),
+  // desde 0: quem soma aumentos não veria o primeiro de cada um
+  refusals: new Map(Object.values(refusal_rules).map(({ status }) => [status, 0])),
   first_line: make_histogram(first_line_bounds),
   redis_ping: make_histogram(redis_bounds),
   redis_create: make_histogram(redis_bounds),
@@ -1270,18 +1008,12 @@ const clean_limit_ms = 1000;
 /** De quanto em quanto tempo a conexão é conferida. */
 const watch_ms = 2000;
 
-/** Silêncio a partir do qual se tenta outra conexão; se ela responde, é a primeira que morreu. */
-const suspect_ms = 6000;
-
-/** Quanto se espera, depois disso, pelas respostas de um Redis que só tinha travado. */
-const settle_ms = 1000;
-
 /**
- * Silêncio a partir do qual a conexão é trocada mesmo que nenhuma outra responda. Não antes de
- * MAXTIME: se foi o Redis que travou, uma retirada já escrita ainda pode ser respondida, e até lá
- * algum fluxo a espera. Mas nem um MAXTIME de horas a segura além disso.
+ * Silêncio a partir do qual a conexão é trocada. Um Redis que só travou por menos que isto responde
+ * tudo o que lhe foi pedido; trocá-la antes jogaria fora uma retirada já escrita. Sobre TLS não se
+ * veem chegar os bytes de uma linha enorme, e o PING espera atrás dela: mais paciência.
  */
-const silence_limit_ms = { least: 10_000, most: 60_000 };
+const silence_limit_ms = { plain: 15_000, tls: 60_000 };
 
 /**
  * Entre tentativas de reconexão: dobra a partir do primeiro valor até o segundo. Curto, porque quem
@@ -1292,14 +1024,11 @@ const reconnect_ms = { first: 50, last: 250 };
 /** Entre tentativas de quem espera por um Redis que não está ou não atende ainda. */
 const retry_ms = 1000;
 
-/** Limpezas guardadas para quando o Redis voltar; acima disso o TTL faz o serviço. */
-const max_pending_cleanups = 10_000;
-
 /** Página do SCAN da varredura, e a pausa entre páginas, para não pesar em milhões de chaves. */
 const sweep_page = { keys: 500, pause_ms: 10 };
 
 /** LPOP com quantidade existe desde o Redis 6.2. */
-const pop_count_version = [6, 2];
+const pop_count_version = 6.2;
 
 /** Erros de um Redis que está voltando ou ocupado: valem como ausência, não como recusa. */
 const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b/;
@@ -1324,9 +1053,6 @@ export type task_record = {
 /** Os nomes de uma tarefa: o que um fluxo guarda dela. */
 type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
 
-/** As notícias da conexão: tudo pode ter mudado (ela voltou, FLUSHALL); uma chave mudou. */
-type redis_hooks = { on_upheaval: () => void; on_change: (key: string) => void };
-
 /** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
 type cleanup = { task_uuid: string; worker_may_write: boolean };
 
@@ -1338,16 +1064,15 @@ type poll_result = task_presence & { elements: Buffer[]; refusal?: Error | undef
 
 /**
  * Cria o cliente, ainda sem conectar.
- * @param keep_trying diz se uma conexão perdida deve ser refeita (falso até a primeira)
  * @param tracking se o servidor deve avisar quando as chaves consultadas mudam (exige RESP 3)
  * @returns o cliente da node-redis e a visão dele que devolve Buffers
  */
-function redis_make_client(keep_trying: () => boolean, tracking: boolean) {
+function redis_make_client(tracking: boolean) {
   const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
   const options = {
     connectTimeout: connect_limit_ms,
     reconnectStrategy: (retries: number) =>
-      keep_trying() && Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
+      redis_link.was_ready && Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
   };
   const where = socket_path ? { path: socket_path } : { host, port };
   const secret = REDIS_PASSWORD || password;
@@ -1376,8 +1101,7 @@ function redis_make_client(keep_trying: () => boolean, tracking: boolean) {
  * com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões já
  * houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
  * já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último motivo registrado;
- * `alive_at`, o último sinal de vida; `socket`, o da conexão de agora, para ver se chegam bytes
- * (sobre TLS não se vê), e `bytes_seen`, quantos tinham chegado; `tracking`, se o servidor avisa
+ * `alive_at`, o último sinal de vida; `tracking`, se o servidor avisa
  * das mudanças; `asks_news`, se isso foi pedido; `pending_cleanups`, o que espera a volta dele.
  */
 const redis_link = {
@@ -1392,11 +1116,20 @@ const redis_link = {
   lost_reason: '',
   alive_at: 0,
   socket: undefined as net_socket | undefined,
-  bytes_seen: 0,
   tracking: false,
   asks_news: false,
-  pending_cleanups: new Map<string, cleanup>(),
 };
+
+/** Quem quer saber das mudanças de cada tarefa, por UUID, o último trecho das chaves dela. */
+const redis_listeners = new Map<string, () => void>();
+const uuid_length = 36;
+
+/**
+ * Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL.
+ */
+function redis_tell_all(): void {
+  for (const tell of redis_listeners.values()) tell();
+}
 
 /**
  * Dá o cliente conectado. A node-redis recusa comandos soltos sem conexão, mas enfileira MULTI;
@@ -1408,14 +1141,6 @@ function redis_ready() {
   const { client, buffers } = redis_link;
   if (!client?.isReady || !buffers) throw new Error('sem conexão com o Redis');
   return { client, buffers };
-}
-
-/**
- * Diz se a conexão está de pé.
- * @returns false até a primeira, e desde que uma cai até que outra atenda
- */
-function redis_is_connected(): boolean {
-  return redis_link.client?.isReady === true && redis_link.lost_at === 0;
 }
 
 /**
@@ -1438,19 +1163,17 @@ function is_refusal(error: unknown): error is Error {
 }
 
 /**
- * Descreve uma recusa em palavras gerais, para o cliente HTTP.
- * @param error erro vindo do Redis
- * @returns texto em inglês, sem nomes de chaves nem de usuários
+ * Descreve uma recusa do Redis em palavras gerais: sem nomes de chaves nem de usuários.
+ * @returns a linha do catálogo
  */
-function refusal_reason(error: Error): string {
-  const reasons: [RegExp, string][] = [
-    [/^OOM\b/, 'redis is out of memory'],
-    [/^READONLY\b/, 'redis is read-only'],
-    [/^MISCONF\b/, 'redis cannot save to disk'],
-    [/^(NOPERM|NOAUTH|WRONGPASS)\b/, 'redis denied access'],
+function refusal_reason(error: Error): keyof typeof refusal_rules {
+  const reasons: [RegExp, keyof typeof refusal_rules][] = [
+    [/^OOM\b/, 'redis_full'],
+    [/^READONLY\b/, 'redis_read_only'],
+    [/^MISCONF\b/, 'redis_unsaved'],
+    [/^(NOPERM|NOAUTH|WRONGPASS)\b/, 'redis_denied'],
   ];
-  const found = reasons.find(([pattern]) => pattern.test(error.message));
-  return found ? found[1] : 'redis refused a command';
+  return reasons.find(([pattern]) => pattern.test(error.message))?.[1] ?? 'redis_refused';
 }
 
 /**
@@ -1536,11 +1259,8 @@ async function redis_identify(): Promise<void> {
   } catch (error) {
     if (!(error instanceof error_reply)) return; // caiu de novo; a próxima conexão pergunta
   }
-  const [major = 0, minor = 0] = (/^redis_version:([\d.]+)/m.exec(info)?.[1] ?? '0')
-    .split('.')
-    .map(Number);
-  const [need_major = 0, need_minor = 0] = pop_count_version;
-  redis_link.pops_many = major > need_major || (major === need_major && minor >= need_minor);
+  const redis_version = Number(/^redis_version:(\d+\.\d+)/m.exec(info)?.[1] ?? 0);
+  redis_link.pops_many = redis_version >= pop_count_version;
   redis_link.identity = /^run_id:(\w+)/m.exec(info)?.[1] ?? fallback;
 }
 
@@ -1557,10 +1277,11 @@ function redis_keys(task_uuid: string): [string, string, string] {
  * Apaga as chaves de uma tarefa encerrada. Se um worker ainda pode escrever, deixa no lugar da
  * lista um EOF com TTL: as linhas atrasadas caem em algo que expira, em vez de recriar a lista para
  * sempre. Comandos soltos, sem MULTI: com a memória cheia o RPUSH falha, mas o UNLINK vale.
- * Sem conexão, a limpeza fica guardada para quando ela voltar. Não lança.
+ * Sem conexão, insiste. Não lança.
  * @param work a tarefa e se ainda pode haver worker
+ * @param until até quando insistir; depois disso o TTL já fez o serviço
  */
-async function redis_clean(work: cleanup): Promise<void> {
+async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Promise<void> {
   const keys = redis_keys(work.task_uuid);
   const replies: Promise<unknown>[] = [];
   try {
@@ -1577,11 +1298,8 @@ async function redis_clean(work: cleanup): Promise<void> {
   if (refused) {
     const reason = String(refused.reason.message);
     log('warn', 'clean_refused', { task: work.task_uuid, reason });
-  } else if (failed.length > 0 && redis_link.client?.isReady) {
-    // ocupado, mas com a conexão de pé: nenhuma volta dela avisaria que já dá
-    setTimeout(redis_clean, retry_ms, work).unref();
-  } else if (failed.length > 0 && redis_link.pending_cleanups.size < max_pending_cleanups) {
-    redis_link.pending_cleanups.set(work.task_uuid, work);
+  } else if (failed.length > 0 && now() < until) {
+    setTimeout(redis_clean, retry_ms, work, until).unref();
   }
 }
 
@@ -1690,60 +1408,35 @@ async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
 }
 
 /**
- * Faz as limpezas que esperavam pela volta do Redis.
- */
-function redis_clean_pending(): void {
-  const waiting = [...redis_link.pending_cleanups.values()];
-  redis_link.pending_cleanups.clear();
-  for (const work of waiting) void redis_clean(work);
-}
-
-/**
- * Dá TTL às listas de uma página do SCAN que ficaram sem dono.
- * @param keys nomes de chaves que começam pelo prefixo das listas
- * @returns quantas receberam TTL
- */
-async function redis_sweep_page(keys: string[]): Promise<number> {
-  const { client } = redis_ready();
-  const uuids = keys
-    .map((key) => key.slice(REDIS_LIST_PREFIX.length))
-    .filter((uuid) => uuid_v4_pattern.test(uuid));
-  const adopted = await Promise.all(
-    uuids.map(async (uuid) => {
-      const [task_key, task_list] = redis_keys(uuid);
-      const [ttl, task_exists] = await Promise.all([
-        client.ttl(task_list),
-        client.exists(task_key),
-      ]);
-      if (ttl !== -1 || task_exists > 0) return 0;
-      return client.expire(task_list, REDIS_TTL);
-    }),
-  );
-  return adopted.reduce((sum, count) => sum + count, 0);
-}
-
-/**
- * Varre o Redis atrás de listas sem TTL cuja tarefa não existe mais (um proxy morto com kill -9, um
- * worker atrasado que nenhum EOF alcançou) e lhes dá um TTL. Dois proxies podem varrer ao mesmo
- * tempo: repetir o EXPIRE não faz mal. Não lança.
+ * Varre o Redis, agora e a cada REDIS_TTL, atrás de listas sem TTL cuja tarefa não existe mais (um
+ * proxy morto com kill -9, um worker atrasado que nenhum EOF alcançou), e lhes dá um TTL. Dois
+ * proxies podem varrer ao mesmo tempo: repetir o EXPIRE não faz mal. Não lança.
  */
 async function redis_sweep(): Promise<void> {
   const pattern = `${REDIS_LIST_PREFIX.replace(/[\\*?[\]^]/g, '\\$&')}*`;
-  const { keys: page_size, pause_ms } = sweep_page;
-  let cursor = '0';
   let adopted = 0;
+  const adopt = async (list: string) => {
+    const uuid = list.slice(REDIS_LIST_PREFIX.length);
+    if (!uuid_v4_pattern.test(uuid)) return;
+    const { client } = redis_ready();
+    const [task_key] = redis_keys(uuid);
+    const [ttl, task_exists] = await Promise.all([client.ttl(list), client.exists(task_key)]);
+    if (ttl !== -1 || task_exists) return;
+    const count = await client.expire(list, REDIS_TTL);
+    adopted += count; // só depois da espera: outras somam enquanto isso
+  };
   try {
-    do {
-      const page = await redis_ready().client.scan(cursor, { MATCH: pattern, COUNT: page_size });
-      adopted += await redis_sweep_page(page.keys);
-      cursor = page.cursor;
-      if (cursor !== '0') await wait(pause_ms);
-    } while (cursor !== '0');
+    const options = { MATCH: pattern, COUNT: sweep_page.keys };
+    for await (const lists of redis_ready().client.scanIterator(options)) {
+      await Promise.all(lists.map(adopt));
+      await wait(sweep_page.pause_ms);
+    }
   } catch (error) {
     const is_closed = !redis_link.was_ready; // pela parada: não é uma falha
     if (!is_closed) log('warn', 'sweep_failed', { reason: explain_redis_error(error) });
   }
   if (adopted > 0) log('info', 'sweep', { adopted, ttl: REDIS_TTL });
+  setTimeout(redis_sweep, REDIS_TTL * 1000).unref();
 }
 
 /**
@@ -1810,9 +1503,8 @@ function redis_log_wakeup(reason = ''): void {
  * Atende a conexão que ficou pronta: identifica o servidor e, se ela foi refeita, espera que ele
  * atenda, pede os avisos de novo, faz as limpezas guardadas e acorda os fluxos. Até lá, quem
  * consulta dorme só INTERVAL.
- * @param hooks o que fazer a cada reconexão
  */
-async function redis_note_ready(hooks: redis_hooks): Promise<void> {
+async function redis_note_ready(): Promise<void> {
   const { asks_news } = redis_link;
   redis_link.tracking = false;
   void redis_identify();
@@ -1825,7 +1517,7 @@ async function redis_note_ready(hooks: redis_hooks): Promise<void> {
     refused = error.message;
   }
   if (redis_link.lost_at === 0) {
-    hooks.on_upheaval(); // a troca do pedido pode ter engolido um aviso
+    redis_tell_all(); // a troca do pedido pode ter engolido um aviso
     return;
   }
   const down_ms = Math.round(now() - redis_link.lost_at);
@@ -1834,36 +1526,33 @@ async function redis_note_ready(hooks: redis_hooks): Promise<void> {
   tally.reconnections += 1;
   log('info', 'redis_up', { redis: format_redis_address(REDIS_SERVER), down_ms });
   if (asks_news) redis_log_wakeup(refused);
-  redis_clean_pending();
-  hooks.on_upheaval();
+  redis_tell_all();
 }
 
 /**
  * Passa adiante um aviso do servidor. Sem chave, é um FLUSHALL ou FLUSHDB: o servidor passa a
  * contar como outro, e quem não achar mais nada nele perdeu os dados, não terminou.
  * @param key a chave que mudou, ou null
- * @param hooks o que fazer a cada notícia
  */
-function redis_note_change(key: unknown, hooks: redis_hooks): void {
+function redis_note_change(key: unknown): void {
   if (key !== null) {
-    hooks.on_change(String(key));
+    redis_listeners.get(String(key).slice(-uuid_length))?.();
     return;
   }
   if (redis_link.identity) redis_link.identity += '*';
-  hooks.on_upheaval();
+  redis_tell_all();
 }
 
 /**
  * Prepara um cliente, que passa a ser o do processo, ainda sem conectar.
  * @param asks_news se o servidor deve avisar das mudanças
- * @param hooks o que fazer a cada notícia da conexão
  * @returns o cliente
  */
-function redis_open(asks_news: boolean, hooks: redis_hooks) {
-  const { client, buffers } = redis_make_client(() => redis_link.was_ready, asks_news);
+function redis_open(asks_news: boolean) {
+  const { client, buffers } = redis_make_client(asks_news);
   client.on('error', redis_note_loss);
-  client.on('ready', () => redis_note_ready(hooks));
-  client.on('invalidate', (key) => redis_note_change(key, hooks));
+  client.on('ready', redis_note_ready);
+  client.on('invalidate', redis_note_change);
   Object.assign(redis_link, { client, buffers, asks_news });
   return client;
 }
@@ -1872,15 +1561,10 @@ function redis_open(asks_news: boolean, hooks: redis_hooks) {
  * Tenta a primeira conexão de um modo, e a confirma com um PING.
  * @param asks_news se o servidor deve avisar das mudanças
  * @param ms prazo em milissegundos
- * @param hooks o que fazer a cada notícia da conexão
  * @throws o erro da conexão, do PING ou do prazo
  */
-async function redis_try_connect(
-  asks_news: boolean,
-  ms: number,
-  hooks: redis_hooks,
-): Promise<void> {
-  const client = redis_open(asks_news, hooks);
+async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> {
+  const client = redis_open(asks_news);
   const confirmed = client
     .connect()
     .then(() => Promise.all([client.ping(), asks_news && redis_track()]));
@@ -1895,10 +1579,9 @@ async function redis_try_connect(
 /**
  * Faz a primeira conexão. Se o servidor recusa RESP 3 ou os avisos (Redis antigo, ACL, alguns
  * clones), conecta sem eles e o laço consulta a cada INTERVAL.
- * @param hooks o que fazer a cada notícia da conexão
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
-async function redis_connect(hooks: redis_hooks): Promise<void> {
+async function redis_connect(): Promise<void> {
   subscribe('net.client.socket', (message) => {
     redis_link.socket = (message as { socket: net_socket }).socket; // só ao Redis se conecta
   });
@@ -1906,94 +1589,46 @@ async function redis_connect(hooks: redis_hooks): Promise<void> {
   let reason = 'WAKEUP off';
   if (WAKEUP) {
     try {
-      await redis_try_connect(true, connect_limit_ms, hooks);
+      await redis_try_connect(true, connect_limit_ms);
     } catch (error) {
       if (!(error instanceof error_reply)) throw error;
       reason = hide_arguments(error.message);
     }
   }
-  if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now(), hooks);
+  if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now());
   redis_link.was_ready = true;
   redis_log_wakeup(reason);
 }
 
 /**
- * Pergunta ao Redis, por outra conexão, se ele atende.
- * @returns true se ele respondeu ao PING a tempo
- */
-async function redis_answers_elsewhere(): Promise<boolean> {
-  const { client } = redis_make_client(() => false, false);
-  const { socket } = redis_link;
-  client.on('error', () => {}); // connect() o lança também
-  const answered = client.connect().then(() => client.ping());
-  redis_link.socket = socket; // o desta não conta
-  try {
-    await within(answered, connect_limit_ms);
-    return true;
-  } catch {
-    return false;
-  } finally {
-    client.destroy();
-  }
-}
-
-/**
- * Diz há quanto tempo a conexão não dá sinal de vida: nem uma resposta, nem um byte de uma. Uma
- * linha de muitos megabytes pode demorar, e o PING espera atrás dela.
- * @returns milissegundos
- */
-function redis_silence_ms(): number {
-  const bytes = redis_link.socket?.bytesRead ?? 0;
-  if (bytes !== redis_link.bytes_seen) redis_link.alive_at = now();
-  redis_link.bytes_seen = bytes;
-  return now() - redis_link.alive_at;
-}
-
-/**
  * Troca a conexão por outra. Num cliente novo: o laço de tentativas do anterior acaba com ele.
- * @param hooks o que fazer a cada notícia da conexão
  */
-function redis_replace(hooks: redis_hooks): void {
+function redis_replace(): void {
   const { client, asks_news } = redis_link;
   redis_note_loss(new deadline_error('sem resposta'));
   for (const event of ['error', 'ready', 'invalidate']) client?.removeAllListeners(event);
   client?.on('error', () => {});
-  redis_open(asks_news, hooks)
+  redis_open(asks_news)
     .connect()
     .catch(() => {}); // tenta para sempre; os erros chegam ao ouvinte
   client?.destroy();
 }
 
 /**
- * Confere se a conexão se calou sem fechar (o host sumiu, um firewall esqueceu o fluxo), o que não
- * dá erro por muitos minutos. Se o Redis atende por outra, a calada é trocada. Se não, foi ele que
- * travou, e trocá-la jogaria fora as respostas que ainda pode dar.
- * @param limit_ms silêncio a partir do qual ela é trocada de qualquer modo
- * @param hooks o que fazer a cada notícia da conexão
+ * Confere de tempos em tempos se a conexão se calou sem fechar (o host sumiu), o que não dá erro
+ * por muitos minutos, e então a troca por outra.
  */
-async function redis_check_silence(limit_ms: number, hooks: redis_hooks): Promise<void> {
-  const { client, socket } = redis_link;
-  const asked_at = now();
-  const alive = () => redis_note_answer(asked_at, tally.redis_ping);
-  client?.ping().then(alive, (error) => error instanceof error_reply && alive());
-  if (redis_silence_ms() < suspect_ms) return;
-  const is_dead = socket !== undefined && (await redis_answers_elsewhere());
-  if (is_dead) await wait(settle_ms); // acaba de destravar? as nossas respostas já vêm
-  if (redis_silence_ms() < (is_dead ? suspect_ms : limit_ms)) return;
-  if (redis_link.was_ready) redis_replace(hooks);
-}
-
-/**
- * Confere a conexão de tempos em tempos, uma conferência de cada vez.
- * @param hooks o que fazer a cada notícia da conexão
- */
-async function redis_watch(hooks: redis_hooks): Promise<void> {
-  const { least, most } = silence_limit_ms;
-  const limit_ms = Math.min(Math.max(MAXTIME, least), most);
-  redis_link.alive_at = now();
-  for (;;) {
-    await wait(watch_ms);
-    await redis_check_silence(limit_ms, hooks);
+async function redis_watch(): Promise<void> {
+  const limit_ms = REDIS_SERVER.tls ? silence_limit_ms.tls : silence_limit_ms.plain;
+  let bytes_seen = 0;
+  for (redis_link.alive_at = now(); ; await wait(watch_ms)) {
+    const asked_at = now();
+    const alive = () => redis_note_answer(asked_at, tally.redis_ping);
+    redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
+    const bytes = redis_link.socket?.bytesRead ?? 0;
+    if (bytes !== bytes_seen) redis_link.alive_at = asked_at; // uma linha enorme a caminho
+    bytes_seen = bytes;
+    if (asked_at - redis_link.alive_at > limit_ms && redis_link.was_ready) redis_replace();
   }
 }
 
@@ -2030,13 +1665,13 @@ const probe_after_ms = 30_000;
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
 
+/** Pedidos sem resposta numa conexão: quem enfileira de verdade (pipelining) manda uma dúzia. */
+const max_pipelined = 64;
+
 const allowed_methods = 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS';
 
 /** Por quanto tempo um navegador pode guardar a resposta a um OPTIONS, em s. */
 const preflight_age_s = 600;
-
-/** Quanto um cliente recusado por falta de lugar ou de worker deve esperar, em s. */
-const retry_after_s = 5;
 
 /** O tipo de mídia dos eventos que o EventSource de um navegador lê. */
 const event_type = 'text/event-stream';
@@ -2049,39 +1684,23 @@ const stream_types = [
   event_type,
 ];
 
-/** Uma recusa antes de haver tarefa: status e mensagem que o cliente vê. */
-class refusal extends Error {
-  /**
-   * @param status status HTTP
-   * @param message texto do campo "error", em inglês
-   * @param headers cabeçalhos a mais
-   */
-  constructor(
-    readonly status: number,
-    message: string,
-    readonly headers: Record<string, string> = {},
-  ) {
-    super(message);
-  }
-}
-
 /** Por que um pedido é interrompido de fora. */
 type interruption = 'client_gone' | 'shutdown';
 
 /**
- * A vez de um pedido: por que foi interrompido, quem avisar quando for (um pedido espera por uma
- * coisa de cada vez), e a espera pelo anterior na mesma conexão. Um AbortSignal diria o mesmo, por
- * um décimo do tempo de uma tarefa curta e mais de um kB por fluxo parado.
+ * A vez de um pedido: por que foi interrompido, e quem avisar quando for (um pedido espera por uma
+ * coisa de cada vez). Um AbortSignal diria o mesmo, por um décimo do tempo de uma tarefa curta e
+ * mais de um kB por fluxo parado.
  */
 type request_turn = {
+  request: http.IncomingMessage;
+  response: http.ServerResponse;
   interrupted: interruption | undefined;
   on_interrupt: () => void;
-  previous: Promise<void>;
-  leave: () => void;
 };
 
 /**
- * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último, o fim da vez dele, e
+ * O que se sabe de uma conexão: os pedidos sem resposta, a resposta do último, o fim da vez dele, e
  * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
  * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
  * corpo.
@@ -2089,7 +1708,7 @@ type request_turn = {
 type connection_state = {
   socket: net_socket;
   bytes_at_rest: number;
-  turns: request_turn[];
+  turns: Set<request_turn>;
   last_turn: Promise<void>;
   last_response: http.ServerResponse | undefined;
   broken: refusal | undefined;
@@ -2102,14 +1721,13 @@ const connections = new Map<duplex_stream, connection_state>();
 const live_requests = new Set<request_turn>();
 
 /**
- * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS, se a parada já
- * começou, e quem espera o último pedido.
+ * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS e se a parada já
+ * começou.
  */
 const lifetime = {
   server: undefined as http.Server | undefined,
   tasks: 0,
   stopping: false,
-  when_idle: () => {},
 };
 
 /**
@@ -2213,19 +1831,6 @@ function error_headers(body: string): Record<string, string> {
 }
 
 /**
- * Monta uma resposta de erro inteira, para quando não há objeto de resposta.
- * @param status status HTTP
- * @param message texto do campo "error"
- * @returns a resposta como vai no socket; a conexão deve ser fechada em seguida
- */
-function raw_error(status: number, message: string): string {
-  const body = `${error_line(message)}\n`;
-  const headers = { ...error_headers(body), Date: new Date().toUTCString(), Connection: 'close' };
-  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
-  return `HTTP/1.1 ${status} ${http.STATUS_CODES[status]}\r\n${lines.join('')}\r\n${body}`;
-}
-
-/**
  * Dá o caminho de um alvo de pedido, sem a busca; aceita também a forma absoluta.
  * @param target alvo como veio, por exemplo "/ping?x=1" ou "http://h/ping"
  * @returns por exemplo "/ping"
@@ -2266,7 +1871,7 @@ function watch_connection(socket: net_socket): void {
   const state: connection_state = {
     socket,
     bytes_at_rest: socket.bytesRead,
-    turns: [],
+    turns: new Set(),
     last_turn: Promise.resolve(),
     last_response: undefined,
     broken: undefined,
@@ -2290,43 +1895,8 @@ function watch_connection(socket: net_socket): void {
  * @param state a conexão
  */
 function close_if_idle(state: connection_state | undefined): void {
-  const is_idle = state?.turns.length === 0 && state.socket.bytesRead === state.bytes_at_rest;
+  const is_idle = state?.turns.size === 0 && state.socket.bytesRead === state.bytes_at_rest;
   if (is_idle) state.socket.destroySoon();
-}
-
-/**
- * Põe um pedido na fila da sua conexão. Chamada antes da primeira espera, para que nenhum
- * fechamento passe despercebido.
- * @param request o pedido
- * @param response a resposta dele
- * @returns a vez: espere `previous` antes de responder e chame `leave` no fim
- */
-function take_turn(request: http.IncomingMessage, response: http.ServerResponse): request_turn {
-  const { socket } = request;
-  const state = connections.get(socket);
-  let release = () => {};
-  const finished = new Promise<void>((resolve) => {
-    release = resolve;
-  });
-  const turn: request_turn = {
-    interrupted: socket.destroyed ? 'client_gone' : undefined,
-    on_interrupt: () => {},
-    previous: state?.last_turn ?? Promise.resolve(),
-    leave: () => {
-      state?.turns.splice(state.turns.indexOf(turn), 1);
-      if (state) state.bytes_at_rest = state.socket.bytesRead;
-      live_requests.delete(turn);
-      release();
-      if (live_requests.size === 0) lifetime.when_idle();
-    },
-  };
-  if (state) {
-    state.last_turn = finished;
-    state.last_response = response;
-    state.turns.push(turn);
-  }
-  live_requests.add(turn);
-  return turn;
 }
 
 /**
@@ -2351,38 +1921,24 @@ function response_sent(response: http.ServerResponse): Promise<void> {
 }
 
 /**
- * Diz se o cliente espera um convite antes de mandar o corpo. O HTTP/1.0 não conhece o 100.
- * @param request o pedido
- * @returns true com `Expect: 100-continue`
- */
-function expects_continue(request: http.IncomingMessage): boolean {
-  const { expect = '' } = request.headers;
-  return expect.toLowerCase() === '100-continue' && request.httpVersion !== '1.0';
-}
-
-/**
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
- * @param request o pedido
- * @param response a resposta, para o 100 Continue
  * @param turn a vez do pedido; interrompida, a leitura para
  * @returns os bytes do corpo, vazio se não há
  * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, ou a do analisador; Error se o
  *   cliente sair no meio
  */
-function read_body(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  turn: request_turn,
-): Promise<Buffer> {
-  const too_large = () => new refusal(413, `request body larger than ${MAXBODY} bytes`);
+function read_body(turn: request_turn): Promise<Buffer> {
+  const { request, response } = turn;
+  const too_large = () => new refusal('large_body', String(MAXBODY));
   if (Number(request.headers['content-length'] ?? 0) > MAXBODY) return Promise.reject(too_large());
-  if (expects_continue(request)) response.writeContinue();
+  const waits = request.headers.expect !== undefined && request.httpVersion !== '1.0';
+  if (waits) response.writeContinue(); // check_request só deixou passar o 100-continue
   const state = connections.get(request.socket);
   let timer: NodeJS.Timeout;
   const body = new Promise<Buffer>((resolve, reject) => {
     const chunks: Buffer[] = [];
     let size = 0;
-    const stalled = () => reject(new refusal(408, 'request body stopped arriving'));
+    const stalled = () => reject(new refusal('slow_body'));
     timer = setTimeout(stalled, body_limit_ms);
     const check_broken = () => {
       if (state?.broken && !request.complete) reject(state.broken);
@@ -2409,15 +1965,10 @@ function read_body(
 /**
  * Responde uma recusa. Se ainda há corpo a caminho, a conexão será fechada, mas antes o resto é
  * lido e jogado fora por um instante: um fechamento seco apagaria a resposta antes de ser lida.
- * @param request o pedido recusado
- * @param response a resposta, ainda sem cabeçalhos enviados
+ * @param turn a vez do pedido, ainda sem cabeçalhos enviados
  * @param why a recusa
  */
-async function send_refusal(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  why: refusal,
-): Promise<void> {
+async function send_refusal({ request, response }: request_turn, why: refusal): Promise<void> {
   count_refusal(why.status);
   log('warn', 'refused', {
     status: why.status,
@@ -2454,21 +2005,18 @@ function destroy_later(socket: duplex_stream): void {
 /**
  * Fecha uma conexão com uma última resposta, salvo se a anterior já prometeu ser a última: numa
  * resposta sem tamanho, que acaba quando a conexão fecha, ela pareceria parte do corpo.
- * @param socket a conexão
- * @param status status HTTP
- * @param message texto do campo "error"
  * @param reason motivo, para o log
  */
-function end_connection(
-  socket: duplex_stream,
-  status: number,
-  message: string,
-  reason: string,
-): void {
+function end_connection(socket: duplex_stream, why: refusal, reason: string): void {
+  const { status, message } = why;
   count_refusal(status);
   log('warn', 'refused', { status, reason });
   const is_over = connections.get(socket)?.last_response?.shouldKeepAlive === false;
-  if (socket.writable) socket.end(is_over ? undefined : raw_error(status, message));
+  const body = `${error_line(message)}\n`;
+  const headers = { ...error_headers(body), Date: new Date().toUTCString(), ...closing };
+  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
+  const head = `HTTP/1.1 ${status} ${http.STATUS_CODES[status]}\r\n${lines.join('')}`;
+  if (socket.writable) socket.end(is_over ? undefined : `${head}\r\n${body}`);
   destroy_later(socket);
 }
 
@@ -2493,54 +2041,33 @@ async function refuse_broken_request(
     return;
   }
   if (state.broken) return; // cada pedaço que chega depois repete o erro
-  const answers: Record<string, [number, string]> = {
-    HPE_HEADER_OVERFLOW: [431, 'request headers too large'],
-    HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, 'chunk extensions too large'],
-    ERR_HTTP_REQUEST_TIMEOUT: [408, 'request not received in time'],
+  const answers: Record<string, keyof typeof refusal_rules> = {
+    HPE_HEADER_OVERFLOW: 'large_headers',
+    HPE_CHUNK_EXTENSIONS_OVERFLOW: 'large_chunks',
+    ERR_HTTP_REQUEST_TIMEOUT: 'slow_request',
   };
-  const [status, message] = answers[error.code ?? ''] ?? [400, 'malformed request'];
-  state.broken = new refusal(status, message);
+  state.broken = new refusal(answers[error.code ?? ''] ?? 'malformed');
   const is_body = state.last_response?.req.complete === false;
   if (is_body) state.on_broken();
   await state.last_turn;
   if (is_body || error.code === 'ECONNRESET') destroy_later(socket);
-  else end_connection(socket, status, message, error.code ?? error.message);
-}
-
-/**
- * Recusa o método CONNECT: este programa não é um túnel.
- * @param _request o pedido
- * @param socket a conexão
- */
-async function refuse_connect(
-  _request: http.IncomingMessage,
-  socket: duplex_stream,
-): Promise<void> {
-  await connections.get(socket)?.last_turn;
-  end_connection(socket, 501, 'CONNECT is not supported', 'CONNECT');
+  else end_connection(socket, state.broken, error.code ?? error.message);
 }
 
 // ── Tarefa ──────────────────────────────────────────────────────────────────────────────────────
 // Um pedido HTTP vira um registro JSON que qualquer linguagem lê. Nada do corpo se perde: o que não
 // é UTF-8 válido vai em base64, e o campo body_encoding diz isso.
 
-/** Nomes de cabeçalho já escritos como o original os entrega: os clientes repetem os mesmos. */
+/** Nomes já escritos como o original os entrega: os clientes repetem os mesmos, e chegam antes. */
 const header_names = new Map<string, string>();
+const max_header_names = 500;
 
-/** Um cliente que inventa nomes não enche a memória: os de sempre chegam antes, e são curtos. */
-const max_header_names = { count: 500, length: 50 };
-
-/**
- * Escreve um nome de cabeçalho como o programa original o entrega.
- * @param name nome como veio, por exemplo "x-api-key"
- * @returns por exemplo "X-Api-Key"
- */
+/** Devolve `name` como o programa original o entrega: "X-Api-Key" para "x-api-key". */
 function capitalize_header(name: string): string {
   const known = header_names.get(name);
   if (known) return known;
   const capitalized = name.toLowerCase().replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
-  const { count, length } = max_header_names;
-  if (header_names.size < count && name.length <= length) header_names.set(name, capitalized);
+  if (header_names.size < max_header_names) header_names.set(name, capitalized);
   return capitalized;
 }
 
@@ -2601,18 +2128,14 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
 
 // ── Fluxo ───────────────────────────────────────────────────────────────────────────────────────
 // A vida de uma resposta: consultar, enviar, pausar, dormir, até um dos seis fins. O estado é de
-// cada pedido; comum a todos só há a conexão com o Redis e a tabela live_streams. Dois proxies
+// cada pedido; comum a todos só há a conexão com o Redis e a tabela redis_listeners. Dois proxies
 // podem usar o mesmo Redis: cada tarefa tem um dono só, o processo que a criou.
 
 /** Os modos como um fluxo termina. */
 export type ending = 'done' | 'timeout' | 'redis_lost' | 'failed' | interruption;
 
-/** O que cada fim faz: status se nada foi enviado, última linha, e se ainda pode haver worker. */
-type ending_rule = {
-  status: number;
-  last_line: (stream: stream_state) => string | undefined;
-  worker_may_write: boolean;
-};
+/** O que cada fim faz: status se nada foi enviado, e última linha. Só em "done" o worker acabou. */
+type ending_rule = { status: number; last_line: (stream: stream_state) => string | undefined };
 
 /**
  * Como as linhas vão para o cliente: o que fica antes e depois de cada uma, o que HEARTBEAT envia,
@@ -2630,8 +2153,7 @@ type wait_kind = 'interval' | 'pause' | 'drain';
 
 /**
  * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `is_complete` diz que o
- * worker apagou a tarefa: ninguém mais escreve na lista. `unheard_ms` é há quanto tempo, na última
- * conferência, o cliente não confirmava o que recebe, 0 se confirmava.
+ * worker apagou a tarefa: ninguém mais escreve na lista.
  */
 type stream_state = {
   task: task_names;
@@ -2656,7 +2178,6 @@ type stream_state = {
   open_timer: NodeJS.Timeout | undefined;
   beat_timer: NodeJS.Timeout | undefined;
   sent_at: number;
-  unheard_ms: number;
   waiting: wait_kind | undefined;
   has_news: boolean;
   wake: () => void;
@@ -2679,6 +2200,10 @@ const max_head_bytes = 64 * 1024;
 
 const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
 
+/** Os bytes por que começam as palavras de fim, as cabeças e os elementos em branco. */
+const word_starts = new Set(Buffer.from('EH \t'));
+const blanks = new Set(Buffer.from(' \t'));
+
 const head_pattern = /^HTTP[ \t]+\d+(?:[ \t{]|$)/;
 const valid_head_pattern = /^HTTP[ \t]+(\d{3})[ \t]*(\{.*\})?$/;
 
@@ -2695,38 +2220,6 @@ const reserved_header =
  */
 const safety_poll = { every_ms: 60_000, frame_ms: 100 };
 
-/** De quanto em quanto tempo se procura quem sumiu com dados a caminho. */
-const vanish_check_ms = 5000;
-
-/**
- * O maior silêncio que se tolera, ainda que MAXTIME seja maior: é também o maior intervalo entre
- * retransmissões do Linux, até onde a soma delas o mede.
- */
-const max_unheard_ms = 120_000;
-
-/** As conexões TCP do sistema, como o Linux as mostra. */
-const tcp_tables = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
-
-/**
- * Uma linha delas, de conexão aberta (01 e 08) com dados retransmitidos (temporizador 01) ao menos
- * uma vez: porta local, endereço e porta remotos, quanto falta para retransmitir outra vez, quantas
- * vezes já se retransmitiu (em hexadecimal até aqui), e o intervalo entre a última vez e a próxima.
- */
-const unheard_row =
-  /^ *\d+: \w+:(\w+) (\w+):(\w+) 0[18] \w+:\w+ 01:(\w+) (?!0+ )(\w+) +\d+ +\d+ \d+ \d+ \S+ (\d+) /gm;
-
-/** O Linux conta esses tempos em centésimos de segundo. */
-const tick_ms = 10;
-
-/** O último trecho de uma chave de tarefa ou de lista. */
-const uuid_length = 36;
-
-/** Os fluxos em andamento, por UUID da tarefa, para que as notícias do Redis os achem. */
-const live_streams = new Map<string, stream_state>();
-
-/** Os bytes que decidem o que um elemento é. */
-const ascii = { tab: 0x09, line_feed: 0x0a, carriage_return: 0x0d, space: 0x20, E: 0x45, H: 0x48 };
-
 /** Uma linha por linha: o formato de todos os tipos de NDJSON, e o de quem escolhe outro tipo. */
 const ndjson_format: stream_format = {
   before: Buffer.alloc(0),
@@ -2738,7 +2231,7 @@ const ndjson_format: stream_format = {
 /**
  * Um evento por linha. Um EventSource reconecta sozinho depois de qualquer fim, e criaria outra
  * tarefa: o evento "end" deixa a página fechá-lo antes, e o id, que ele repete em Last-Event-ID,
- * deixa reconhecer quem volta (is_reconnection). O id vai duas vezes: sozinho, para quem cai antes
+ * deixa reconhecer quem volta (dispatch). O id vai duas vezes: sozinho, para quem cai antes
  * da primeira linha, e no primeiro evento, porque o Firefox só guarda o de um que tenha dados.
  */
 const event_format: stream_format = {
@@ -2750,20 +2243,12 @@ const event_format: stream_format = {
 
 /** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
 const ending_rules: Record<ending, ending_rule> = {
-  done: { status: 200, last_line: () => undefined, worker_may_write: false },
-  timeout: { status: 200, last_line: () => MAXTIME_ERROR, worker_may_write: true },
-  client_gone: { status: 0, last_line: () => undefined, worker_may_write: true },
-  redis_lost: { status: 504, last_line: () => error_line('redis lost'), worker_may_write: true },
-  failed: {
-    status: 503,
-    last_line: (stream) => error_line(stream.failure),
-    worker_may_write: true,
-  },
-  shutdown: {
-    status: 503,
-    last_line: () => error_line('server shutting down'),
-    worker_may_write: true,
-  },
+  done: { status: 200, last_line: () => undefined },
+  timeout: { status: 200, last_line: () => MAXTIME_ERROR },
+  client_gone: { status: 0, last_line: () => undefined },
+  redis_lost: { status: 504, last_line: () => error_line('redis lost') },
+  failed: { status: 503, last_line: (stream) => error_line(stream.failure) },
+  shutdown: { status: 503, last_line: () => error_line(refusal_rules.stopping.text) },
 };
 
 /** Um elemento da lista, já entendido. */
@@ -2780,8 +2265,7 @@ export type list_element =
  * @returns os mesmos bytes, ou uma cópia sem as quebras
  */
 function strip_line_breaks(element: Buffer): Buffer {
-  const { line_feed, carriage_return } = ascii;
-  if (!element.includes(line_feed) && !element.includes(carriage_return)) return element;
+  if (!element.includes('\n') && !element.includes('\r')) return element;
   return Buffer.from(element.toString('latin1').replace(/[\r\n]+/g, ''), 'latin1');
 }
 
@@ -2833,28 +2317,18 @@ function parse_head(text: string): list_element {
 }
 
 /**
- * Diz se um byte é espaço em branco que cabe numa linha.
- * @param byte o byte, undefined além do fim
- * @returns true para espaço e tabulação
- */
-function is_blank(byte: number | undefined): boolean {
-  return byte === ascii.space || byte === ascii.tab;
-}
-
-/**
- * Entende um elemento da lista. Só o que começa por E ou H (depois de espaços) precisa virar texto.
+ * Entende um elemento da lista.
  * @param raw bytes como o worker os empurrou
  * @returns linha, fim, cabeça ou nada
  */
 export function parse_element(raw: Buffer): list_element {
   const bytes = strip_line_breaks(raw);
-  let first_visible = 0;
-  while (is_blank(bytes[first_visible])) first_visible += 1;
-  const initial = bytes[first_visible];
-  if (initial === undefined) return { kind: 'blank' };
-  const may_be_word = initial === ascii.E || initial === ascii.H;
-  if (!may_be_word || bytes.length > max_head_bytes) return { kind: 'line', bytes };
+  // quase toda linha começa por outro byte, e não precisa virar texto
+  const is_plain = bytes.length > 0 && !word_starts.has(bytes[0] ?? 0);
+  const is_long = bytes.length > max_head_bytes && !bytes.every((byte) => blanks.has(byte));
+  if (is_plain || is_long) return { kind: 'line', bytes };
   const text = bytes.toString('utf8').trim();
+  if (text === '') return { kind: 'blank' };
   if (end_words.has(text)) return { kind: 'end' };
   return head_pattern.test(text) ? parse_head(text) : { kind: 'line', bytes };
 }
@@ -2889,17 +2363,6 @@ function tell_stream(stream: stream_state): void {
   if (stream.waiting === 'interval') stream.wake();
 }
 
-/** As notícias da conexão com o Redis, entregues aos fluxos. */
-const stream_hooks: redis_hooks = {
-  on_upheaval: () => {
-    for (const stream of live_streams.values()) tell_stream(stream);
-  },
-  on_change: (key) => {
-    const stream = live_streams.get(key.slice(-uuid_length));
-    if (stream) tell_stream(stream);
-  },
-};
-
 /**
  * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço. O
  * formato é o do Content-Type que sai: quem pediu eventos não os recebe num erro, que é JSON, nem
@@ -2931,22 +2394,15 @@ function open_response(
 /**
  * Prepara o estado de um fluxo e o põe na tabela dos que recebem notícias.
  * @param task os nomes da tarefa, ainda por guardar
- * @param request o pedido
- * @param response a resposta
  * @param turn a vez do pedido
  * @returns o estado
  */
-function make_stream(
-  task: task_names,
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  turn: request_turn,
-): stream_state {
+function make_stream(task: task_names, turn: request_turn): stream_state {
   const stream: stream_state = {
     task: { uuid: task.uuid, task_key: task.task_key, task_list: task.task_list },
-    response,
+    response: turn.response,
     turn,
-    media_type: choose_media_type(request.headers.accept),
+    media_type: choose_media_type(turn.request.headers.accept),
     format: ndjson_format,
     receivers: 0,
     started_at: now(),
@@ -2965,12 +2421,11 @@ function make_stream(
     open_timer: undefined,
     beat_timer: undefined,
     sent_at: now(),
-    unheard_ms: 0,
     waiting: undefined,
     has_news: false,
     wake: () => {},
   };
-  live_streams.set(task.uuid, stream);
+  redis_listeners.set(task.uuid, () => tell_stream(stream));
   turn.on_interrupt = () => stream.wake();
   return stream;
 }
@@ -2989,33 +2444,6 @@ function send_heartbeat(stream: stream_state): void {
   }
   const wait_ms = quiet_ms >= HEARTBEAT ? HEARTBEAT : HEARTBEAT - quiet_ms;
   stream.beat_timer = setTimeout(send_heartbeat, Math.ceil(wait_ms), stream);
-}
-
-/**
- * Começa um fluxo cuja tarefa acaba de ser anunciada, e o prazo em que a resposta abre se nada
- * chegar logo.
- * @param stream o fluxo
- * @param receivers quantos ouviram o anúncio
- */
-function begin_stream(stream: stream_state, receivers: number): void {
-  stream.receivers = receivers;
-  stream.has_news ||= !redis_link.tracking; // com avisos, uma tarefa nova começa pelo sono
-  stream.identity ||= redis_link.identity; // já se sabe: ele respondeu antes à identificação
-  stream.last_pop_at = now();
-  stream.open_timer = setTimeout(() => {
-    open_response(stream);
-    stream.response.flushHeaders();
-  }, open_after_ms);
-  if (HEARTBEAT > 0) stream.beat_timer = setTimeout(send_heartbeat, HEARTBEAT, stream);
-}
-
-/**
- * Desliga os temporizadores de um fluxo.
- * @param stream o fluxo
- */
-function quiet_stream(stream: stream_state): void {
-  clearTimeout(stream.open_timer);
-  clearTimeout(stream.beat_timer);
 }
 
 /**
@@ -3164,108 +2592,6 @@ function take_head(
 }
 
 /**
- * Reparte linhas em pedaços para escrever: as pequenas juntas numa cópia, as grandes em fatias, sem
- * cópia.
- * @param lines linhas sem quebra
- * @param format o que vai antes e depois de cada uma
- * @returns pedaços de até write_slice_bytes, com as quebras
- */
-function* cut_pieces(lines: Buffer[], { before, after }: stream_format): Generator<Buffer> {
-  let together: Buffer[] = [];
-  let size = 0;
-  for (const line of lines) {
-    if (before.length > 0) together.push(before);
-    size += before.length;
-    if (size > 0 && size + line.length >= write_slice_bytes) {
-      yield Buffer.concat(together);
-      together = [];
-      size = 0;
-    }
-    let rest = line;
-    for (; rest.length >= write_slice_bytes; rest = rest.subarray(write_slice_bytes)) {
-      yield rest.subarray(0, write_slice_bytes);
-    }
-    together.push(rest, after);
-    size += rest.length + after.length;
-  }
-  yield Buffer.concat(together);
-}
-
-/**
- * Corta a conexão de quem não leu nada por MAXTIME.
- * @param stream o fluxo
- */
-function drop_stalled_reader(stream: stream_state): void {
-  log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
-  interrupt(stream.turn, 'client_gone');
-  stream.response.destroy();
-}
-
-/**
- * Escreve um endereço da tabela do sistema como o Node o escreve.
- * @param hex 8 ou 32 dígitos, em palavras de 32 bits com os bytes ao contrário
- * @returns por exemplo "127.0.0.1" ou "::1"
- */
-export function table_address(hex: string): string {
-  const bytes = Buffer.from(hex, 'hex').swap32();
-  if (bytes.length === 4) return bytes.join('.');
-  const groups = bytes.toString('hex').replace(/(.{4})(?=.)/g, '$1:');
-  return new socket_address({ family: 'ipv6', address: groups }).address;
-}
-
-/**
- * Diz há quanto tempo cada conexão que espera por uma confirmação não ouve nenhuma. O Linux zera a
- * conta a cada confirmação e dobra o intervalo a cada retransmissão: a soma deles é o silêncio. Ver
- * retransmissões em várias conferências seguidas não bastaria: numa rede ruim é o comum.
- * @returns por porta local, endereço e porta remotos, o silêncio em ms; vazio fora do Linux
- */
-async function unheard_connections(): Promise<Map<string, number>> {
-  const tables = await Promise.all(
-    tcp_tables.map((table) => read_file_later(table, 'latin1').catch(() => '')),
-  );
-  const hex = (digits = '') => Number.parseInt(digits, 16);
-  const rows = tables.flatMap((table) => [...table.matchAll(unheard_row)]);
-  return new Map(
-    rows.map(([, port, peer = '', peer_port, left, times, interval]) => {
-      const ticks = Number(interval) * (2 - 2 ** -hex(times)) - hex(left);
-      return [[hex(port), table_address(peer), hex(peer_port)].join(' '), ticks * tick_ms];
-    }),
-  );
-}
-
-/**
- * Corta quem some sem fechar com dados a caminho: a sonda do TCP só vale para conexões ociosas, e o
- * sistema insistiria por um quarto de hora. Quem lê devagar confirma, e não é cortado aqui. A
- * tabela só é lida se algo foi enviado há pouco, ou se já se desconfia de alguém.
- */
-async function drop_vanished_clients(): Promise<void> {
-  const suspects = [...live_streams.values()].filter(
-    (stream) => stream.unheard_ms > 0 || now() - stream.sent_at < 2 * vanish_check_ms,
-  );
-  const unheard = suspects.length > 0 ? await unheard_connections() : new Map<string, number>();
-  for (const stream of suspects) {
-    const { response, turn, task } = stream;
-    const { localPort: port, remoteAddress: peer, remotePort: peer_port } = response.req.socket;
-    stream.unheard_ms = unheard.get([port, peer, peer_port].join(' ')) ?? 0;
-    if (stream.unheard_ms < Math.min(MAXTIME, max_unheard_ms)) continue;
-    const silent_ms = Math.round(stream.unheard_ms);
-    log('warn', 'vanished_client', { task: task.uuid, silent_ms });
-    interrupt(turn, 'client_gone');
-    response.destroy();
-  }
-}
-
-/**
- * Procura de tempos em tempos clientes que sumiram.
- */
-async function watch_clients(): Promise<void> {
-  for (;;) {
-    await wait(vanish_check_ms);
-    await drop_vanished_clients();
-  }
-}
-
-/**
  * Envia linhas e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
  * retirado da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê; quem
  * não lê nada por MAXTIME perde a conexão.
@@ -3275,12 +2601,24 @@ async function watch_clients(): Promise<void> {
 async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
   open_response(stream);
   if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
-  for (const piece of cut_pieces(lines, stream.format)) {
-    stream.bytes += piece.length;
-    tally.bytes += piece.length;
+  const { before, after } = stream.format;
+  const parts: Buffer[] = [];
+  for (const line of lines) {
+    if (before.length > 0) parts.push(before);
+    parts.push(line, after);
+  }
+  const bytes = Buffer.concat(parts);
+  for (let from = 0; from < bytes.length; from += write_slice_bytes) {
+    const slice = bytes.subarray(from, from + write_slice_bytes);
+    stream.bytes += slice.length;
+    tally.bytes += slice.length;
     stream.sent_at = now();
-    if (stream.response.write(piece)) continue;
-    if (!(await stream_wait(stream, MAXTIME, 'drain'))) drop_stalled_reader(stream);
+    if (stream.response.write(slice)) continue;
+    if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
+      log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
+      interrupt(stream.turn, 'client_gone');
+      stream.response.destroy();
+    }
     stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
     if (stream.turn.interrupted === 'client_gone') return;
   }
@@ -3347,8 +2685,11 @@ function idle_interval(stream: stream_state): number {
  * @returns como terminou
  * @throws ErrorReply se o Redis recusa a consulta
  */
-async function run_stream(stream: stream_state): Promise<ending> {
+async function stream_loop(stream: stream_state): Promise<ending> {
   const { turn } = stream;
+  stream.has_news ||= !redis_link.tracking; // com avisos, uma tarefa nova começa pelo sono
+  stream.identity ||= redis_link.identity; // já se sabe: ele respondeu antes à identificação
+  stream.last_pop_at = now();
   await stream_wait(stream, idle_interval(stream), 'interval');
   for (;;) {
     if (stream.resume_at > now()) await stream_wait(stream, stream.resume_at - now(), 'pause');
@@ -3373,24 +2714,26 @@ async function run_stream(stream: stream_state): Promise<ending> {
 }
 
 /**
- * Diz ao cliente como o fluxo terminou, sem encerrar ainda a resposta.
- * @param stream o fluxo
- * @param how como terminou
+ * Leva um fluxo até o fim. Se nada chegar logo, a resposta abre sem esperar pelo worker.
+ * @param stream o fluxo, cuja tarefa acaba de ser anunciada
+ * @returns como terminou
  */
-function say_ending(stream: stream_state, how: ending): void {
-  const { response } = stream;
-  const rule = ending_rules[how];
-  quiet_stream(stream);
-  if (how === 'client_gone') {
-    response.destroy();
-    return;
+async function run_stream(stream: stream_state): Promise<ending> {
+  const open = () => {
+    open_response(stream);
+    stream.response.flushHeaders();
+  };
+  stream.open_timer = setTimeout(open, open_after_ms);
+  if (HEARTBEAT > 0) stream.beat_timer = setTimeout(send_heartbeat, HEARTBEAT, stream);
+  try {
+    return await stream_loop(stream);
+  } catch (error) {
+    const { message, stack = message } = error as Error;
+    const reason = is_refusal(error) ? message : stack;
+    stream.failure = refusal_rules[is_refusal(error) ? refusal_reason(error) : 'internal'].text;
+    log('error', 'stream_error', { task: stream.task.uuid, reason });
+    return 'failed';
   }
-  const last_line = rule.last_line(stream);
-  open_response(stream, rule.status, {
-    ...(rule.status !== 200 && { 'Content-Type': 'application/json' }),
-  });
-  const { before, after } = stream.format;
-  if (last_line !== undefined) response.write(`${before}${last_line}${after}`);
 }
 
 /**
@@ -3423,14 +2766,24 @@ function log_ending(stream: stream_state, how: ending): void {
  * @param how como terminou
  */
 async function finish_stream(stream: stream_state, how: ending): Promise<void> {
-  say_ending(stream, how);
-  const { uuid: task_uuid } = stream.task;
-  const { worker_may_write } = ending_rules[how];
-  if (stream.keys_left || worker_may_write) {
-    await within(redis_clean({ task_uuid, worker_may_write }), clean_limit_ms).catch(() => {});
+  const { response, task } = stream;
+  const { status, last_line } = ending_rules[how];
+  const worker_may_write = how !== 'done';
+  clearTimeout(stream.open_timer);
+  clearTimeout(stream.beat_timer);
+  if (how === 'client_gone') response.destroy();
+  else {
+    open_response(stream, status, status === 200 ? {} : { 'Content-Type': 'application/json' });
+    const { before, after } = stream.format;
+    const line = last_line(stream);
+    if (line !== undefined) response.write(`${before}${line}${after}`);
   }
-  if (how !== 'client_gone') stream.response.end(stream.format.closing(how));
-  live_streams.delete(task_uuid);
+  if (stream.keys_left || worker_may_write) {
+    const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write });
+    await within(cleaned, clean_limit_ms).catch(() => {});
+  }
+  if (how !== 'client_gone') response.end(stream.format.closing(how));
+  redis_listeners.delete(task.uuid);
   log_ending(stream, how);
 }
 
@@ -3444,21 +2797,15 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
  * @returns 503 se o Redis recusou, 504 se não respondeu
  */
 function refusal_for(error: unknown): refusal {
-  if (is_refusal(error)) return new refusal(503, refusal_reason(error));
-  return new refusal(504, 'redis does not answer');
+  if (is_refusal(error)) return new refusal(refusal_reason(error));
+  return new refusal('redis_silent');
 }
 
-/**
- * Responde /ping: "pong" se o Redis responde, 500 se não.
- * @param request o pedido
- * @param response a resposta
- */
-async function answer_ping(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-): Promise<void> {
+/** Responde /ping: "pong" se o Redis responde, 500 se não, mesmo a quem já fechou o seu lado. */
+async function answer_ping(turn: request_turn): Promise<void> {
+  const { response } = turn;
   if (!(await redis_ping())) {
-    await send_refusal(request, response, new refusal(500, 'redis does not answer'));
+    await send_refusal(turn, new refusal('ping_failed'));
     return;
   }
   response.writeHead(200, {
@@ -3471,104 +2818,49 @@ async function answer_ping(
 }
 
 /**
- * Desiste de um fluxo que ninguém vai atender, e apaga a tarefa dele.
- * @param stream o fluxo
- * @throws refusal 503, sempre
- */
-async function abandon_stream(stream: stream_state): Promise<never> {
-  const { uuid: task_uuid } = stream.task;
-  quiet_stream(stream);
-  live_streams.delete(task_uuid);
-  await within(redis_clean({ task_uuid, worker_may_write: false }), clean_limit_ms).catch(() => {});
-  throw new refusal(503, 'no worker is listening', { 'Retry-After': String(retry_after_s) });
-}
-
-/**
  * Cria a tarefa de um pedido no Redis e o fluxo dela. O fluxo entra na tabela antes, porque os
  * avisos podem vir no mesmo pacote que a resposta.
- * @param request o pedido
- * @param response a resposta
  * @param turn a vez do pedido
  * @param body os bytes do corpo; nada os guarda depois daqui, um fluxo pode durar horas
  * @returns o fluxo
  * @throws refusal 503 se o Redis recusa, ou se ninguém ouve e FAILFAST manda; 504 se não responde
  */
-async function open_stream(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  turn: request_turn,
-  body: Buffer,
-): Promise<stream_state> {
-  const task = make_task(request, body);
+async function open_stream(turn: request_turn, body: Buffer): Promise<stream_state> {
+  const task = make_task(turn.request, body);
   const { uuid, method, url } = task;
-  const stream = make_stream(task, request, response, turn);
+  const stream = make_stream(task, turn);
   try {
-    begin_stream(stream, await redis_create_task(task));
+    stream.receivers = await redis_create_task(task);
   } catch (error) {
-    live_streams.delete(uuid);
+    redis_listeners.delete(uuid);
     log('error', 'create_failed', { task: uuid, reason: (error as Error).message });
     throw refusal_for(error);
   }
   const { receivers } = stream;
   tally.tasks += 1;
   log('info', 'task', { task: uuid, method, path: path_of(url), body: body.length, receivers });
-  if (receivers === 0) {
-    const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
-    log('warn', 'no_worker', { task: uuid, hint });
-    if (FAILFAST) await abandon_stream(stream);
-  }
-  return stream;
+  if (receivers > 0) return stream;
+  const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
+  log('warn', 'no_worker', { task: uuid, hint });
+  if (!FAILFAST) return stream;
+  redis_listeners.delete(uuid);
+  const cleaned = redis_clean({ task_uuid: uuid, worker_may_write: false });
+  await within(cleaned, clean_limit_ms).catch(() => {});
+  throw new refusal('no_worker');
 }
 
 /**
- * Atende um pedido que vira tarefa, do corpo ao fim do fluxo.
- * @param request o pedido
- * @param response a resposta
+ * Atende um pedido que vira tarefa, do corpo ao fim do fluxo, se há lugar para mais um. O corpo já
+ * ocupa o lugar: muitos grandes ao mesmo tempo encheriam a memória antes da primeira tarefa.
  * @param turn a vez do pedido
  * @throws refusal antes de haver tarefa
  */
-async function run_task(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  turn: request_turn,
-): Promise<void> {
-  const stream = await open_stream(
-    request,
-    response,
-    turn,
-    await read_body(request, response, turn),
-  );
-  let how: ending = 'failed';
-  try {
-    how = await run_stream(stream);
-  } catch (error) {
-    const { message, stack = message } = error as Error;
-    const reason = is_refusal(error) ? message : stack;
-    stream.failure = is_refusal(error) ? refusal_reason(error) : 'internal error';
-    log('error', 'stream_error', { task: stream.task.uuid, reason });
-  }
-  await finish_stream(stream, how);
-}
-
-/**
- * Atende um pedido que vira tarefa, se há lugar para mais um. O corpo já ocupa o lugar: muitos
- * grandes ao mesmo tempo encheriam a memória antes da primeira tarefa.
- * @param request o pedido
- * @param response a resposta
- * @param turn a vez do pedido
- * @throws refusal antes de haver tarefa
- */
-async function serve_task(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  turn: request_turn,
-): Promise<void> {
-  if (lifetime.tasks >= MAXTASKS) {
-    throw new refusal(503, 'too many streams', { 'Retry-After': String(retry_after_s) });
-  }
+async function serve_task(turn: request_turn): Promise<void> {
+  if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
   try {
-    await run_task(request, response, turn);
+    const stream = await open_stream(turn, await read_body(turn));
+    await finish_stream(stream, await run_stream(stream));
   } finally {
     lifetime.tasks -= 1;
   }
@@ -3582,27 +2874,16 @@ async function serve_task(
  */
 function check_request(request: http.IncomingMessage): void {
   const { httpVersion: http_version, headers, rawHeaders: raw_headers } = request;
-  const closing = { Connection: 'close' };
-  if (lifetime.stopping) {
-    throw new refusal(503, 'server shutting down', { ...closing, 'Retry-After': '1' });
-  }
-  if (!/^1\.[01]$/.test(http_version)) {
-    throw new refusal(505, 'only HTTP/1.0 and HTTP/1.1 are supported', closing);
-  }
+  if (lifetime.stopping) throw new refusal('stopping');
+  if (!/^1\.[01]$/.test(http_version)) throw new refusal('bad_version');
   const hosts = raw_headers.filter((text, index) => index % 2 === 0 && /^host$/i.test(text));
-  if (hosts.length > 1) throw new refusal(400, 'more than one Host header', closing);
-  if (hosts.length === 0 && http_version === '1.1') {
-    throw new refusal(400, 'missing Host header', closing);
-  }
+  if (hosts.length > 1) throw new refusal('two_hosts');
+  if (hosts.length === 0 && http_version === '1.1') throw new refusal('no_host');
   const coding = headers['transfer-encoding'];
   const is_understood = coding?.toLowerCase() === 'chunked' && http_version === '1.1';
-  if (coding !== undefined && !is_understood) {
-    throw new refusal(400, 'unsupported Transfer-Encoding', closing);
-  }
+  if (coding !== undefined && !is_understood) throw new refusal('bad_coding');
   const { expect = '100-continue' } = headers;
-  if (expect.toLowerCase() !== '100-continue') {
-    throw new refusal(417, 'only "Expect: 100-continue" is supported', closing);
-  }
+  if (expect.toLowerCase() !== '100-continue') throw new refusal('bad_expect');
 }
 
 /**
@@ -3619,32 +2900,16 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
     throw refusal_for(error);
   });
   if (count <= RATE.count) return;
-  throw new refusal(429, 'too many requests', { 'Retry-After': String(wait_s) });
-}
-
-/**
- * Diz se um pedido é o de um EventSource cujo fluxo acabou, ou caiu, e que volta sozinho. Ele não
- * quer outra tarefa, e com um 204 desiste.
- * @param request o pedido
- * @returns true se ele traz o id que event_format lhe deu
- */
-function is_reconnection(request: http.IncomingMessage): boolean {
-  const { accept, 'last-event-id': last_event } = request.headers;
-  return Boolean(last_event) && choose_media_type(accept) === event_type;
+  throw new refusal('over_rate', '', { 'Retry-After': String(wait_s) });
 }
 
 /**
  * Decide o que fazer com um pedido.
- * @param request o pedido
- * @param response a resposta
  * @param turn a vez do pedido
  * @throws refusal que deve virar resposta
  */
-async function dispatch(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  turn: request_turn,
-): Promise<void> {
+async function dispatch(turn: request_turn): Promise<void> {
+  const { request, response } = turn;
   check_request(request);
   if (request.method === 'OPTIONS') {
     response.writeHead(204, { ...common_headers(), Allow: allowed_methods });
@@ -3652,41 +2917,35 @@ async function dispatch(
     return;
   }
   if (path_of(request.url ?? '') === '/ping') {
-    await answer_ping(request, response);
+    await answer_ping(turn);
     return;
   }
-  if (!is_authorized(request)) {
-    throw new refusal(401, 'missing or unknown API key', { 'WWW-Authenticate': 'Bearer' });
-  }
-  if (is_reconnection(request)) {
+  if (!is_authorized(request)) throw new refusal('bad_key');
+  const { accept, 'last-event-id': last_event } = request.headers;
+  if (last_event && choose_media_type(accept) === event_type) {
+    // um EventSource cujo fluxo acabou volta sozinho, e com um 204 desiste
     response.writeHead(204, common_headers());
     response.end();
     return;
   }
-  if (!(await redis_ping(fresh_answer_ms))) throw new refusal(504, 'redis does not answer');
+  if (!(await redis_ping(fresh_answer_ms))) throw new refusal('redis_silent');
   await check_rate(request);
   if (turn.interrupted) throw new Error('interrompido');
   if (request.method === 'HEAD') {
-    response.writeHead(200, stream_headers(choose_media_type(request.headers.accept)));
+    response.writeHead(200, stream_headers(choose_media_type(accept)));
     response.end();
     return;
   }
-  await serve_task(request, response, turn);
+  await serve_task(turn);
 }
 
 /**
  * Termina a resposta de um pedido em que algo foi lançado.
- * @param request o pedido
- * @param response a resposta
  * @param turn a vez do pedido
  * @param error o que foi lançado
  */
-async function answer_failure(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-  turn: request_turn,
-  error: unknown,
-): Promise<void> {
+async function answer_failure(turn: request_turn, error: unknown): Promise<void> {
+  const { response } = turn;
   if (turn.interrupted === 'client_gone') {
     response.destroy();
     return;
@@ -3698,40 +2957,64 @@ async function answer_failure(
     response.end();
     return;
   }
-  const shutting_down = new refusal(503, 'server shutting down', { Connection: 'close' });
-  const fallback = turn.interrupted ? shutting_down : new refusal(500, 'internal error');
-  await send_refusal(request, response, error instanceof refusal ? error : fallback);
+  const fallback = new refusal(turn.interrupted ? 'stopping' : 'internal');
+  await send_refusal(turn, error instanceof refusal ? error : fallback);
 }
 
 /**
- * Atende um pedido: espera a vez na conexão, despacha, e só a passa adiante quando a resposta saiu.
+ * Atende um pedido cuja vez chegou, e só a passa adiante quando a resposta saiu.
+ * @param state a conexão
+ * @param turn a vez do pedido
+ */
+async function take_turn(state: connection_state, turn: request_turn): Promise<void> {
+  const { request, response } = turn;
+  try {
+    // O que vem atrás de uma resposta que fecha a conexão não é atendido (RFC 9112, 9.6).
+    if (turn.interrupted === 'client_gone' || state.socket.writableEnded) {
+      state.socket.destroySoon(); // o erro do analisador espera por esta vez
+      return;
+    }
+    const cors = cors_headers(request);
+    for (const name in cors) response.setHeader(name, cors[name] ?? '');
+    // O Node joga fora o que chegou no mesmo pacote, atrás de um Upgrade que ninguém atende.
+    if (request.headers.upgrade !== undefined) response.shouldKeepAlive = false;
+    await dispatch(turn);
+  } catch (error) {
+    await answer_failure(turn, error);
+  } finally {
+    await response_sent(response);
+    state.turns.delete(turn);
+    live_requests.delete(turn);
+    state.bytes_at_rest = state.socket.bytesRead;
+    if (lifetime.stopping) close_if_idle(state);
+  }
+}
+
+/**
+ * Recebe um pedido e o põe na fila da sua conexão. Nada espera antes disto: nenhum fechamento passa
+ * despercebido. Quem enfileira sem ler as respostas perde a conexão, e o que já vinha nela, cai.
  * @param request o pedido
  * @param response a resposta
  */
-async function handle_request(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-): Promise<void> {
-  const turn = take_turn(request, response);
-  const cors = cors_headers(request);
-  for (const name in cors) response.setHeader(name, cors[name] ?? '');
-  try {
-    await turn.previous;
-    // O que vem atrás de uma resposta que fecha a conexão não é atendido (RFC 9112, 9.6).
-    if (turn.interrupted === 'client_gone' || request.socket.writableEnded) {
-      request.socket.destroySoon(); // o erro do analisador espera por esta vez
-      return;
-    }
-    // O Node joga fora o que chegou no mesmo pacote, atrás de um Upgrade que ninguém atende.
-    if (request.headers.upgrade !== undefined) response.shouldKeepAlive = false;
-    await dispatch(request, response, turn);
-  } catch (error) {
-    await answer_failure(request, response, turn, error);
-  } finally {
-    await response_sent(response);
-    turn.leave();
-    if (lifetime.stopping) close_if_idle(connections.get(request.socket));
+function handle_request(request: http.IncomingMessage, response: http.ServerResponse): void {
+  const { socket } = request;
+  const state = connections.get(socket);
+  if (!state || socket.destroyed) return;
+  if (state.turns.size >= max_pipelined) {
+    log('warn', 'pipeline_cut', { address: socket.remoteAddress ?? '', waiting: max_pipelined });
+    socket.destroy();
+    return;
   }
+  const turn: request_turn = {
+    request,
+    response,
+    interrupted: undefined,
+    on_interrupt: () => {},
+  };
+  state.turns.add(turn);
+  live_requests.add(turn);
+  state.last_response = response;
+  state.last_turn = state.last_turn.then(() => take_turn(state, turn));
 }
 
 // ── Métricas ────────────────────────────────────────────────────────────────────────────────────
@@ -3745,17 +3028,30 @@ const metrics_type = 'text/plain; version=0.0.4; charset=utf-8';
 /** O valor de uma métrica. */
 type reading = number | histogram;
 
+/** Os valores de uma métrica: um só, ou por rótulo já na forma da página, 'ending="done"'. */
+type readings = reading | Record<string, reading>;
+
 /**
- * Uma métrica. `of` diz de quem ela é: do supervisor, de todo processo ou, sem ele, de quem atende.
- * `read` dá os valores por rótulo, já na forma da página: 'ending="done"'; '' se não há rótulo.
+ * Prepara as linhas de metrics_table de um tipo.
+ * @param type o tipo do Prometheus
+ * @returns função que monta uma métrica: nome, ajuda, leitura, e de quem ela é (sem isso, de quem
+ *   atende)
  */
-type metric = {
-  name: string;
-  type: 'counter' | 'gauge' | 'histogram';
-  of?: 'supervisor' | 'everyone';
-  help: string;
-  read: () => Record<string, reading>;
-};
+function metric_of(type: 'counter' | 'gauge' | 'histogram') {
+  return (name: string, help: string, read: () => readings, of?: 'supervisor' | 'everyone') => ({
+    name,
+    type,
+    help,
+    read,
+    of,
+  });
+}
+
+const [counter, gauge, histogram] = [
+  metric_of('counter'),
+  metric_of('gauge'),
+  metric_of('histogram'),
+];
 
 /**
  * Escreve os valores de um contador por rótulo.
@@ -3768,127 +3064,91 @@ function by_label(label: string, values: Iterable<[string | number, number]>) {
 }
 
 /** Todas as métricas, na ordem em que saem. */
-export const metrics_table: metric[] = [
-  {
-    name: 'json_proxy_info',
-    type: 'gauge',
-    of: 'everyone',
-    help: 'Vale 1; os rótulos dizem a versão do programa e a do Node.',
-    read: () => ({ [`version="${version}",node="${process.version}"`]: 1 }),
-  },
-  {
-    name: 'json_proxy_streams',
-    type: 'gauge',
-    help: 'Fluxos em andamento.',
-    read: () => ({ '': live_streams.size }),
-  },
-  {
-    name: 'json_proxy_connections',
-    type: 'gauge',
-    help: 'Conexões de clientes abertas, as ociosas também.',
-    read: () => ({ '': connections.size }),
-  },
-  {
-    name: 'json_proxy_tasks_total',
-    type: 'counter',
-    help: 'Tarefas criadas.',
-    read: () => ({ '': tally.tasks }),
-  },
-  {
-    name: 'json_proxy_stream_endings_total',
-    type: 'counter',
-    help: 'Fluxos terminados, pelo modo como terminaram.',
-    read: () => by_label('ending', Object.entries(tally.endings)),
-  },
-  {
-    name: 'json_proxy_refusals_total',
-    type: 'counter',
-    help: 'Pedidos respondidos com um erro antes de haver fluxo, por status.',
-    read: () => by_label('status', tally.refusals),
-  },
-  {
-    name: 'json_proxy_sent_lines_total',
-    type: 'counter',
-    help: 'Linhas dos workers enviadas aos clientes.',
-    read: () => ({ '': tally.lines }),
-  },
-  {
-    name: 'json_proxy_sent_bytes_total',
-    type: 'counter',
-    help: 'Bytes dessas linhas, com as quebras.',
-    read: () => ({ '': tally.bytes }),
-  },
-  {
-    name: 'json_proxy_first_line_seconds',
-    type: 'histogram',
-    help: 'Da criação da tarefa à primeira linha do worker.',
-    read: () => ({ '': tally.first_line }),
-  },
-  {
-    name: 'json_proxy_redis_seconds',
-    type: 'histogram',
-    help: 'Tempo de resposta do Redis: ao PING e à criação de uma tarefa.',
-    read: () => ({ 'command="ping"': tally.redis_ping, 'command="create"': tally.redis_create }),
-  },
-  {
-    name: 'json_proxy_redis_connected',
-    type: 'gauge',
-    help: 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.',
-    read: () => ({ '': Number(redis_is_connected()) }),
-  },
-  {
-    name: 'json_proxy_redis_reconnections_total',
-    type: 'counter',
-    help: 'Vezes em que a conexão com o Redis caiu e voltou.',
-    read: () => ({ '': tally.reconnections }),
-  },
-  {
-    name: 'json_proxy_wakeup_mode',
-    type: 'gauge',
-    help: 'Vale 1 o modo em vigor: o Redis avisa (tracking) ou é consultado (polling).',
-    read: () => {
-      const { tracking } = redis_link;
-      return { 'mode="tracking"': Number(tracking), 'mode="polling"': Number(!tracking) };
-    },
-  },
-  {
-    name: 'json_proxy_process_cpu_seconds_total',
-    type: 'counter',
-    of: 'everyone',
-    help: 'Tempo de processador usado, do usuário e do sistema.',
-    read: () => {
-      const { user, system } = process.cpuUsage();
-      return { '': (user + system) / 1e6 };
-    },
-  },
-  {
-    name: 'json_proxy_process_resident_memory_bytes',
-    type: 'gauge',
-    of: 'everyone',
-    help: 'Memória residente do processo.',
-    read: () => ({ '': process.memoryUsage.rss() }),
-  },
-  {
-    name: 'json_proxy_process_heap_bytes',
-    type: 'gauge',
-    of: 'everyone',
-    help: 'Memória em uso pelos objetos do JavaScript.',
-    read: () => ({ '': process.memoryUsage().heapUsed }),
-  },
-  {
-    name: 'json_proxy_process_start_time_seconds',
-    type: 'gauge',
-    of: 'everyone',
-    help: 'Quando o processo subiu, em segundos desde 1970.',
-    read: () => ({ '': performance.timeOrigin / 1000 }),
-  },
-  {
-    name: 'json_proxy_process_deaths_total',
-    type: 'counter',
-    of: 'supervisor',
-    help: 'Processos que morreram e foram trocados.',
-    read: () => ({ '': tally.deaths }),
-  },
+export const metrics_table = [
+  gauge(
+    'json_proxy_info',
+    'Vale 1; os rótulos dizem a versão do programa e a do Node.',
+    () => ({ [`version="${version}",node="${process.version}"`]: 1 }),
+    'everyone',
+  ),
+  gauge('json_proxy_streams', 'Fluxos em andamento.', () => redis_listeners.size),
+  gauge(
+    'json_proxy_connections',
+    'Conexões de clientes abertas, as ociosas também.',
+    () => connections.size,
+  ),
+  counter('json_proxy_tasks_total', 'Tarefas criadas.', () => tally.tasks),
+  counter('json_proxy_stream_endings_total', 'Fluxos terminados, pelo modo como terminaram.', () =>
+    by_label('ending', Object.entries(tally.endings)),
+  ),
+  counter(
+    'json_proxy_refusals_total',
+    'Pedidos respondidos com um erro antes de haver fluxo, por status.',
+    () => by_label('status', tally.refusals),
+  ),
+  counter(
+    'json_proxy_sent_lines_total',
+    'Linhas dos workers enviadas aos clientes.',
+    () => tally.lines,
+  ),
+  counter('json_proxy_sent_bytes_total', 'Bytes dessas linhas, com as quebras.', () => tally.bytes),
+  histogram(
+    'json_proxy_first_line_seconds',
+    'Da criação da tarefa à primeira linha do worker.',
+    () => tally.first_line,
+  ),
+  histogram(
+    'json_proxy_redis_seconds',
+    'Tempo de resposta do Redis: ao PING e à criação de uma tarefa.',
+    () => ({ 'command="ping"': tally.redis_ping, 'command="create"': tally.redis_create }),
+  ),
+  gauge('json_proxy_redis_connected', 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.', () =>
+    Number(redis_link.client?.isReady === true && redis_link.lost_at === 0),
+  ),
+  counter(
+    'json_proxy_redis_reconnections_total',
+    'Vezes em que a conexão com o Redis caiu e voltou.',
+    () => tally.reconnections,
+  ),
+  gauge(
+    'json_proxy_wakeup_mode',
+    'Vale 1 o modo em vigor: o Redis avisa (tracking) ou é consultado (polling).',
+    () =>
+      by_label('mode', [
+        ['tracking', Number(redis_link.tracking)],
+        ['polling', Number(!redis_link.tracking)],
+      ]),
+  ),
+  counter(
+    'json_proxy_process_cpu_seconds_total',
+    'Tempo de processador usado, do usuário e do sistema.',
+    () => process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6,
+    'everyone',
+  ),
+  gauge(
+    'json_proxy_process_resident_memory_bytes',
+    'Memória residente do processo.',
+    () => process.memoryUsage.rss(),
+    'everyone',
+  ),
+  gauge(
+    'json_proxy_process_heap_bytes',
+    'Memória em uso pelos objetos do JavaScript.',
+    () => process.memoryUsage().heapUsed,
+    'everyone',
+  ),
+  gauge(
+    'json_proxy_process_start_time_seconds',
+    'Quando o processo subiu, em segundos desde 1970.',
+    () => performance.timeOrigin / 1000,
+    'everyone',
+  ),
+  counter(
+    'json_proxy_process_deaths_total',
+    'Processos que morreram e foram trocados.',
+    () => tally.deaths,
+    'supervisor',
+  ),
 ];
 
 /**
@@ -3921,7 +3181,9 @@ function collect_metrics(): string[] {
   const role = WORKERS > 1 && worker_slot === 0 ? 'supervisor' : undefined;
   return metrics_table.map(({ name, of, read }) => {
     if (of !== 'everyone' && of !== role) return '';
-    const readings = Object.entries(read());
+    const value = read();
+    const is_single = typeof value === 'number' || 'bounds' in value;
+    const readings = Object.entries(is_single ? { '': value as reading } : value);
     return readings.map(([labels, value]) => format_reading(name, labels, value)).join('');
   });
 }
@@ -3947,39 +3209,55 @@ async function is_ready(): Promise<boolean> {
   return !lifetime.stopping && (await redis_ping()) && !lifetime.stopping;
 }
 
-/** O que a porta das métricas pergunta, e o que este processo responde. */
-const observed = { metrics: async () => [collect_metrics()], ready: is_ready };
+/** O que um processo conta ao supervisor, se há porta de métricas; `at` em ms desde 1970. */
+type report = { metrics: string[]; ready: boolean; at: number };
+
+/** De quanto em quanto tempo ele o faz; quem falta três vezes travou. */
+const report_every_ms = 1000;
+
+/** Os processos: os vivos, o último relato dos que atendem, onde o fazem, e o fim de tudo. */
+const crew = {
+  alive: new Set<cluster_worker>(),
+  reports: new Map<cluster_worker, report>(),
+  url: '',
+  stopping: new AbortController(),
+};
 
 /**
- * Responde na porta das métricas.
- * @param source de quem são as respostas: deste processo, ou de todos
+ * Responde na porta das métricas, em nome deste processo ou, no supervisor, de todos.
  * @param request o pedido
  * @param response a resposta
  */
 async function answer_observer(
-  source: typeof observed,
   request: http.IncomingMessage,
   response: http.ServerResponse,
 ): Promise<void> {
-  const pages = new Map<string, () => Promise<[number, string]>>([
-    ['/metrics', async () => [200, metrics_page(await source.metrics())]],
-    ['/live', async () => [200, 'live\n']],
-    ['/ready', async () => ((await source.ready()) ? [200, 'ready\n'] : [503, 'not ready\n'])],
-  ]);
-  const page = pages.get(path_of(request.url ?? ''));
+  const is_fresh = ({ at }: report) => Date.now() - at < 3 * report_every_ms;
+  const reports = [...crew.reports.values()].filter(is_fresh); // o de quem trava não conta
+  const all_ready = async () => {
+    if (WORKERS === 1) return is_ready();
+    return reports.filter(({ ready }) => ready).length === Math.max(crew.reports.size, 1);
+  };
+  const pages: Record<string, () => Promise<[number, string]>> = {
+    '/metrics': async () => [
+      200,
+      metrics_page([collect_metrics(), ...reports.map(({ metrics }) => metrics)]),
+    ],
+    '/live': async () => [200, 'live\n'],
+    '/ready': async () => ((await all_ready()) ? [200, 'ready\n'] : [503, 'not ready\n']),
+  };
+  const path = path_of(request.url ?? '');
+  const page = Object.hasOwn(pages, path) ? pages[path] : undefined;
   const is_read = request.method === 'GET' || request.method === 'HEAD';
-  let answer: [number, string] = [404, 'not found\n'];
-  if (page && is_read) answer = await page();
-  else if (page) answer = [405, 'method not allowed\n'];
-  const [status, body] = answer;
-  const headers = {
+  const not_found = [404, 'not found\n'] as const;
+  const not_allowed = [405, 'method not allowed\n'] as const;
+  const [status, body] = page && is_read ? await page() : page ? not_allowed : not_found;
+  response.writeHead(status, {
     ...common_headers(),
     'Content-Type': metrics_type,
     'Cache-Control': 'no-store',
-  };
-  for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
-  if (status === 405) response.setHeader('Allow', 'GET, HEAD');
-  response.statusCode = status;
+    ...(status === 405 && { Allow: 'GET, HEAD' }),
+  });
   response.end(body);
 }
 
@@ -3993,6 +3271,9 @@ const certificate_check_ms = 10_000;
 
 /** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
 const farewell_ms = 3000;
+
+/** De quanto em quanto tempo a parada confere se restam pedidos. */
+const drain_check_ms = 20;
 
 /** Quanto a saída espera por um leitor do log que se atrasou. */
 const log_limit_ms = 2000;
@@ -4009,62 +3290,25 @@ const usage_exit_code = 2;
 /** Como um processo terminou: o código de saída, ou do erro que não o deixou subir; ou o sinal. */
 type process_end = { code: number | string } | { signal: string };
 
-/** O que o supervisor pergunta a um processo; a resposta traz o mesmo número. */
-type question = { id: number; about: keyof typeof observed };
-
-/** Um processo que não responde ao supervisor neste prazo fica de fora, e não está pronto. */
-const report_limit_ms = 2000;
-
 /**
- * Os processos: os vivos, os que atendem, a URL em que o fazem, vazia até o primeiro atender, as
- * perguntas que esperam resposta, por número, quantas já se fizeram, e o fim de tudo.
- */
-const crew = {
-  alive: new Set<cluster_worker>(),
-  serving: new Set<cluster_worker>(),
-  url: '',
-  questions: new Map<number, (answer: unknown) => void>(),
-  asked: 0,
-  stopping: new AbortController(),
-};
-
-/**
- * Relê o certificado de tempos em tempos: quem o renova só precisa trocar os arquivos. Enquanto os
- * dois não formam um par, vale o anterior.
- * @param server o servidor
- * @param pair o par em uso
- */
-async function watch_certificate(server: https.Server, pair: tls_pair): Promise<void> {
-  const files = [TLS_CERT, TLS_KEY];
-  let in_use = pair;
-  let complaint = '';
-  for (;;) {
-    await wait(certificate_check_ms);
-    try {
-      const texts = await Promise.all(files.map((file) => read_file_later(file, 'utf8')));
-      const [cert = '', key = ''] = texts;
-      if (cert === in_use.cert && key === in_use.key) continue;
-      server.setSecureContext({ cert, key }); // lança se não formam um par
-      in_use = { cert, key };
-      complaint = '';
-      log('info', 'tls_renewed', { cert: TLS_CERT });
-    } catch (error) {
-      const reason = (error as Error).message;
-      if (reason !== complaint) log('warn', 'tls_refused', { cert: TLS_CERT, reason });
-      complaint = reason;
-    }
-  }
-}
-
-/**
- * Cria o servidor HTTPS, que renova sozinho o seu certificado.
+ * Cria o servidor HTTPS, que relê o seu certificado quando os arquivos mudam: quem o renova só
+ * precisa trocá-los. Enquanto os dois não formam um par, vale o anterior.
  * @param options as opções de todo servidor
  * @returns o servidor
  */
 function make_tls_server(options: http.ServerOptions): https.Server {
   const pair = read_tls_pair();
   const server = https.createServer({ ...options, ...pair, handshakeTimeout: headers_limit_ms });
-  void watch_certificate(server, pair);
+  const renew = () => {
+    try {
+      server.setSecureContext(read_tls_pair());
+      log('info', 'tls_renewed', { cert: TLS_CERT });
+    } catch (error) {
+      log('warn', 'tls_refused', { cert: TLS_CERT, reason: (error as Error).message });
+    }
+  };
+  const watching = { interval: certificate_check_ms, persistent: false };
+  for (const file of [TLS_CERT, TLS_KEY]) watch_file(file, watching, renew);
   return server;
 }
 
@@ -4089,7 +3333,10 @@ function make_server(): http.Server {
   server.on('checkContinue', handle_request);
   server.on('checkExpectation', handle_request);
   server.on('clientError', refuse_broken_request);
-  server.on('connect', refuse_connect);
+  server.on('connect', async (_request, socket) => {
+    await connections.get(socket)?.last_turn;
+    end_connection(socket, new refusal('no_tunnel'), 'CONNECT'); // não é um túnel
+  });
   return server;
 }
 
@@ -4113,22 +3360,13 @@ function explain_listen_error(error: NodeJS.ErrnoException, port: string, host: 
 
 /**
  * Dá a URL em que se atende numa porta.
- * @param scheme "http" ou "https"
  * @param host endereço em que se escuta
  * @param port a porta real
+ * @param is_tls se é HTTPS
  * @returns por exemplo "http://0.0.0.0:8771"
  */
-function url_at(scheme: string, host: string, port: number): string {
-  return `${scheme}://${host.includes(':') ? `[${host}]` : host}:${port}`;
-}
-
-/**
- * Dá a URL em que o programa atende.
- * @param port a porta real
- * @returns por exemplo "http://0.0.0.0:8771", ou https com TLS_CERT
- */
-function main_url(port: number): string {
-  return url_at(TLS_CERT ? 'https' : 'http', HTTP_HOST, port);
+function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
+  return `${is_tls ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
 
 /**
@@ -4139,29 +3377,18 @@ function main_url(port: number): string {
  * @returns a porta real
  * @throws o erro de listen
  */
-function listen(server: http.Server, port: number, host: string): Promise<number> {
-  return new Promise((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(port, host, () => {
-      const address = server.address();
-      resolve(typeof address === 'object' && address ? address.port : port);
-    });
-  });
+async function listen(server: http.Server, port: number, host: string): Promise<number> {
+  await once(server.listen(port, host), 'listening');
+  return (server.address() as address_info).port;
 }
 
 /**
  * Espera os pedidos em andamento terminarem.
  * @param ms prazo em milissegundos
  */
-function requests_over(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    lifetime.when_idle = () => {
-      clearTimeout(timer);
-      resolve();
-    };
-    if (live_requests.size === 0) lifetime.when_idle();
-  });
+async function requests_over(ms: number): Promise<void> {
+  const deadline = now() + ms;
+  while (live_requests.size > 0 && now() < deadline) await sleep(drain_check_ms);
 }
 
 /**
@@ -4200,14 +3427,6 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
 }
 
 /**
- * Varre o Redis agora e depois a cada REDIS_TTL, sem nunca sobrepor duas varreduras.
- */
-async function sweep_forever(): Promise<void> {
-  await redis_sweep();
-  setTimeout(sweep_forever, REDIS_TTL * 1000).unref();
-}
-
-/**
  * Encerra o programa por um motivo que o operador precisa resolver.
  * @param fields o que falhou e por quê
  */
@@ -4219,16 +3438,15 @@ function die(fields: log_fields): never {
 /**
  * Abre a porta das métricas. Ela não segura o processo, e só fecha quando ele sai: durante a parada
  * ainda diz que ele vive e que não está pronto.
- * @param source de quem são as respostas: deste processo, ou de todos
  */
-async function open_metrics(source: typeof observed): Promise<void> {
+async function open_metrics(): Promise<void> {
   const server = http.createServer((request, response) => {
-    void answer_observer(source, request, response);
+    void answer_observer(request, response);
   });
   const settings = ['METRICS_PORT (--metrics-port)', 'METRICS_HOST (--metrics-host)'] as const;
   try {
     await listen(server.unref(), METRICS_PORT, METRICS_HOST);
-    const url = `${url_at('http', METRICS_HOST, METRICS_PORT)}/metrics`;
+    const url = `${url_at(METRICS_HOST, METRICS_PORT, false)}/metrics`;
     log('info', 'metrics', { url });
   } catch (error) {
     const reason = explain_listen_error(error as Error, ...settings);
@@ -4241,7 +3459,7 @@ async function open_metrics(source: typeof observed): Promise<void> {
  */
 async function serve(): Promise<void> {
   try {
-    await redis_connect(stream_hooks);
+    await redis_connect();
   } catch (error) {
     if (lifetime.stopping) return; // a parada fechou a conexão
     const redis = format_redis_address(REDIS_SERVER);
@@ -4249,55 +3467,15 @@ async function serve(): Promise<void> {
   }
   lifetime.server = make_server();
   try {
-    const url = main_url(await listen(lifetime.server, HTTP_PORT, HTTP_HOST));
+    const url = url_at(HTTP_HOST, await listen(lifetime.server, HTTP_PORT, HTTP_HOST));
     if (worker_slot === 0) log('info', 'listen', { url });
   } catch (error) {
     const reason = explain_listen_error(error as Error, 'HTTP_PORT (-p)', 'HTTP_HOST (--host)');
     die({ host: HTTP_HOST, port: HTTP_PORT, reason });
   }
-  void redis_watch(stream_hooks);
-  void watch_clients();
-  if (worker_slot <= 1) void sweep_forever();
+  void redis_watch();
+  if (worker_slot <= 1) void redis_sweep();
 }
-
-/**
- * Responde uma pergunta do supervisor.
- * @param question a pergunta
- */
-async function answer_supervisor({ id, about }: question): Promise<void> {
-  const answer = await observed[about]();
-  if (process.connected) process.send?.({ id, answer });
-}
-
-/**
- * Pergunta algo a todos os processos que atendem.
- * @param about o que se pergunta
- * @returns as respostas; undefined a de quem não respondeu a tempo
- */
-function ask_crew(about: question['about']): Promise<unknown[]> {
-  const answers = [...crew.serving].map(async (worker) => {
-    const id = ++crew.asked;
-    const answered = new Promise((resolve) => crew.questions.set(id, resolve));
-    worker.send({ id, about } satisfies question);
-    const answer = await within(answered, report_limit_ms).catch(() => undefined);
-    crew.questions.delete(id);
-    return answer;
-  });
-  return Promise.all(answers);
-}
-
-/** O que a porta das métricas pergunta, respondido pelo supervisor em nome de todos. */
-const observed_crew: typeof observed = {
-  metrics: async () => {
-    const collected = (await ask_crew('metrics')) as (string[][] | undefined)[];
-    return [collect_metrics(), ...collected.flatMap((of_process) => of_process ?? [])];
-  },
-  ready: async () => {
-    const answers = await ask_crew('ready');
-    const { aborted } = crew.stopping.signal;
-    return !aborted && answers.length > 0 && answers.every((answer) => answer === true);
-  },
-};
 
 /**
  * Põe este processo sob as ordens do supervisor. Os sinais não contam: o Ctrl-C de um terminal
@@ -4310,13 +3488,15 @@ function obey_supervisor(link: cluster_worker): void {
   const leave = (why: unknown) => {
     if (!lifetime.stopping) void stop(String(why), 0);
   };
-  process.on('message', (message: string | question) => {
-    if (typeof message === 'string') leave(message);
-    else void answer_supervisor(message);
-  });
+  process.on('message', leave);
   process.on('disconnect', () => leave('disconnect'));
   link.on('error', () => {}); // o supervisor pode morrer com uma resposta nossa a caminho
   link.exitedAfterDisconnect = true; // senão o Node sai na hora quando ele some
+  const tell = async () => {
+    const ready = await is_ready();
+    if (process.connected) process.send?.({ metrics: collect_metrics(), ready, at: Date.now() });
+  };
+  if (METRICS_PORT > 0) setInterval(tell, report_every_ms).unref();
   if (!process.connected) process.exit(0); // ele se foi antes de este processo acabar de subir
 }
 
@@ -4338,19 +3518,6 @@ function track_handover(worker: cluster_worker): () => void {
 }
 
 /**
- * Registra que um processo começou a atender, e onde, se isso é novidade.
- * @param slot o número dele
- * @param pid o processo
- * @param port a porta real
- */
-function note_ready(slot: number, pid: number, port: number): void {
-  log('info', 'process_ready', { worker: slot, pid });
-  const url = main_url(port);
-  if (url !== crew.url) log('info', 'listen', { url });
-  crew.url = url;
-}
-
-/**
  * Sobe um processo e espera que ele termine.
  * @param slot o número dele
  * @returns como terminou
@@ -4362,16 +3529,19 @@ function run_process(slot: number): Promise<process_end> {
     const drop_handover = track_handover(worker);
     const over = (end: process_end) => {
       crew.alive.delete(worker);
-      crew.serving.delete(worker);
+      crew.reports.delete(worker);
       drop_handover();
       resolve(end);
     };
     crew.alive.add(worker);
     worker.once('listening', ({ port }) => {
-      crew.serving.add(worker);
-      note_ready(slot, worker.process.pid ?? 0, port);
+      crew.reports.set(worker, { metrics: [], ready: false, at: 0 });
+      log('info', 'process_ready', { worker: slot, pid: worker.process.pid ?? 0 });
+      const url = url_at(HTTP_HOST, port);
+      if (url !== crew.url) log('info', 'listen', { url });
+      crew.url = url;
     });
-    worker.on('message', ({ id, answer }) => crew.questions.get(id)?.(answer));
+    worker.on('message', (report) => crew.reports.has(worker) && crew.reports.set(worker, report));
     worker.once('exit', (code, signal) => over(signal ? { signal } : { code }));
     worker.on('error', ({ code = '' }: NodeJS.ErrnoException) => {
       if (worker.process.pid === undefined) over({ code }); // nem subiu; não haverá "exit"
@@ -4417,7 +3587,7 @@ function stop_crew(signal_name: string, signal_number: number): void {
   }
   crew.stopping.abort();
   log('info', 'stop', { signal: signal_name, grace: GRACE });
-  crew.serving.clear(); // desligados, não respondem mais
+  crew.reports.clear(); // desligados, não contam mais
   for (const worker of crew.alive) {
     worker.send(signal_name);
     worker.disconnect(); // a porta fecha já, esteja o processo atento ou não
@@ -4459,7 +3629,7 @@ async function start(): Promise<void> {
       ...(leads && { workers: WORKERS }),
     });
   }
-  if (METRICS_PORT > 0 && worker_slot === 0) await open_metrics(leads ? observed_crew : observed);
+  if (METRICS_PORT > 0 && worker_slot === 0) await open_metrics();
   await (leads ? supervise() : serve());
 }
 
