@@ -12,7 +12,7 @@ import { availableParallelism as available_parallelism } from 'node:os';
 import path from 'node:path';
 import { after, test as node_test, type TestContext } from 'node:test';
 import { createClient as create_client } from 'redis';
-import type { task_record } from '../json-proxy';
+import { load_settings, type task_record } from '../json-proxy';
 import { build_program, code_cache_variable, program_variable } from '../scripts/dev/build';
 import {
   delay,
@@ -556,16 +556,20 @@ export async function exit_of(
 }
 
 /**
- * Roda o programa com opções que ele deve recusar, numa linha só.
- * @param args opções
- * @returns a linha de erro, com a quebra
+ * Lê, como o programa, opções que ele deve recusar numa linha só. Que ele a escreva e saia com 2 é
+ * conferido na subida.
+ * @param args argumentos
+ * @param env variáveis de ambiente
+ * @returns a linha
  */
-export async function usage_error_of(args: string[]): Promise<string> {
-  const program = await run_proxy(args);
-  assert.equal(await exit_of(program), 2);
-  assert.equal(program.stdout(), '');
-  assert.match(program.stderr(), /^json-proxy: .+\n$/);
-  return program.stderr();
+export function usage_error_of(args: string[], env: NodeJS.ProcessEnv = {}): string {
+  try {
+    load_settings(args, env);
+  } catch (error) {
+    assert.equal((error as Error).constructor.name, 'usage_error');
+    return `json-proxy: ${(error as Error).message}\n`;
+  }
+  return assert.fail(`aceitos: ${JSON.stringify([args, env])}`);
 }
 
 /**

@@ -235,7 +235,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
       ['--tls-cert', cert],
       ['--tls-key', key],
     ]) {
-      const line = await usage_error_of(args);
+      const line = usage_error_of(args);
       assert.match(line, /TLS_CERT ".*" e TLS_KEY ".*" inválidos; /);
       assert.match(line, accepted);
     }
@@ -259,7 +259,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
 
   test('arquivo que não existe', async () => {
     const { cert } = write_pair(first_pair);
-    const line = await usage_error_of(['--tls-cert', cert, '--tls-key', '/nao/existe']);
+    const line = usage_error_of(['--tls-cert', cert, '--tls-key', '/nao/existe']);
     assert.match(line, /TLS_KEY .*inválido: "\/nao\/existe"; aceito: o caminho .*\(ENOENT\)/);
   });
 
@@ -273,7 +273,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
     ['arquivos trocados', { cert: first_pair.key, key: first_pair.cert }, 'NO_START_LINE'],
   ] as const) {
     test(what, async () => {
-      const line = await usage_error_of(write_pair(pair).args);
+      const line = usage_error_of(write_pair(pair).args);
       assert.match(line, new RegExp(`inválidos \\(.*${reason}\\); `));
       assert.match(line, accepted);
       assert.doesNotMatch(line, /PRIVATE KEY/);

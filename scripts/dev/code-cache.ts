@@ -1,8 +1,8 @@
 /*
  * Carregado antes de um programa (node --require), dá ao V8 o código que ele já compilou noutra
- * vez: o arquivo json-proxy.js tem mais de um megabyte, e os testes sobem centenas deles. Só o tempo
- * da subida muda. A cache de um arquivo fica ao lado dele, e é feita por quem rodar com
- * JSON_PROXY_RECORD.
+ * vez: json-proxy.js tem mais de um megabyte, e os testes o sobem muitas vezes. Só o tempo da
+ * subida muda. A cache de um arquivo fica ao lado dele, e a grava quem rodar com
+ * JSON_PROXY_RECORD no ambiente.
  */
 
 import {

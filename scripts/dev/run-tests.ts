@@ -1,7 +1,7 @@
 /*
  * Roda os arquivos *.test.ts de uma pasta com o executor do Node, tantos ao mesmo tempo quantos os
- * núcleos comportam. O programa e os testes são montados uma vez, de modo que nenhum processo
- * precise traduzir TypeScript; com a pasta test inteira, os tipos e o linter são conferidos ao lado.
+ * núcleos comportam. O programa e os testes são montados uma vez só, de modo que nenhum processo
+ * traduza TypeScript; com a pasta test inteira, os tipos e o estilo são conferidos ao lado.
  *
  *   tsx scripts/dev/run-tests.ts test            os testes do programa
  *   tsx scripts/dev/run-tests.ts test http tls   só os arquivos com "http" ou "tls" no nome

@@ -16,8 +16,8 @@ const max_columns = 200;
 /** Por onde run-tests diz que quer uma linha por teste. */
 export const each_test_variable = 'JSON_PROXY_EACH_TEST';
 
-/** O que se sabe de um arquivo de testes. `from` e `to`: quando começou e acabou. */
-type file_state = { from: number; to: number; passed: number; failed: number; skipped: number };
+/** O que se sabe de um arquivo de testes. */
+type file_state = { ms: number; passed: number; failed: number; skipped: number };
 
 /** O que o executor diz de um teste que acabou. */
 type result = Extract<test_event, { type: 'test:pass' | 'test:fail' }>;
@@ -106,11 +106,11 @@ function count({ type, data }: result, name: string, state: file_state): string 
  * @param state o que se contou
  * @returns a linha
  */
-function sum_line(name: string, { from, to, passed, failed, skipped }: file_state): string {
+function sum_line(name: string, { ms, passed, failed, skipped }: file_state): string {
   const parts = [`${passed} testes`];
   if (failed) parts.push(`${failed} falharam`);
   if (skipped) parts.push(`${skipped} pulados`);
-  return `${failed ? '✖' : '✔'} ${name}: ${parts.join(', ')}, ${((to - from) / 1000).toFixed(1)} s`;
+  return `${failed ? '✖' : '✔'} ${name}: ${parts.join(', ')}, ${(ms / 1000).toFixed(1)} s`;
 }
 
 /**
@@ -118,7 +118,7 @@ function sum_line(name: string, { from, to, passed, failed, skipped }: file_stat
  * @returns o texto
  */
 function closing(): string {
-  const sum = { from: 0, to: performance.now(), passed: 0, failed: 0, skipped: 0 };
+  const sum = { ms: performance.now(), passed: 0, failed: 0, skipped: 0 };
   for (const { passed, failed, skipped } of files.values()) {
     sum.passed += passed;
     sum.failed += failed;
@@ -130,8 +130,8 @@ function closing(): string {
 }
 
 /**
- * O relator, na forma que o executor do Node pede. O que acaba em cada arquivo é dito junto; o
- * começo e o fim dele, na hora.
+ * O relator, na forma que o executor do Node pede. O que acontece em cada arquivo é dito
+ * junto.
  * @param source o que o executor diz
  * @returns o que escrever
  */
@@ -141,12 +141,10 @@ export default async function* report(source: AsyncIterable<test_event>): AsyncG
     const file = event.data && 'file' in event.data ? event.data.file : undefined;
     if (!file) continue;
     const name = short_name(file);
-    const now = performance.now();
-    const state = files.get(name) ?? { from: now, to: now, passed: 0, failed: 0, skipped: 0 };
+    const state = files.get(name) ?? { ms: 0, passed: 0, failed: 0, skipped: 0 };
     files.set(name, state);
     const is_file = event.data && 'name' in event.data && event.data.name === file;
-    if (event.type === 'test:dequeue' && is_file) state.from = now;
-    if (event.type === 'test:complete') state.to = now;
+    if (event.type === 'test:complete' && is_file) state.ms = event.data.details.duration_ms;
     if (event.type === 'test:stdout' || event.type === 'test:stderr') {
       yield `${fit(event.data.message)}\n`;
     }
