@@ -732,7 +732,7 @@ type log_fields = Record<string, string | number>;
 /** O que cada saída recebe: JSON, o texto do journald, o texto, ou o texto com cores. */
 type log_style = 'json' | 'journal' | 'plain' | 'color';
 
-/** O que o JSON deixa passar e um terminal, ou quem separa linhas, não: C1, DEL, U+2028 e U+2029. */
+/** O que o JSON não escapa e um terminal obedece (C1), ou alguém toma por quebra de linha. */
 const unsafe_characters = /[\x7f-\x9f\u2028\u2029]/g;
 
 /** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora; e o fim de uma cor. */
@@ -1237,12 +1237,6 @@ function hide_arguments(message: string): string {
   return message.replace(/, with args .*/s, '');
 }
 
-/** O que dizer de um Redis que não é o que se espera, pelo seu redis_mode. */
-const lone_redis = {
-  sentinel: 'é um Sentinel, que não guarda dados; aceito: o endereço do próprio Redis, um só',
-  cluster: 'é um nó de um cluster, que só tem parte das chaves; aceito: um Redis só, sem cluster',
-};
-
 /**
  * Explica um erro de conexão em uma frase que diz o que fazer.
  * @param error erro da node-redis, do sistema ou do prazo
@@ -1263,8 +1257,14 @@ function explain_redis_error(error: unknown): string {
     [/without any password configured/, 'o Redis não tem senha; retire REDIS_PASSWORD (-S)'],
     [/NOAUTH/, 'o Redis exige senha; dê REDIS_PASSWORD (-S)'],
     [/NOPERM/, 'o usuário do Redis não tem permissão para os comandos do proxy'],
-    [/SELECT is not allowed in cluster/, lone_redis.cluster],
-    [/unknown command '?SELECT/i, lone_redis.sentinel],
+    [
+      /^ sentinel$|unknown command '?SELECT/i,
+      'é um Sentinel, que não guarda dados; dê em REDIS_SERVER (-R) o endereço do próprio Redis',
+    ],
+    [
+      /^ cluster$|SELECT is not allowed in cluster/,
+      'é um nó de um cluster, que só tem parte das chaves; aceito: um Redis só, sem cluster',
+    ],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
@@ -1469,8 +1469,8 @@ async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
 }
 
 /**
- * Dá o TTL de uma lista sem dono, em s. Nunca curto: se ela for, apesar de tudo, de outra instalação
- * que usa o mesmo prefixo, com outro REDIS_TTL, o dono o renova antes que as linhas se percam.
+ * Dá o TTL de uma lista sem dono, em s. Nunca curto: se ela for, apesar de tudo, de outra
+ * instalação com o mesmo prefixo, o dono o renova antes que as linhas se percam.
  */
 function adopted_ttl_s(): number {
   return Math.max(REDIS_TTL, least_adopted_ttl_s);
@@ -1645,7 +1645,7 @@ async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> 
     .then(() => Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]));
   try {
     const [mode] = await within(confirmed, ms);
-    if (mode === 'sentinel' || mode === 'cluster') throw new Error(lone_redis[mode]);
+    if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
   } catch (error) {
     client.destroy();
     throw error;
@@ -3774,6 +3774,7 @@ async function start(): Promise<void> {
     obey_supervisor(cluster.worker);
   } else {
     for (const signal of stop_signals) process.on(signal, leads ? stop_crew : stop);
+    const rate = RATE ? `${RATE.count}/${RATE.seconds}` : 'off';
     log('info', 'start', {
       version,
       node: process.version,
@@ -3783,7 +3784,7 @@ async function start(): Promise<void> {
       prefix: REDIS_PREFIX,
       list_prefix: REDIS_LIST_PREFIX,
       api_key: API_KEY.length > 0 ? 'on' : 'off',
-      rate: RATE ? `${RATE.count}/${RATE.seconds}` : 'off',
+      rate,
       tls: TLS_CERT ? 'on' : 'off',
       ...(leads && { workers: WORKERS }),
     });
