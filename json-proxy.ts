@@ -109,6 +109,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
 import {
+  ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
   ErrorReply as error_reply,
   RESP_TYPES as resp_types,
@@ -1034,8 +1035,13 @@ function note_refusal(status: number): boolean {
 // que falha encerra o programa; depois dela, reconecta-se para sempre. Sem conexão nada fica em
 // fila: o pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
 
-/** Do início ao primeiro PING respondido; o programa promete desistir em menos de 5 s. */
+/**
+ * O maior silêncio de quem ainda não atendeu: um Redis que falha faz o programa sair em menos de
+ * 5 s; um que só é lento, ou uma máquina que o é, não. Até o primeiro PING respondido ele é contado
+ * em batidas do laço de eventos, que rareiam quando o programa pouco roda, e recomeça a cada byte.
+ */
 const connect_limit_ms = 3500;
+const connect_beat_ms = 100;
 
 /** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
 const ping_limit_ms = 1500;
@@ -1122,8 +1128,9 @@ function redis_make_client(tracking: boolean) {
   const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
   const options = {
     connectTimeout: connect_limit_ms,
-    reconnectStrategy: (retries: number) =>
-      redis_link.was_ready && Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
+    reconnectStrategy: (retries: number, cause: Error) =>
+      (redis_link.was_ready || cause instanceof connection_timeout) &&
+      Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
   };
   const where = socket_path ? { path: socket_path } : { host, port };
   const secret = REDIS_PASSWORD || password;
@@ -1633,18 +1640,37 @@ function redis_open(asks_news: boolean) {
 }
 
 /**
+ * Espera algo do Redis enquanto ele der sinal de vida.
+ * @param promise o que se espera
+ * @returns o valor dela
+ * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
+ */
+function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
+  return new Promise((resolve, reject) => {
+    let [beats, bytes_seen] = [0, 0];
+    const listen_on = () => {
+      const bytes = redis_link.socket?.bytesRead ?? 0;
+      beats = bytes === bytes_seen ? beats + 1 : 0;
+      bytes_seen = bytes;
+      if (beats * connect_beat_ms >= connect_limit_ms) reject(new deadline_error('sem resposta'));
+    };
+    const timer = setInterval(listen_on, connect_beat_ms);
+    promise.then(resolve, reject).finally(() => clearInterval(timer));
+  });
+}
+
+/**
  * Tenta a primeira conexão de um modo, e a confirma com um PING.
  * @param asks_news se o servidor deve avisar das mudanças
- * @param ms prazo em milissegundos
  * @throws o erro da conexão, do PING ou do prazo
  */
-async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> {
+async function redis_try_connect(asks_news: boolean): Promise<void> {
   const client = redis_open(asks_news);
   const confirmed = client
     .connect()
     .then(() => Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]));
   try {
-    const [mode] = await within(confirmed, ms);
+    const [mode] = await redis_while_heard(confirmed);
     if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
   } catch (error) {
     client.destroy();
@@ -1654,24 +1680,33 @@ async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> 
 
 /**
  * Faz a primeira conexão. Se o servidor recusa RESP 3 ou os avisos (Redis antigo, ACL, alguns
- * clones), conecta sem eles e o laço consulta a cada INTERVAL.
+ * clones), conecta sem eles e o laço consulta a cada INTERVAL. Um que ainda carrega os dados não
+ * falhou: espera-se por ele.
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
 async function redis_connect(): Promise<void> {
   subscribe('net.client.socket', (message) => {
     redis_link.socket = (message as { socket: net_socket }).socket; // só ao Redis se conecta
   });
-  const deadline = now() + connect_limit_ms;
-  let reason = 'WAKEUP off';
-  if (WAKEUP) {
+  const redis = format_redis_address(REDIS_SERVER);
+  let [asks_news, reason, is_told] = [WAKEUP, 'WAKEUP off', false];
+  for (;;) {
     try {
-      await redis_try_connect(true, connect_limit_ms);
+      await redis_try_connect(asks_news);
+      break;
     } catch (error) {
       if (!(error instanceof error_reply)) throw error;
+      if (/^LOADING\b/.test(error.message)) {
+        if (!is_told) log('warn', 'redis_loading', { redis });
+        is_told = true;
+        await sleep(retry_ms);
+        continue;
+      }
+      if (!asks_news) throw error;
       reason = hide_arguments(error.message);
+      asks_news = false;
     }
   }
-  if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now());
   redis_link.was_ready = true;
   redis_log_wakeup(reason);
 }
