@@ -115,7 +115,7 @@ import {
 export const version = '0.1.0';
 
 // ── Configurações ───────────────────────────────────────────────────────────────────────────────
-// Uma tabela só (settings_table) alimenta a leitura, o --help e o README: nome, opções, padrão e
+// Uma tabela só (settings_table) alimenta a leitura, o --help e o MANUAL.md: nome, opções, padrão e
 // leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito; o
 // programa para ali, com código 2, antes de tocar na rede. Senhas nunca são mostradas, nem as de
 // dentro de URL.
@@ -710,7 +710,7 @@ function help_text(gathered: gathered_settings): string {
 
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
 // Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl, ou
-// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no README. Corpos, valores
+// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no MANUAL.md. Corpos, valores
 // de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a
 // prioridade vai no prefixo do texto e a hora é dele.
 

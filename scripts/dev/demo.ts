@@ -59,11 +59,11 @@ async function main(): Promise<number> {
   const proxy = start_program(executable, args);
   const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n/);
   console.log(`proxy   ${url}`);
-  const worker_file = path.join(__dirname, 'worker-example.ts');
+  const worker_file = path.join(__dirname, '..', 'worker', 'examples', 'worker-example.ts');
   const worker_args = ['--import', 'tsx', worker_file, '-R', redis.server];
   const worker = start_program(process.execPath, worker_args);
   await worker.wait_for(/ouvindo/);
-  console.log('worker  scripts/worker-example.ts');
+  console.log('worker  scripts/worker/examples/worker-example.ts');
   const lines = await show_stream(`${url}/demo`);
   console.log('O que o proxy registrou:');
   await proxy.wait_for(/ end task=.*\n/);

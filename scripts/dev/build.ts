@@ -11,7 +11,7 @@ import { build } from 'esbuild';
 /** Por onde quem roda os testes diz onde está o programa que eles devem usar. */
 export const program_variable = 'JSON_PROXY_PROGRAM';
 
-const root = path.join(__dirname, '..');
+const root = path.join(__dirname, '..', '..');
 
 /**
  * As primeiras linhas do programa: um Node velho demais é recusado. Por isso o alvo é um em que o
