@@ -2192,6 +2192,7 @@ type stream_state = {
   media_type: string;
   format: stream_format;
   receivers: number;
+  was_fed: boolean;
   was_claimed: boolean;
   started_at: number;
   last_pop_at: number;
@@ -2435,6 +2436,7 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     media_type: choose_media_type(turn.request.headers.accept),
     format: ndjson_format,
     receivers: 0,
+    was_fed: false,
     was_claimed: false,
     started_at: now(),
     last_pop_at: now(),
@@ -2571,6 +2573,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     const { elements, list_exists, task_exists, claim_exists } = poll;
     const has_lines = list_exists || elements.length > 0;
     stream.keys_left = list_exists || task_exists || claim_exists;
+    stream.was_fed ||= has_lines;
     stream.was_claimed ||= claim_exists;
     // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
     const is_proof = task_exists || (stream.is_complete && has_lines);
@@ -2774,22 +2777,21 @@ async function run_stream(stream: stream_state): Promise<ending> {
  * @param how como terminou
  */
 function log_suspicion(stream: stream_state, how: ending): void {
-  const { task, receivers, elements } = stream;
+  const { task, receivers, was_fed } = stream;
   const { database } = REDIS_SERVER;
-  const is_silent = elements === 0;
-  if (how === 'timeout' && is_silent && receivers > 0) {
+  if (how === 'timeout' && !was_fed && receivers > 0) {
     const others =
       database === 0 ? 'REDIS_SERVER sem /N é o 0' : 'o n8n e o redis-cli começam no 0';
     const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
     log('warn', 'silent_worker', { task: task.uuid, receivers, hint });
   }
-  if (how === 'done' && is_silent) {
+  if (how === 'done' && !was_fed) {
     const hint =
       `nada foi empurrado nesta lista: o worker usa outra? valem REDIS_PREFIX ${REDIS_PREFIX} e ` +
       `REDIS_LIST_PREFIX ${REDIS_LIST_PREFIX}, e nada se acrescenta a eles`;
     log('warn', 'empty_stream', { task: task.uuid, list: task.task_list, hint });
   }
-  if (receivers > 1 && !is_silent && !stream.was_claimed) {
+  if (receivers > 1 && was_fed && !stream.was_claimed) {
     const hint = 'mais de um ouviu e nenhum a reservou: se dois respondem, as linhas se misturam';
     log('warn', 'unclaimed', { task: task.uuid, receivers, hint });
   }
