@@ -213,16 +213,13 @@ test('timeout sem linha nenhuma, embora alguém ouvisse: o log pergunta pelo ban
   const { proxy, worker } = await start_scene(elsewhere, [...brisk, '-t', '100']);
   assert.deepEqual((await fetch_all(proxy)).body, '{"error": "timeout"}\n');
   const silent = / silent_worker task=\S+ receivers=1 hint="(.*)"\n.* end task=.*\n$/;
-  const [, hint = ''] = silent.exec(proxy.stderr()) ?? [];
+  const [, hint = ''] = await proxy.wait_for(silent);
   assert.match(hint, /banco 3 deste proxy\? .*n8n .*começam no 0/);
   assert.equal(worker.pending.length, 1);
   const default_database = { ...redis, server: redis.server.replace(/\/\d+$/, '') };
   const { proxy: other } = await start_scene(default_database, [...brisk, '-t', '100']);
   assert.deepEqual((await fetch_all(other)).body, '{"error": "timeout"}\n');
-  assert.match(
-    other.stderr(),
-    / silent_worker .*banco 0 deste proxy\? \(REDIS_SERVER sem \/N é o 0/,
-  );
+  await other.wait_for(/ silent_worker .*banco 0 deste proxy\? \(REDIS_SERVER sem \/N é o 0/);
 });
 
 test('o que o fim de um fluxo faz suspeitar', async () => {

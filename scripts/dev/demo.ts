@@ -33,7 +33,8 @@ async function show_stream(url: string): Promise<number> {
   console.log(`\n$ curl -N ${url} -d '${question}'`);
   const started_at = performance.now();
   const response = await fetch(url, { method: 'POST', body: question });
-  console.log(`HTTP ${response.status} ${response.headers.get('content-type')}`);
+  const type = response.headers.get('content-type');
+  console.log(`HTTP ${response.status} ${type}; cada linha com o instante em que chegou:`);
   let lines = 0;
   const decoder = new TextDecoder();
   for await (const chunk of response.body ?? []) {
@@ -68,6 +69,7 @@ async function main(): Promise<number> {
   console.log('O que o proxy registrou:');
   await proxy.wait_for(/ end task=.*\n/);
   console.log(proxy.stdout().replace(/^/gm, '  ').trimEnd());
+  console.log('\nO mesmo à mão, e um worker seu: README.pt-BR.md. Numa página: npm run dev');
   return lines > 0 ? 0 : 1;
 }
 
