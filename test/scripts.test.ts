@@ -118,7 +118,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
   test('dev com a porta tomada sai na hora, com a linha do proxy', async () => {
     const args = [...tsx, 'scripts/dev/dev.ts', '-p', String(redis.port), '--host', '127.0.0.1'];
     const dev = start_program(process.execPath, args, { REDIS_SERVER: redis.server }, root);
-    assert.equal(await exit_of(dev), 1);
+    assert.equal(await exit_of(dev, 60_000), 1);
     assert.match(dev.stdout(), /^proxy {2}│ .* fatal .* reason="a porta já está em uso; .*"\n/m);
     assert.equal(dev.stderr(), 'npm run dev: o proxy não subiu\n');
   });
