@@ -27,7 +27,7 @@ const ttl_s = 60;
 const channel = 'ndjson_jobs';
 
 /** O que ouve quem manda uma URL com acentos crus, e quem fala HTTPS. */
-const not_encoded = 'the URL has characters that must be percent-encoded, as in %C3%A7';
+const not_encoded = 'the URL has characters that must be percent-encoded';
 const not_https = 'this port speaks HTTP, not HTTPS';
 
 const uuid_v4 = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;

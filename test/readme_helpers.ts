@@ -149,8 +149,9 @@ export function worker_code(file: string, language: string, port: number, kit = 
 }
 
 /**
- * Sobe um Redis, o proxy e um worker dos manuais (o do kit está no MANUAL.md), e espera que ele escute o canal. O worker
- * tem um grupo de processos só dele, que desce inteiro: o de shell é mais de um processo.
+ * Sobe um Redis, o proxy e um worker dos manuais (o do kit está no MANUAL.md), e espera que ele
+ * escute o canal. O worker tem um grupo de processos só dele, que desce inteiro: o de shell é mais
+ * de um processo.
  * @param language linguagem do bloco
  * @param file_name nome com que o código é salvo
  * @param command o executável
