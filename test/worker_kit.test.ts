@@ -9,7 +9,7 @@ import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
 import { on_stop } from '../scripts/dev/local';
-import { type handler, head, redis_url, serve, type settings } from '../scripts/worker/worker';
+import { type handler, head, redis_place, serve, type settings } from '../scripts/worker/worker';
 import {
   brisk,
   check_tombstone,
@@ -91,7 +91,9 @@ async function start_kit(
     return done;
   };
   on_stop(stop);
-  await until('worker no canal', () => log.includes(`ouvindo ${where.channel}`));
+  await until('worker no canal', () =>
+    log.some((text) => text.startsWith(`ouvindo ${where.channel} em `)),
+  );
   return { log, stop };
 }
 
@@ -588,8 +590,8 @@ describe('o Redis', { concurrency: tests_at_once }, () => {
       const { stop } = await start_kit({ channel: 'canal' }, async function* () {}, options);
       await stop();
     }
-    assert.equal(redis_url('[::1]:6380/2', ''), 'redis://[::1]:6380/2');
-    assert.equal(redis_url('rediss://h', 'x'), 'rediss://:x@h');
+    assert.equal(redis_place('[::1]:6380/2', '').where, '[::1]:6380/2');
+    assert.deepEqual(redis_place('rediss://h', 'x').socket, { host: 'h', port: 6379, tls: true });
     const file = path.join(temp_dir(), 'senha');
     write_file(file, 'c@rta:1\n');
     const args = [
