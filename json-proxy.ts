@@ -1119,10 +1119,10 @@ function redis_make_client(tracking: boolean) {
 
 /**
  * O estado da conexão, único no processo. `uuid_head` é o começo do UUID de toda tarefa deste
- * processo, por que se pedem os avisos: curto, porque o resto é que os faz aleatórios, e ouvir um
- * pouco das tarefas dos outros não faz mal; `identity` diz de que servidor e dados se trata (o run_id,
- * com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões já
- * houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
+ * processo, por que se pedem os avisos: curto, para que eles sejam aleatórios no resto, e ouvir um
+ * pouco das tarefas dos outros não faz mal; `identity` diz de que servidor e dados se trata (o
+ * run_id, com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões
+ * já houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
  * já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último motivo registrado;
  * `alive_at`, o último sinal de vida; `tracking`, se o servidor avisa
  * das mudanças; `asks_news`, se isso foi pedido; `pending_cleanups`, o que espera a volta dele.
@@ -1857,17 +1857,13 @@ function error_headers(body: string): Record<string, string> {
   };
 }
 
-/**
- * Dá o caminho e a busca de um alvo de pedido, também se ele veio na forma absoluta.
- * @param target alvo como veio, por exemplo "/a?x=1" ou "http://h/a?x=1"
- * @returns por exemplo "/a?x=1"
- */
+/** Dá o caminho e a busca de `target`: "/a?x=1", também de "http://h/a?x=1". */
 export function url_of(target: string): string {
   const url = target.replace(/^[a-z][a-z0-9+.-]*:\/\/[^/?#]*/i, '');
   return /^[^?#]/.test(url) ? url : `/${url}`;
 }
 
-/** Dá o caminho de um alvo de pedido, sem a busca: "/ping" de "http://h/ping?x=1". */
+/** Dá o caminho de `target`, sem a busca: "/ping" de "http://h/ping?x=1". */
 export function path_of(target: string): string {
   return url_of(target).replace(/[?#].*/s, '');
 }
@@ -3478,11 +3474,8 @@ async function log_sent(): Promise<void> {
   await within(Promise.all(sent), log_limit_ms).catch(() => {});
 }
 
-/** Diz a quem deu um Ctrl-C e espera o que outro faz; a um serviço, nada. */
-function second_signal_hint(signal_name: string): log_fields {
-  const is_person = signal_name === 'SIGINT' && process.stdout.isTTY;
-  return is_person ? { hint: 'outro Ctrl-C sai já, sem limpar o Redis' } : {};
-}
+/** O que se diz a quem deu um Ctrl-C num terminal e talvez não queira esperar. */
+const ctrl_c_hint = 'outro Ctrl-C sai já, sem limpar o Redis';
 
 /**
  * Para o processo: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
@@ -3496,8 +3489,10 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
     process.exit(128 + signal_number);
   }
   lifetime.stopping = true;
-  const hint = live_requests.size > 0 && second_signal_hint(signal_name);
-  log('info', 'stop', { signal: signal_name, streams: live_requests.size, grace: GRACE, ...hint });
+  const streams = live_requests.size;
+  const waits = streams > 0 && signal_name === 'SIGINT' && process.stdout.isTTY;
+  const hint = waits ? ctrl_c_hint : '';
+  log('info', 'stop', { signal: signal_name, streams, grace: GRACE, ...(hint && { hint }) });
   if (lifetime.server) net_server.prototype.close.call(lifetime.server); // só a porta
   for (const state of connections.values()) close_if_idle(state);
   await requests_over(GRACE);
@@ -3670,7 +3665,8 @@ function stop_crew(signal_name: string, signal_number: number): void {
     process.exit(128 + signal_number);
   }
   crew.stopping.abort();
-  log('info', 'stop', { signal: signal_name, grace: GRACE, ...second_signal_hint(signal_name) });
+  const hint = signal_name === 'SIGINT' && process.stdout.isTTY ? ctrl_c_hint : '';
+  log('info', 'stop', { signal: signal_name, grace: GRACE, ...(hint && { hint }) });
   crew.reports.clear(); // desligados, não contam mais
   for (const worker of crew.alive) {
     worker.send(signal_name);
