@@ -239,7 +239,8 @@ test('o que o fim de um fluxo faz suspeitar', async () => {
   });
   assert.equal(missed.body, '');
   const names = 'REDIS_PREFIX ndjson_task_ e REDIS_LIST_PREFIX ndjson_list_,';
-  const empty = ` empty_stream task=${missed.task.uuid} list=${missed.task.task_list} hint=".*${names}`;
+  const { uuid, task_list: read } = missed.task;
+  const empty = ` empty_stream task=${uuid} list=${read} hint=".*${names}`;
   assert.match(missed.log, new RegExp(empty));
   for (const words of [['uma'], ['EOF'], [' ']]) {
     const { log } = await serve(({ task_list, task_key }) => {

@@ -177,6 +177,20 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
     assert.equal(refused.reason, 'only "Expect: 100-continue" is supported');
   });
 
+  test('de recusas iguais 100 ganham linha; das demais, na parada, se diz a soma', async () => {
+    const proxy = await start_json_proxy(['-C', 'jobs_none']);
+    for (let n = 0; n < 120; n += 1) await fetch_all(proxy, { headers: { Expect: 'x' } });
+    assert.equal(await proxy.stop(), 0);
+    const lines = read_json(proxy.stderr());
+    assert.deepEqual(lines.map(({ tag }) => tag).splice(99), ['refused', 'refused_more']);
+    const more = [
+      ['status', '417'],
+      ['count', '20'],
+    ];
+    assert.deepEqual(lines.at(-1)?.fields, more);
+    assert.deepEqual(lines[0]?.fields.at(-1), ['address', '127.0.0.1']);
+  });
+
   test('com vários processos, worker é um número no fim de cada objeto', async () => {
     const proxy = await start_json_proxy(['-C', 'jobs_two', '-w', '2', '-t', '100']);
     await proxy.wait_for(/"tag":"process_ready","worker":2,/);

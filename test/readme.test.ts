@@ -56,6 +56,31 @@ const translated_spans = new Map([
   ['NAME=value', 'NOME=valor'],
 ]);
 
+/** Os prazos e limites de que o manual fala: a constante do programa, e onde o manual a diz. */
+const cited_limits: [constant: string, english: string, portuguese: string][] = [
+  ['keep_alive_ms = 76_000', 'Idle connections are kept for 76 s', 'são mantidas por 76 s'],
+  ['headers_limit_ms = 30_000', 'headers must come within 30 s', 'cabeçalhos devem vir em 30 s'],
+  ['request_limit_ms = 300_000', 'whole request within 300 s', 'o pedido inteiro em 300 s'],
+  ['body_limit_ms = 30_000', '30 s without a byte of the body', '30 s sem um byte do corpo'],
+  ['open_after_ms = 1000', 'or after 1 s without one', 'ou depois de 1 s sem nenhuma'],
+  ['max_batch = { lines: 512,', '1, 2, 4 … 512', '1, 2, 4 … 512'],
+  ['max_batch = { lines: 512, bytes: 256 * 1024 }', 'under 256 KiB', 'abaixo de 256 KiB'],
+  ['safety_poll = { every_ms: 60_000,', 'only every 45 to 75 s', 'a cada 45 a 75 s'],
+  ['renewals_per_ttl = 3', 'three times per `REDIS_TTL`', 'três vezes por `REDIS_TTL`'],
+  ['silence_limit_ms = { plain: 15_000,', 'replaced after 15 s', 'trocada depois de 15 s'],
+  ['plain: 15_000, tls: 60_000 }', 'over TLS after 60 s', 'sobre TLS, de 60 s'],
+  ['max_pipelined = 64', 'At most 64 requests', 'No máximo 64 pedidos'],
+  ['max_head_bytes = 64 * 1024', 'head longer than 64 KiB', 'cabeça maior que 64 KiB'],
+  ['replace_ms = { first: 100,', 'replaced after 100 ms', 'substituído depois de 100 ms'],
+  ['first: 100, last: 10_000,', 'up to 10 s; one that', 'até 10 s; um que'],
+  ['last: 10_000, settled: 60_000 }', 'lives for 60 s', 'viva 60 s'],
+  ['report_every_ms = 1000', 'report to it every second', 'se reportam a cada segundo'],
+  ['certificate_check_ms = 10_000', 'read again every 10 s', 'relidos a cada 10 s'],
+  ['ping_limit_ms = 1500', '`/ping`, after 1.5 s', '`/ping`, depois de 1,5 s'],
+  ['farewell_ms = 3000', 'up to 3 s more', 'até 3 s mais'],
+  ['max_logged_text = 300', 'cut at 300 characters', 'cortados em 300 caracteres'],
+];
+
 /**
  * Acha uma tabela pelo título da primeira coluna em inglês; no outro idioma, pela posição.
  * @param manual o manual em que se quer a tabela
@@ -179,6 +204,16 @@ describe('os manuais e o programa', () => {
       });
     }
     assert.equal(numbers, 10);
+  });
+
+  test('os prazos e limites citados são as constantes do programa', () => {
+    const texts = manuals.map(({ prose }) => prose.replace(/\s+/g, ' '));
+    for (const [constant, ...cited] of cited_limits) {
+      assert.ok(program.includes(constant), constant);
+      cited.forEach((text, index) => {
+        assert.ok(texts[index]?.includes(text), `${constant}: "${text}"`);
+      });
+    }
   });
 
   test('toda etiqueta de log está nos manuais, com níveis e campos, e nenhuma a mais', () => {

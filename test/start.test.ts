@@ -506,7 +506,8 @@ const stamp = '\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z ';
 function expected_lines(prefix: string, pid: number | undefined): RegExp {
   const start =
     `start version=${version} node=${process.version} pid=${pid} ` +
-    `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_ maxtime=45000`;
+    `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_ ` +
+    'maxtime=45000';
   const wakeup = 'wakeup mode=tracking';
   const listen = 'listen url=http://127\\.0\\.0\\.1:(\\d+)';
   const lines = [start.replaceAll('.', '\\.'), wakeup, listen];
