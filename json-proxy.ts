@@ -684,7 +684,7 @@ export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
  * @param gathered texto em vigor de cada configuração
  * @returns o texto, com a tabela gerada de `settings_table`
  */
-function help_text(gathered: gathered_settings): string {
+export function help_text(gathered: gathered_settings): string {
   const lines = [
     `json-proxy ${version}: HTTP que responde em NDJSON o que um worker põe no Redis.`,
     '',

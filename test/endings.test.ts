@@ -4,7 +4,7 @@
 
 import assert from 'node:assert/strict';
 import { rmSync as remove } from 'node:fs';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   begin,
   brisk,
@@ -29,6 +29,7 @@ import {
   start_worker,
   task_named,
   type task_names,
+  test,
   until,
 } from './harness';
 

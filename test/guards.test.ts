@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { network_of, parse_address, parse_origins, parse_rate } from '../json-proxy';
 import { probe_env, take_probe } from '../scripts/dev/probe';
 import {
@@ -28,6 +28,7 @@ import {
   start_scene,
   start_worker,
   temp_dir,
+  test,
   tests_at_once,
   until,
   usage_error_of,
@@ -189,14 +190,14 @@ describe('API_KEY', { concurrency: tests_at_once }, () => {
 
   test('erros de uso nomeiam a configuração e não mostram segredos', async () => {
     const file = secret_file('chave-a');
-    const both = await usage_error_of(['--api-key', 'chave-a', '--api-key-file', file]);
+    const both = usage_error_of(['--api-key', 'chave-a', '--api-key-file', file]);
     assert.match(both, /^json-proxy: API_KEY e API_KEY_FILE dados ao mesmo tempo; aceito: só um/);
     assert.doesNotMatch(both, /chave-a/);
-    const missing = await usage_error_of(['--api-key-file', '/nao/existe']);
+    const missing = usage_error_of(['--api-key-file', '/nao/existe']);
     assert.match(missing, /API_KEY_FILE .*"\/nao\/existe"; aceito: o caminho .*\(ENOENT\)/);
-    const blank = await usage_error_of(['--api-key-file', secret_file('\n')]);
+    const blank = usage_error_of(['--api-key-file', secret_file('\n')]);
     assert.match(blank, /API_KEY_FILE .*inválido: .*aceito: uma ou mais chaves/);
-    const bad = await usage_error_of(['--api-key', 'com espaço']);
+    const bad = usage_error_of(['--api-key', 'com espaço']);
     assert.match(bad, /API_KEY .*inválido: "\*\*\*"; aceito: uma ou mais chaves em ASCII visível/);
     const help = await run_proxy(['--help'], { API_KEY: 'chave-a' });
     assert.equal(await exit_of(help), 0);
@@ -213,7 +214,7 @@ describe('REDIS_PASSWORD_FILE', { concurrency: tests_at_once }, () => {
   });
 
   test('com REDIS_PASSWORD também, é erro de uso', async () => {
-    const line = await usage_error_of(['-S', 'a', '--secret-file', secret_file('b')]);
+    const line = usage_error_of(['-S', 'a', '--secret-file', secret_file('b')]);
     assert.match(line, /REDIS_PASSWORD e REDIS_PASSWORD_FILE dados ao mesmo tempo/);
   });
 });

@@ -4,7 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   brisk,
   exit_of,
@@ -17,6 +17,7 @@ import {
   start_program,
   start_redis,
   start_worker,
+  test,
   until,
 } from './harness';
 

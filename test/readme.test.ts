@@ -11,7 +11,7 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import { metrics_table, refusal_rules, settings_table, version } from '../json-proxy';
 import { serve } from '../scripts/worker/worker';
 import {
@@ -24,6 +24,7 @@ import {
   start_scene,
   start_worker,
   temp_dir,
+  test,
   until,
 } from './harness';
 import { labels_of } from './metrics_helpers';

@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { spawnSync as run } from 'node:child_process';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { metrics_table } from '../../json-proxy';
 import {
   brisk,
@@ -19,6 +19,7 @@ import {
   start_redis,
   start_worker,
   temp_dir,
+  test,
   until,
 } from '../harness';
 import { type metered_proxy, read_dashboard, start_metered } from '../metrics_helpers';
