@@ -68,8 +68,8 @@
  *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec", um snapshot) perdeu as linhas
  *     desses instantes, e entrega de novo as que neles já tinham saído.
- *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s, se ele atende por outra; se
- *     ele travou, depois de MAXTIME (de 10 a 60 s). Um LPOP que estava a caminho nela se perde.
+ *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s (60 s sobre TLS). Um LPOP
+ *     que estava a caminho nela se perde.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
@@ -85,6 +85,7 @@ import {
   randomUUID as random_uuid,
   timingSafeEqual as same_bytes,
 } from 'node:crypto';
+import { subscribe } from 'node:diagnostics_channel';
 import { once } from 'node:events';
 import {
   fstatSync as file_stats,
@@ -946,11 +947,11 @@ const clean_limit_ms = 1000;
 const watch_ms = 2000;
 
 /**
- * Silêncio a partir do qual a conexão é trocada. Não antes de
- * MAXTIME: se foi o Redis que travou, uma retirada já escrita ainda pode ser respondida, e até lá
- * algum fluxo a espera. Mas nem um MAXTIME de horas a segura além disso.
+ * Silêncio a partir do qual a conexão é trocada. Um Redis que só travou por menos que isto responde
+ * tudo o que lhe foi pedido; trocá-la antes jogaria fora uma retirada já escrita. Sobre TLS não se
+ * veem chegar os bytes de uma linha enorme, e o PING espera atrás dela: mais paciência.
  */
-const silence_limit_ms = { least: 10_000, most: 60_000 };
+const silence_limit_ms = { plain: 15_000, tls: 60_000 };
 
 /**
  * Entre tentativas de reconexão: dobra a partir do primeiro valor até o segundo. Curto, porque quem
@@ -1052,6 +1053,7 @@ const redis_link = {
   lost_at: 0,
   lost_reason: '',
   alive_at: 0,
+  socket: undefined as net_socket | undefined,
   tracking: false,
   asks_news: false,
 };
@@ -1359,7 +1361,9 @@ async function redis_sweep(): Promise<void> {
     const { client } = redis_ready();
     const [task_key] = redis_keys(uuid);
     const [ttl, task_exists] = await Promise.all([client.ttl(list), client.exists(task_key)]);
-    if (ttl === -1 && !task_exists) adopted += await client.expire(list, REDIS_TTL);
+    if (ttl !== -1 || task_exists) return;
+    const count = await client.expire(list, REDIS_TTL);
+    adopted += count; // só depois da espera: outras somam enquanto isso
   };
   try {
     const options = { MATCH: pattern, COUNT: sweep_page.keys };
@@ -1518,6 +1522,9 @@ async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> 
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
 async function redis_connect(): Promise<void> {
+  subscribe('net.client.socket', (message) => {
+    redis_link.socket = (message as { socket: net_socket }).socket; // só ao Redis se conecta
+  });
   const deadline = now() + connect_limit_ms;
   let reason = 'WAKEUP off';
   if (WAKEUP) {
@@ -1552,12 +1559,15 @@ function redis_replace(): void {
  * por muitos minutos, e então a troca por outra.
  */
 async function redis_watch(): Promise<void> {
-  const { least, most } = silence_limit_ms;
-  const limit_ms = Math.min(Math.max(MAXTIME, least), most);
+  const limit_ms = REDIS_SERVER.tls ? silence_limit_ms.tls : silence_limit_ms.plain;
+  let bytes_seen = 0;
   for (redis_link.alive_at = now(); ; await wait(watch_ms)) {
     const asked_at = now();
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
+    const bytes = redis_link.socket?.bytesRead ?? 0;
+    if (bytes !== bytes_seen) redis_link.alive_at = asked_at; // uma linha enorme a caminho
+    bytes_seen = bytes;
     if (asked_at - redis_link.alive_at > limit_ms && redis_link.was_ready) redis_replace();
   }
 }
@@ -2133,6 +2143,7 @@ const abort_bytes = Buffer.from(abort_word);
 
 /** Os bytes por que começam as palavras, as cabeças e os elementos em branco. */
 const word_starts = new Set(Buffer.from('EHR \t\r\n'));
+const blanks = new Set(Buffer.from(' \t\r\n'));
 
 const head_pattern = /^(?:HTTP|RAW)[ \t]+\d+(?:[\s{]|$)/;
 const valid_head_pattern = /^(HTTP|RAW)[ \t]+(\d{3})\s*(\{.*\})?$/s;
@@ -2230,7 +2241,8 @@ function parse_head(text: string): head_element | string {
 export function parse_element(bytes: Buffer): list_element {
   // quase toda linha começa por outro byte, e não precisa virar texto
   const is_plain = bytes.length > 0 && !word_starts.has(bytes[0] ?? 0);
-  if (is_plain || bytes.length > max_head_bytes) return { kind: 'line', bytes };
+  const is_long = bytes.length > max_head_bytes && !bytes.every((byte) => blanks.has(byte));
+  if (is_plain || is_long) return { kind: 'line', bytes };
   const text = bytes.toString('utf8').trim();
   if (text === '') return { kind: 'blank' };
   if (text === abort_word) return { kind: 'abort' };
@@ -3013,13 +3025,13 @@ function refusal_for(error: unknown): refusal {
   return new refusal(504, 'redis does not answer');
 }
 
-/**
- * Responde /ping: "pong" se o Redis responde, 500 se não.
- * @param turn a vez do pedido
- * @throws refusal 500
- */
-async function answer_ping({ response }: request_turn): Promise<void> {
-  if (!(await redis_ping())) throw new refusal(500, 'redis does not answer');
+/** Responde /ping: "pong" se o Redis responde, 500 se não, mesmo a quem já fechou o seu lado. */
+async function answer_ping(turn: request_turn): Promise<void> {
+  const { response } = turn;
+  if (!(await redis_ping())) {
+    await send_refusal(turn, new refusal(500, 'redis does not answer'));
+    return;
+  }
   response.writeHead(200, {
     ...common_headers(),
     'Content-Type': 'text/plain',
@@ -3248,7 +3260,8 @@ type readings = reading | Record<string, reading>;
 /**
  * Prepara as linhas de metrics_table de um tipo.
  * @param type o tipo do Prometheus
- * @returns função que monta uma métrica: nome, ajuda, leitura, e de quem ela é; sem isso, de quem atende
+ * @returns função que monta uma métrica: nome, ajuda, leitura, e de quem ela é (sem isso, de quem
+ *   atende)
  */
 function metric_of(type: 'counter' | 'gauge' | 'histogram') {
   return (name: string, help: string, read: () => readings, of?: 'supervisor' | 'everyone') => ({
@@ -3422,8 +3435,10 @@ async function is_ready(): Promise<boolean> {
   return !lifetime.stopping && (await redis_ping()) && !lifetime.stopping;
 }
 
-/** O que um processo conta ao supervisor, se há porta de métricas, e de quanto em quanto tempo. */
+/** O que um processo conta ao supervisor, se há porta de métricas; `at` em ms desde 1970. */
 type report = { metrics: string[]; ready: boolean; at: number };
+
+/** De quanto em quanto tempo ele o faz; quem falta três vezes travou. */
 const report_every_ms = 1000;
 
 /** Os processos: os vivos, o último relato dos que atendem, onde o fazem, e o fim de tudo. */
@@ -3443,14 +3458,16 @@ async function answer_observer(
   request: http.IncomingMessage,
   response: http.ServerResponse,
 ): Promise<void> {
-  const reports = [...crew.reports.values()];
-  const is_fresh = ({ ready, at }: report) => ready && Date.now() - at < 3 * report_every_ms;
-  const all_ready = async () =>
-    WORKERS > 1 ? reports.length > 0 && reports.every(is_fresh) : await is_ready();
+  const is_fresh = ({ at }: report) => Date.now() - at < 3 * report_every_ms;
+  const reports = [...crew.reports.values()].filter(is_fresh); // o de quem trava não conta
+  const all_ready = async () => {
+    if (WORKERS === 1) return is_ready();
+    return reports.filter(({ ready }) => ready).length === Math.max(crew.reports.size, 1);
+  };
   const pages: Record<string, () => Promise<[number, string]>> = {
     '/metrics': async () => [
       200,
-      metrics_page([collect_metrics(), ...reports.map((r) => r.metrics)]),
+      metrics_page([collect_metrics(), ...reports.map(({ metrics }) => metrics)]),
     ],
     '/live': async () => [200, 'live\n'],
     '/ready': async () => ((await all_ready()) ? [200, 'ready\n'] : [503, 'not ready\n']),
@@ -3458,8 +3475,8 @@ async function answer_observer(
   const path = path_of(request.url ?? '');
   const page = Object.hasOwn(pages, path) ? pages[path] : undefined;
   const is_read = request.method === 'GET' || request.method === 'HEAD';
-  const not_found: [number, string] = page ? [405, 'method not allowed\n'] : [404, 'not found\n'];
-  const [status, body] = page && is_read ? await page() : not_found;
+  const [not_found, not_allowed] = [[404, 'not found\n'] as const, [405, 'not allowed\n'] as const];
+  const [status, body] = page && is_read ? await page() : page ? not_allowed : not_found;
   response.writeHead(status, {
     ...common_headers(),
     'Content-Type': metrics_type,

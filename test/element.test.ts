@@ -11,7 +11,6 @@ import {
   type list_element,
   parse_element,
   path_of,
-  table_address,
 } from '../json-proxy';
 
 /** O maior elemento que ainda é examinado como palavra de fim ou cabeça. */
@@ -410,19 +409,4 @@ describe('collect_headers', () => {
     assert.equal(JSON.stringify(headers), '{"__proto__":"x","Constructor":"y","A":"1"}');
     assert.equal(Object.getPrototypeOf(headers), Object.prototype);
   });
-});
-
-describe('table_address', () => {
-  for (const [hex, expected] of [
-    ['0100007F', '127.0.0.1'],
-    ['0A01A8C0', '192.168.1.10'],
-    ['00000000000000000000000001000000', '::1'],
-    ['0000000000000000FFFF00000100007F', '::ffff:127.0.0.1'],
-    ['B80D0120000000000000000001000000', '2001:db8::1'],
-    ['000080FE00000000FF005450B6AD1DFE', 'fe80::5054:ff:fe1d:adb6'],
-  ] as const) {
-    test(`${hex} é ${expected}`, () => {
-      assert.equal(table_address(hex), expected);
-    });
-  }
 });

@@ -143,6 +143,24 @@ async function status_becomes(proxy: metered_proxy, path: string, status: number
 }
 
 /**
+ * Lê as métricas até que digam algo: de vários processos, cada um conta o seu a cada segundo.
+ * @param proxy o proxy
+ * @param is_there o que se espera delas
+ * @returns a leitura que o diz
+ */
+async function metrics_when(
+  proxy: metered_proxy,
+  is_there: (values: series) => boolean,
+): Promise<series> {
+  let values: series = new Map();
+  await until('métricas', async () => {
+    values = await read_metrics(proxy);
+    return is_there(values);
+  });
+  return values;
+}
+
+/**
  * Soma uma métrica por todos os processos.
  * @param values leitura
  * @param name nome da série, sem rótulos
@@ -391,7 +409,7 @@ describe('vários processos', { concurrency: 3 }, () => {
     const { proxy, worker } = await set_scene(['-w', '2']);
     await process_of(proxy, 2);
     for (let n = 0; n < 4; n += 1) await serve_one(proxy, worker);
-    const values = await read_metrics(proxy);
+    const values = await metrics_when(proxy, (now) => total(now, 'tasks_total')[0] === 4);
     assert.deepEqual(total(values, 'tasks_total'), [4, 2]);
     assert.deepEqual(total(values, 'sent_lines_total'), [4, 2]);
     assert.equal(total(values, 'stream_endings_total')[0], 4);
@@ -414,23 +432,22 @@ describe('vários processos', { concurrency: 3 }, () => {
       'substituto',
       () => proxy.stdout().match(/ process_ready worker=2 /g)?.length === 2,
     );
-    const values = await read_metrics(proxy);
+    const values = await metrics_when(proxy, (now) => total(now, 'tasks_total')[1] === 2);
     assert.equal(values.get('process_deaths_total{worker="0"}'), 1);
     assert.equal(values.get('tasks_total{worker="1"}'), 1);
     assert.equal(values.get('tasks_total{worker="2"}'), 0);
-    assert.equal(await status_of(proxy, '/ready'), 200);
+    await status_becomes(proxy, '/ready', 200);
   });
 
   test('um que trava fica de fora, e não se está pronto', async () => {
     const { proxy } = await set_scene(['-w', '2']);
     const pid = await process_of(proxy, 2);
-    assert.equal(await status_of(proxy, '/ready'), 200);
+    await metrics_when(proxy, (now) => total(now, 'tasks_total')[1] === 2);
+    await status_becomes(proxy, '/ready', 200);
     process.kill(pid, 'SIGSTOP');
-    const asked = [status_of(proxy, '/ready'), read_metrics(proxy)] as const;
+    await status_becomes(proxy, '/ready', 503);
     assert.equal(await status_of(proxy, '/live'), 200);
-    const [ready, values] = await Promise.all(asked);
-    assert.equal(ready, 503);
-    assert.deepEqual(total(values, 'tasks_total'), [0, 1]);
+    assert.deepEqual(total(await read_metrics(proxy), 'tasks_total'), [0, 1]);
     process.kill(pid, 'SIGCONT');
     await status_becomes(proxy, '/ready', 200);
     assert.equal(total(await read_metrics(proxy), 'tasks_total')[1], 2);
@@ -439,7 +456,7 @@ describe('vários processos', { concurrency: 3 }, () => {
   test('com o Redis fora não se está pronto', async () => {
     const own = await start_redis();
     const { proxy } = await set_scene(['-w', '2'], own);
-    assert.equal(await status_of(proxy, '/ready'), 200);
+    await status_becomes(proxy, '/ready', 200);
     await own.stop();
     await status_becomes(proxy, '/ready', 503);
     assert.equal(await status_of(proxy, '/live'), 200);

@@ -220,7 +220,7 @@ async function assert_in_force(
  */
 function displayed(row: setting, text: string): string {
   if (text === '') return '(vazio)';
-  return row.secret ? '***' : text;
+  return row.is_secret ? '***' : text;
 }
 
 /**
@@ -498,7 +498,7 @@ const ways: [string, (row: setting) => string[]][] = [
 describe('precedência: padrão < ambiente < argumento', { concurrency: 3 }, () => {
   test('as configurações são as combinadas, e os exemplos todos diferentes', () => {
     const actual = settings_table.map(({ name, short, long, fallback }) => {
-      return [name, short, long, fallback];
+      return [name, short || undefined, long, fallback];
     });
     assert.deepEqual(actual, contract);
     assert.deepEqual(Object.keys(samples), names);
@@ -611,7 +611,7 @@ describe('valores ruins: código 2 e uma linha', { concurrency: 3 }, () => {
   for (const row of settings_table) {
     const { value, accepted } = bad_values[row.name] ?? { value: '', accepted: '' };
     if (accepted === '') continue;
-    const shown = `inválido: ${JSON.stringify(row.secret ? '***' : value)}; aceito: `;
+    const shown = `inválido: ${JSON.stringify(row.is_secret ? '***' : value)}; aceito: `;
     test(`${row.name} ruim por opção`, () => {
       const flag = row.short ? `-${row.short}` : `--${row.long}`;
       const pieces = [`${row.name} (${flag}) ${shown}`, accepted];

@@ -19,7 +19,8 @@ type source_function = {
   line: number;
   length: number;
   doc: string;
-  parameters: string[];
+  /** Nome e tipo de cada parâmetro; um parâmetro desmontado conta como "{}". */
+  parameters: { name: string; type: string }[];
   returns_value: boolean;
   body: string;
 };
@@ -35,11 +36,11 @@ const typescript_files = files.filter((name) => name.endsWith('.ts'));
 const program = read_file('json-proxy.ts', 'utf8');
 
 /**
- * Separa os nomes dos parâmetros de uma assinatura.
+ * Separa os parâmetros de uma assinatura.
  * @param signature texto entre os parênteses
- * @returns os nomes, na ordem; um parâmetro desmontado conta como "{}"
+ * @returns nome e começo do tipo de cada um, na ordem; um parâmetro desmontado se chama "{}"
  */
-function parameter_names(signature: string): string[] {
+function find_parameters(signature: string): source_function['parameters'] {
   let flat = signature.replace(/=>/g, '');
   for (let before = ''; before !== flat; ) {
     before = flat;
@@ -50,8 +51,9 @@ function parameter_names(signature: string): string[] {
   }
   return flat
     .split(',')
-    .map((part) => /^\s*(?:\.{3})?([\w{}]+)/.exec(part)?.[1] ?? '')
-    .filter(Boolean);
+    .map((part) => /^\s*(?:\.{3})?([\w{}]+)\??(?:: (\w+)(?![\w.[]))?/.exec(part) ?? [])
+    .map(([, name = '', type = '']) => ({ name, type }))
+    .filter(({ name }) => name !== '');
 }
 
 /**
@@ -70,7 +72,7 @@ function find_functions(source: string): source_function[] {
       line: source.slice(0, found.index + doc.length).split('\n').length,
       length: text.slice(doc.length).split('\n').length,
       doc,
-      parameters: parameter_names(signature),
+      parameters: find_parameters(signature),
       returns_value: type
         ? !/^(Promise<)?(void|never)\b/.test(type)
         : /^ {2}return [^;]/m.test(body),
@@ -98,14 +100,23 @@ describe('estilo', () => {
       assert.equal(functions.length, declared, `${file}: funções que o teste não reconhece`);
       for (const { name, line, doc, parameters, returns_value } of functions) {
         const where = `${file}:${line} ${name}`;
-        assert.match(doc, /\/\*\*\n \* \S/, `${where}: sem documentação`);
-        const documented = [...doc.matchAll(/@param (\w+)/g)].map(([, parameter]) => parameter);
-        const plain = parameters.filter((parameter) => parameter !== '{}');
-        for (const parameter of plain) {
-          assert.ok(documented.includes(parameter), `${where}: falta @param ${parameter}`);
+        assert.match(doc, /^\/\*\*(\n \*)? \S/, `${where}: sem documentação`);
+        const tagged = [...doc.matchAll(/@param (\w+)/g)].map(([, parameter]) => parameter);
+        const known = parameters.map(({ name }) => name);
+        const strange = known.includes('{}')
+          ? []
+          : tagged.filter((name = '') => !known.includes(name));
+        assert.deepEqual(strange, [], `${where}: @param a mais`);
+        for (const { name: parameter, type } of parameters) {
+          // de um tipo com nome, o tipo diz; e o contrato dos leitores de texto está acima deles
+          if (!/^(string|number|boolean)$/.test(type) || parameter === 'text') continue;
+          const is_named = tagged.includes(parameter) || doc.includes(`\`${parameter}\``);
+          assert.ok(is_named, `${where}: falta dizer o que é ${parameter}`);
         }
-        assert.equal(documented.length, parameters.length, `${where}: @param a mais ou a menos`);
-        if (returns_value) assert.match(doc, /@returns|devolve/i, `${where}: falta @returns`);
+        // "Dá", "Lê", "Diz se": a primeira palavra já é o que se devolve
+        const gives =
+          /@returns|devolve|\/\*\*\s+(\* )?(Dá|Lê|Diz|Monta|Cria|Separa|Junta)(?![a-zà-ú])/i;
+        if (returns_value) assert.match(doc, gives, `${where}: falta @returns`);
         count += 1;
       }
     }

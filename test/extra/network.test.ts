@@ -57,26 +57,11 @@ const recovery_limit_ms = 60_000;
 /** Muito mais que o tempo em que uma resposta do Redis dispensa o PING antes de uma tarefa. */
 const stale_answer_ms = 100;
 
-/**
- * Uma rede que vai e volta: dois clientes ficam sem ela `cut_ms`, um de cada vez. Duas vezes somam
- * o intervalo entre as conferências do proxy, 5 s: todas veem o mesmo cliente sem rede. Como as
- * retransmissões se espaçam, cada vez o deixa calado uns 3 s, bem menos que MAXTIME.
- */
-const flapping = { turns: 14, turn_ms: 2500, cut_ms: 2000, maxtime: ['-t', '20000'] };
-
-/** De quanto em quanto tempo um worker empurra uma linha. */
-const line_every_ms = 100;
-
 /** Prazo de uma resposta inteira numa rede que perde um pacote em cada cinco. */
 const lossy_limit_ms = 100_000;
 
 /** Um teste que passa disto não vai terminar. */
 const limits = { timeout: 150_000 };
-
-/** Empurra uma linha se a tarefa ainda existe, no mesmo instante; devolve se existia. */
-const push_if_alive = `
-  if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-  return redis.call('RPUSH', KEYS[2], ARGV[1])`;
 
 /** O que cada cliente já tinha feito quando sumiu: o que enviou e o que esperou chegar. */
 const vanishing: Record<string, { text: string; seen: RegExp }> = {
@@ -273,24 +258,6 @@ async function vanish_all(closes: boolean): Promise<void> {
   await check_sound(scene, closes ? clients.length : 0);
 }
 
-/**
- * Tira e devolve a rede a cada cliente, um de cada vez, sempre nos mesmos instantes do ciclo.
- * @param link a ligação
- * @param clients os clientes
- */
-async function flap(link: link, clients: raw_client[]): Promise<void> {
-  const began_at = performance.now();
-  for (let turn = 0; turn < flapping.turns; turn += 1) {
-    const client = clients[turn % clients.length] as raw_client;
-    await delay(began_at + turn * flapping.turn_ms - performance.now());
-    // numa máquina lenta o silêncio anterior não se emenda neste
-    await until('confirmação', () => link.unconfirmed_bytes(client.socket.localPort) === 0);
-    vanish(link, client);
-    await delay(flapping.cut_ms);
-    link.mend();
-  }
-}
-
 /** Os testes; cada um é independente dos outros. */
 const tests: Record<string, () => Promise<void>> = {
   'só a conexão com o Redis se cala: os fluxos seguem noutra': () => silence_redis([]),
@@ -328,26 +295,6 @@ const tests: Record<string, () => Promise<void>> = {
 
   'clientes fecham, mas o FIN se perde: o mesmo': () => vanish_all(true),
 
-  'cliente some enquanto recebe linhas: o worker logo sabe': async () => {
-    const scene = await start_network_scene([...brisk, '-t', '10000']);
-    const { link, proxy, worker, db } = scene;
-    const client = await connect_client(proxy, raw_request('GET /'));
-    const task = await worker.next();
-    const keys = [task.task_key, task.task_list];
-    await db.rPush(task.task_list, 'antes');
-    await client.wait_for(/antes/);
-    vanish(link, client);
-    const is_over = async () => {
-      await delay(line_every_ms); // o ritmo do worker
-      return (await db.eval(push_if_alive, { keys, arguments: ['depois'] })) === 0;
-    };
-    await until('fim da tarefa', is_over, unread_limit_ms);
-    await proxy.wait_for(new RegExp(` vanished_client task=${task.uuid} silent_ms=\\d{5}\n`));
-    assert.equal((await outcome_of(proxy, task))[0], 'client_gone');
-    await see_tombstone(db, task);
-    await check_sound(scene);
-  },
-
   'cliente some com o socket cheio: notado em MAXTIME': async () => {
     const scene = await start_network_scene([...brisk, '-t', '10000']);
     const { link, proxy, worker, db } = scene;
@@ -358,39 +305,6 @@ const tests: Record<string, () => Promise<void>> = {
     vanish(link, client);
     assert.equal((await outcome_of(proxy, task, unread_limit_ms))[0], 'client_gone');
     await see_tombstone(db, task);
-    await check_sound(scene);
-  },
-
-  'clientes cuja rede vai e volta, mas que confirmam o que recebem, não são cortados': async () => {
-    const scene = await start_network_scene([...brisk, ...flapping.maxtime]);
-    const { link, proxy, worker, db } = scene;
-    const clients: { client: raw_client; task: task_names }[] = [];
-    for (let n = 0; n < 2; n += 1) {
-      const client = await connect_client(proxy, raw_request('GET /'));
-      clients.push({ client, task: await worker.next() });
-    }
-    const sent: string[] = [];
-    const push_lines = async () => {
-      while (sent.length < (flapping.turns * flapping.turn_ms) / line_every_ms) {
-        const line = `<${sent.length}>`;
-        sent.push(line);
-        for (const { task } of clients) await db.rPush(task.task_list, line);
-        await delay(line_every_ms); // o ritmo do worker
-      }
-    };
-    await Promise.all([
-      flap(
-        link,
-        clients.map(({ client }) => client),
-      ),
-      push_lines(),
-    ]);
-    for (const { client, task } of clients) {
-      await db.rPush(task.task_list, 'EOF');
-      assert.deepEqual(await outcome_of(proxy, task), ['done', String(sent.length)]);
-      await client.wait_for(new RegExp(`${sent.at(-1)}\n`), unread_limit_ms);
-      assert.deepEqual(client.text().match(/<\d+>/g), sent);
-    }
     await check_sound(scene);
   },
 
