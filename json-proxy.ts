@@ -2375,6 +2375,7 @@ type stream_state = {
   bytes: number;
   bytes_left: number;
   opening: string;
+  is_sending: boolean;
   odd_head: boolean;
   dropped: number;
   is_cut: boolean;
@@ -2547,6 +2548,7 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     bytes: 0,
     bytes_left: Infinity,
     opening: '',
+    is_sending: false,
     odd_head: false,
     dropped: 0,
     is_cut: false,
@@ -2565,12 +2567,12 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
 
 /**
  * Envia uma linha de vida se nada foi enviado há HEARTBEAT, e marca a próxima. Nunca no meio de uma
- * linha grande, que só espera por "drain"; e ela não conta como linha do worker.
+ * linha que ainda está saindo; e ela não conta como linha do worker.
  * @param stream o fluxo
  */
 function send_heartbeat(stream: stream_state): void {
   const quiet_ms = now() - stream.sent_at;
-  if (quiet_ms >= HEARTBEAT && stream.waiting !== 'drain') {
+  if (quiet_ms >= HEARTBEAT && !stream.is_sending) {
     open_response(stream);
     if (stream.format.heartbeat === '') return;
     stream.response.write(stream.format.heartbeat);
@@ -2829,7 +2831,9 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
   let lines: Buffer[] = [];
   const send = async (some: Iterable<Buffer>) => {
     lines = [];
+    stream.is_sending = true;
     await send_lines(stream, some);
+    stream.is_sending = false;
     stream.resume_at = now() + PAUSE;
   };
   stream.last_pop_at = now();
