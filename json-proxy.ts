@@ -116,10 +116,10 @@ import {
 } from 'redis';
 
 /** Versão do programa; um teste a mantém igual à do package.json. */
-export const version = '0.1.0';
+export const version = '0.2.0';
 
 // ── Configurações ───────────────────────────────────────────────────────────────────────────────
-// Uma tabela só (settings_table) alimenta a leitura, o --help e o README: nome, opções, padrão e
+// Uma tabela só (settings_table) alimenta a leitura, o --help e o MANUAL.md: nome, opções, padrão e
 // leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito; o
 // programa para ali, com código 2, antes de tocar na rede. Senhas nunca são mostradas, nem as de
 // dentro de URL.
@@ -701,7 +701,7 @@ function help_text(gathered: gathered_settings): string {
 
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
 // Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl, ou
-// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no README. Corpos, valores
+// um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no manual. Corpos, valores
 // de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a
 // prioridade vai no prefixo do texto e a hora é dele.
 
@@ -871,9 +871,6 @@ const first_line_bounds = [0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 /** Uma ida e volta ao Redis: na mesma máquina é a primeira faixa; a última é quase uma recusa. */
 const redis_bounds = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1];
 
-/** Os status das recusas contam desde 0: quem soma aumentos não veria o primeiro de cada um. */
-const refusal_statuses = [400, 401, 408, 413, 417, 429, 431, 500, 501, 503, 504, 505];
-
 /**
  * Cria um histograma vazio.
  * @param bounds limites das faixas, em segundos, crescentes
@@ -883,13 +880,86 @@ function make_histogram(bounds: number[]): histogram {
   return { bounds, counts: [...bounds.map(() => 0), 0], sum: 0 };
 }
 
+/** O que o cliente recebe numa recusa: o status, o texto do campo "error", cabeçalhos a mais. */
+type refusal_rule = { status: number; text: string; headers?: Record<string, string> };
+
+/** Quem foi recusado assim não pode pedir mais nada na mesma conexão. */
+const closing = { Connection: 'close' };
+
+/** Quanto um cliente recusado por falta de lugar ou de worker deve esperar, em s. */
+const try_later = { 'Retry-After': '5' };
+
+/**
+ * Toda recusa, antes de haver fluxo, que um cliente pode receber; depois, quem diz é ending_rules.
+ * O "%" é o valor que muda. As tabelas do manual são conferidas com esta.
+ */
+export const refusal_rules = {
+  malformed: { status: 400, text: 'malformed request' },
+  two_hosts: { status: 400, text: 'more than one Host header', headers: closing },
+  no_host: { status: 400, text: 'missing Host header', headers: closing },
+  bad_coding: { status: 400, text: 'unsupported Transfer-Encoding', headers: closing },
+  bad_key: {
+    status: 401,
+    text: 'missing or unknown API key',
+    headers: { 'WWW-Authenticate': 'Bearer' },
+  },
+  slow_request: { status: 408, text: 'request not received in time' },
+  slow_body: { status: 408, text: 'request body stopped arriving' },
+  large_body: { status: 413, text: 'request body larger than % bytes' },
+  large_chunks: { status: 413, text: 'chunk extensions too large' },
+  bad_expect: { status: 417, text: 'only "Expect: 100-continue" is supported', headers: closing },
+  over_rate: { status: 429, text: 'too many requests' },
+  large_headers: { status: 431, text: 'request headers too large' },
+  internal: { status: 500, text: 'internal error' },
+  ping_failed: { status: 500, text: 'redis does not answer' },
+  no_tunnel: { status: 501, text: 'CONNECT is not supported' },
+  stopping: {
+    status: 503,
+    text: 'server shutting down',
+    headers: { ...closing, 'Retry-After': '1' },
+  },
+  full: { status: 503, text: 'too many streams', headers: try_later },
+  no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
+  redis_full: { status: 503, text: 'redis is out of memory' },
+  redis_read_only: { status: 503, text: 'redis is read-only' },
+  redis_unsaved: { status: 503, text: 'redis cannot save to disk' },
+  redis_denied: { status: 503, text: 'redis denied access' },
+  aborted: { status: 503, text: 'the worker aborted the answer' },
+  redis_refused: { status: 503, text: 'redis refused a command' },
+  redis_silent: { status: 504, text: 'redis does not answer' },
+  bad_version: {
+    status: 505,
+    text: 'only HTTP/1.0 and HTTP/1.1 are supported',
+    headers: closing,
+  },
+} satisfies Record<string, refusal_rule>;
+
+/** Uma recusa antes de haver tarefa: o status e a mensagem que o cliente vê. */
+class refusal extends Error {
+  readonly status: number;
+  readonly headers: Record<string, string>;
+
+  /**
+   * @param rule linha do catálogo
+   * @param value o que vai no lugar do "%" do texto
+   * @param headers cabeçalhos além dos do catálogo
+   */
+  constructor(rule: keyof typeof refusal_rules, value = '', headers: Record<string, string> = {}) {
+    const { status, text, headers: fixed }: refusal_rule = refusal_rules[rule];
+    super(text.replace('%', value));
+    this.status = status;
+    this.headers = { ...fixed, ...headers };
+  }
+}
+
 /** As contas deste processo, desde que ele subiu. */
 const tally = {
   tasks: 0,
   lines: 0,
   bytes: 0,
   endings: { done: 0, timeout: 0, client_gone: 0, redis_lost: 0, failed: 0, shutdown: 0 },
-  refusals: new Map(refusal_statuses.map((status) => [status, 0])),
+  // desde 0: quem soma aumentos não veria o primeiro de cada um
+  refusals: new Map(Object.values(refusal_rules).map(({ status }) => [status, 0])),
   first_line: make_histogram(first_line_bounds),
   redis_ping: make_histogram(redis_bounds),
   redis_create: make_histogram(redis_bounds),
@@ -1101,19 +1171,17 @@ function is_refusal(error: unknown): error is Error {
 }
 
 /**
- * Descreve uma recusa em palavras gerais, para o cliente HTTP.
- * @param error erro vindo do Redis
- * @returns texto em inglês, sem nomes de chaves nem de usuários
+ * Descreve uma recusa do Redis em palavras gerais: sem nomes de chaves nem de usuários.
+ * @returns a linha do catálogo
  */
-function refusal_reason(error: Error): string {
-  const reasons: [RegExp, string][] = [
-    [/^OOM\b/, 'redis is out of memory'],
-    [/^READONLY\b/, 'redis is read-only'],
-    [/^MISCONF\b/, 'redis cannot save to disk'],
-    [/^(NOPERM|NOAUTH|WRONGPASS)\b/, 'redis denied access'],
+function refusal_reason(error: Error): keyof typeof refusal_rules {
+  const reasons: [RegExp, keyof typeof refusal_rules][] = [
+    [/^OOM\b/, 'redis_full'],
+    [/^READONLY\b/, 'redis_read_only'],
+    [/^MISCONF\b/, 'redis_unsaved'],
+    [/^(NOPERM|NOAUTH|WRONGPASS)\b/, 'redis_denied'],
   ];
-  const found = reasons.find(([pattern]) => pattern.test(error.message));
-  return found ? found[1] : 'redis refused a command';
+  return reasons.find(([pattern]) => pattern.test(error.message))?.[1] ?? 'redis_refused';
 }
 
 /**
@@ -1605,13 +1673,13 @@ const probe_after_ms = 30_000;
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
 
+/** Pedidos sem resposta numa conexão: quem enfileira de verdade (pipelining) manda uma dúzia. */
+const max_pipelined = 64;
+
 const allowed_methods = 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS';
 
 /** Por quanto tempo um navegador pode guardar a resposta a um OPTIONS, em s. */
 const preflight_age_s = 600;
-
-/** Quanto um cliente recusado por falta de lugar ou de worker deve esperar, em s. */
-const retry_after_s = 5;
 
 /** O tipo de mídia dos eventos que o EventSource de um navegador lê. */
 const event_type = 'text/event-stream';
@@ -1624,41 +1692,23 @@ const stream_types = [
   event_type,
 ];
 
-/** Uma recusa antes de haver tarefa: status e mensagem que o cliente vê. */
-class refusal extends Error {
-  /**
-   * @param status status HTTP
-   * @param message texto do campo "error", em inglês
-   * @param headers cabeçalhos a mais
-   */
-  constructor(
-    readonly status: number,
-    message: string,
-    readonly headers: Record<string, string> = {},
-  ) {
-    super(message);
-  }
-}
-
 /** Por que um pedido é interrompido de fora. */
 type interruption = 'client_gone' | 'shutdown';
 
 /**
- * A vez de um pedido: por que foi interrompido, quem avisar quando for (um pedido espera por uma
- * coisa de cada vez), e a espera pelo anterior na mesma conexão. Um AbortSignal diria o mesmo, por
- * um décimo do tempo de uma tarefa curta e mais de um kB por fluxo parado.
+ * A vez de um pedido: por que foi interrompido, e quem avisar quando for (um pedido espera por uma
+ * coisa de cada vez). Um AbortSignal diria o mesmo, por um décimo do tempo de uma tarefa curta e
+ * mais de um kB por fluxo parado.
  */
 type request_turn = {
   request: http.IncomingMessage;
   response: http.ServerResponse;
   interrupted: interruption | undefined;
   on_interrupt: () => void;
-  previous: Promise<void>;
-  leave: () => void;
 };
 
 /**
- * O que se sabe de uma conexão: os pedidos em andamento, a resposta do último, o fim da vez dele, e
+ * O que se sabe de uma conexão: os pedidos sem resposta, a resposta do último, o fim da vez dele, e
  * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
  * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
  * corpo.
@@ -1666,7 +1716,7 @@ type request_turn = {
 type connection_state = {
   socket: net_socket;
   bytes_at_rest: number;
-  turns: request_turn[];
+  turns: Set<request_turn>;
   last_turn: Promise<void>;
   last_response: http.ServerResponse | undefined;
   broken: refusal | undefined;
@@ -1829,7 +1879,7 @@ function watch_connection(socket: net_socket): void {
   const state: connection_state = {
     socket,
     bytes_at_rest: socket.bytesRead,
-    turns: [],
+    turns: new Set(),
     last_turn: Promise.resolve(),
     last_response: undefined,
     broken: undefined,
@@ -1853,44 +1903,8 @@ function watch_connection(socket: net_socket): void {
  * @param state a conexão
  */
 function close_if_idle(state: connection_state | undefined): void {
-  const is_idle = state?.turns.length === 0 && state.socket.bytesRead === state.bytes_at_rest;
+  const is_idle = state?.turns.size === 0 && state.socket.bytesRead === state.bytes_at_rest;
   if (is_idle) state.socket.destroySoon();
-}
-
-/**
- * Põe um pedido na fila da sua conexão. Chamada antes da primeira espera, para que nenhum
- * fechamento passe despercebido.
- * @param request o pedido
- * @param response a resposta dele
- * @returns a vez: espere `previous` antes de responder e chame `leave` no fim
- */
-function take_turn(request: http.IncomingMessage, response: http.ServerResponse): request_turn {
-  const { socket } = request;
-  const state = connections.get(socket);
-  let release = () => {};
-  const finished = new Promise<void>((resolve) => {
-    release = resolve;
-  });
-  const turn: request_turn = {
-    request,
-    response,
-    interrupted: socket.destroyed ? 'client_gone' : undefined,
-    on_interrupt: () => {},
-    previous: state?.last_turn ?? Promise.resolve(),
-    leave: () => {
-      state?.turns.splice(state.turns.indexOf(turn), 1);
-      if (state) state.bytes_at_rest = state.socket.bytesRead;
-      live_requests.delete(turn);
-      release();
-    },
-  };
-  if (state) {
-    state.last_turn = finished;
-    state.last_response = response;
-    state.turns.push(turn);
-  }
-  live_requests.add(turn);
-  return turn;
 }
 
 /**
@@ -1923,7 +1937,7 @@ function response_sent(response: http.ServerResponse): Promise<void> {
  */
 function read_body(turn: request_turn): Promise<Buffer> {
   const { request, response } = turn;
-  const too_large = () => new refusal(413, `request body larger than ${MAXBODY} bytes`);
+  const too_large = () => new refusal('large_body', String(MAXBODY));
   if (Number(request.headers['content-length'] ?? 0) > MAXBODY) return Promise.reject(too_large());
   const waits = request.headers.expect !== undefined && request.httpVersion !== '1.0';
   if (waits) response.writeContinue(); // check_request só deixou passar o 100-continue
@@ -1932,7 +1946,7 @@ function read_body(turn: request_turn): Promise<Buffer> {
   const body = new Promise<Buffer>((resolve, reject) => {
     const chunks: Buffer[] = [];
     let size = 0;
-    const stalled = () => reject(new refusal(408, 'request body stopped arriving'));
+    const stalled = () => reject(new refusal('slow_body'));
     timer = setTimeout(stalled, body_limit_ms);
     const check_broken = () => {
       if (state?.broken && !request.complete) reject(state.broken);
@@ -1999,22 +2013,15 @@ function destroy_later(socket: duplex_stream): void {
 /**
  * Fecha uma conexão com uma última resposta, salvo se a anterior já prometeu ser a última: numa
  * resposta sem tamanho, que acaba quando a conexão fecha, ela pareceria parte do corpo.
- * @param socket a conexão
- * @param status status HTTP
- * @param message texto do campo "error"
  * @param reason motivo, para o log
  */
-function end_connection(
-  socket: duplex_stream,
-  status: number,
-  message: string,
-  reason: string,
-): void {
+function end_connection(socket: duplex_stream, why: refusal, reason: string): void {
+  const { status, message } = why;
   count_refusal(status);
   log('warn', 'refused', { status, reason });
   const is_over = connections.get(socket)?.last_response?.shouldKeepAlive === false;
   const body = `${error_line(message)}\n`;
-  const headers = { ...error_headers(body), Date: new Date().toUTCString(), Connection: 'close' };
+  const headers = { ...error_headers(body), Date: new Date().toUTCString(), ...closing };
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
   const head = `HTTP/1.1 ${status} ${http.STATUS_CODES[status]}\r\n${lines.join('')}`;
   if (socket.writable) socket.end(is_over ? undefined : `${head}\r\n${body}`);
@@ -2042,18 +2049,17 @@ async function refuse_broken_request(
     return;
   }
   if (state.broken) return; // cada pedaço que chega depois repete o erro
-  const answers: Record<string, [number, string]> = {
-    HPE_HEADER_OVERFLOW: [431, 'request headers too large'],
-    HPE_CHUNK_EXTENSIONS_OVERFLOW: [413, 'chunk extensions too large'],
-    ERR_HTTP_REQUEST_TIMEOUT: [408, 'request not received in time'],
+  const answers: Record<string, keyof typeof refusal_rules> = {
+    HPE_HEADER_OVERFLOW: 'large_headers',
+    HPE_CHUNK_EXTENSIONS_OVERFLOW: 'large_chunks',
+    ERR_HTTP_REQUEST_TIMEOUT: 'slow_request',
   };
-  const [status, message] = answers[error.code ?? ''] ?? [400, 'malformed request'];
-  state.broken = new refusal(status, message);
+  state.broken = new refusal(answers[error.code ?? ''] ?? 'malformed');
   const is_body = state.last_response?.req.complete === false;
   if (is_body) state.on_broken();
   await state.last_turn;
   if (is_body || error.code === 'ECONNRESET') destroy_later(socket);
-  else end_connection(socket, status, message, error.code ?? error.message);
+  else end_connection(socket, state.broken, error.code ?? error.message);
 }
 
 // ── Tarefa ──────────────────────────────────────────────────────────────────────────────────────
@@ -2184,7 +2190,7 @@ export type list_element =
   | { kind: 'line'; bytes: Buffer; flaw?: string }
   | head_element;
 
-/** O worker desistiu, ou disse o que não se pode cumprir; a mensagem, em inglês, vai ao cliente. */
+/** O worker desistiu, ou pediu o que não se pode cumprir: a resposta não pode passar por inteira. */
 class worker_fault extends Error {}
 
 /**
@@ -2443,7 +2449,7 @@ const ending_rules: Record<ending, ending_rule> = {
   client_gone: { status: 0, last_line: () => undefined },
   redis_lost: { status: 504, last_line: () => error_line('redis lost') },
   failed: { status: 503, last_line: (stream) => error_line(stream.failure) },
-  shutdown: { status: 503, last_line: () => error_line('server shutting down') },
+  shutdown: { status: 503, last_line: () => error_line(refusal_rules.stopping.text) },
 };
 
 /**
@@ -2713,7 +2719,7 @@ function next_batch(batch: number, elements: Buffer[]): number {
  */
 function take_head(stream: stream_state, head: head_element, is_first: boolean): boolean {
   const is_late = !is_first || stream.response.headersSent;
-  if (is_late && head.is_raw) throw new worker_fault('RAW came after the headers had left');
+  if (is_late && head.is_raw) throw new worker_fault('RAW chegou tarde: a resposta já começou');
   if (is_late) return false;
   if (head.dropped.length > 0) {
     log('warn', 'header_refused', { task: stream.task.uuid, names: head.dropped.join(',') });
@@ -2744,7 +2750,7 @@ function note_odd_head(stream: stream_state, reason: string): void {
  */
 async function send_parts(stream: stream_state, parts: Buffer[], size: number): Promise<void> {
   stream.bytes_left -= size;
-  if (stream.bytes_left < 0) throw new worker_fault('answer longer than its Content-Length');
+  if (stream.bytes_left < 0) throw new worker_fault('a resposta é maior que o seu Content-Length');
   for (const part of size > max_copied_bytes ? parts : [Buffer.concat(parts, size)]) {
     for (let start = 0; start < part.length; start += write_slice_bytes) {
       const slice = part.subarray(start, start + write_slice_bytes);
@@ -2809,7 +2815,7 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
   if (element.kind === 'blank') return undefined;
   const is_first = stream.elements === 0;
   stream.elements += 1;
-  if (element.kind === 'abort') throw new worker_fault('the worker aborted the answer');
+  if (element.kind === 'abort') throw new worker_fault('o worker mandou HTTP ABORT');
   if (element.kind === 'end') stream.said_end = true;
   if (element.kind === 'end') return undefined;
   if (element.kind === 'head') {
@@ -2929,15 +2935,14 @@ async function run_stream(stream: stream_state): Promise<ending> {
   try {
     const how = await stream_loop(stream);
     const is_short = how === 'done' && stream.bytes_left > 0 && stream.bytes_left < Infinity;
-    if (is_short) throw new worker_fault('answer shorter than its Content-Length');
+    if (is_short) throw new worker_fault('a resposta é menor que o seu Content-Length');
     return how;
   } catch (error) {
     const { message, stack = message } = error as Error;
-    const is_fault = error instanceof worker_fault;
-    const reason = is_fault || is_refusal(error) ? message : stack;
-    const refused = is_refusal(error) ? refusal_reason(error) : 'internal error';
-    stream.failure = is_fault ? message : refused;
-    stream.is_cut = is_fault;
+    stream.is_cut = error instanceof worker_fault;
+    const reason = stream.is_cut || is_refusal(error) ? message : stack;
+    const rule = is_refusal(error) ? refusal_reason(error) : 'internal';
+    stream.failure = refusal_rules[stream.is_cut ? 'aborted' : rule].text;
     log('error', 'stream_error', { task: stream.task.uuid, reason });
     return 'failed';
   }
@@ -3025,15 +3030,15 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
  * @returns 503 se o Redis recusou, 504 se não respondeu
  */
 function refusal_for(error: unknown): refusal {
-  if (is_refusal(error)) return new refusal(503, refusal_reason(error));
-  return new refusal(504, 'redis does not answer');
+  if (is_refusal(error)) return new refusal(refusal_reason(error));
+  return new refusal('redis_silent');
 }
 
 /** Responde /ping: "pong" se o Redis responde, 500 se não, mesmo a quem já fechou o seu lado. */
 async function answer_ping(turn: request_turn): Promise<void> {
   const { response } = turn;
   if (!(await redis_ping())) {
-    await send_refusal(turn, new refusal(500, 'redis does not answer'));
+    await send_refusal(turn, new refusal('ping_failed'));
     return;
   }
   response.writeHead(200, {
@@ -3074,7 +3079,7 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
   redis_listeners.delete(uuid);
   const cleaned = redis_clean({ task_uuid: uuid, worker_may_write: false });
   await within(cleaned, clean_limit_ms).catch(() => {});
-  throw new refusal(503, 'no worker is listening', { 'Retry-After': String(retry_after_s) });
+  throw new refusal('no_worker');
 }
 
 /**
@@ -3084,9 +3089,7 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
  * @throws refusal antes de haver tarefa
  */
 async function serve_task(turn: request_turn): Promise<void> {
-  if (lifetime.tasks >= MAXTASKS) {
-    throw new refusal(503, 'too many streams', { 'Retry-After': String(retry_after_s) });
-  }
+  if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
   try {
     const stream = await open_stream(turn, await read_body(turn));
@@ -3104,27 +3107,16 @@ async function serve_task(turn: request_turn): Promise<void> {
  */
 function check_request(request: http.IncomingMessage): void {
   const { httpVersion: http_version, headers, rawHeaders: raw_headers } = request;
-  const closing = { Connection: 'close' };
-  if (lifetime.stopping) {
-    throw new refusal(503, 'server shutting down', { ...closing, 'Retry-After': '1' });
-  }
-  if (!/^1\.[01]$/.test(http_version)) {
-    throw new refusal(505, 'only HTTP/1.0 and HTTP/1.1 are supported', closing);
-  }
+  if (lifetime.stopping) throw new refusal('stopping');
+  if (!/^1\.[01]$/.test(http_version)) throw new refusal('bad_version');
   const hosts = raw_headers.filter((text, index) => index % 2 === 0 && /^host$/i.test(text));
-  if (hosts.length > 1) throw new refusal(400, 'more than one Host header', closing);
-  if (hosts.length === 0 && http_version === '1.1') {
-    throw new refusal(400, 'missing Host header', closing);
-  }
+  if (hosts.length > 1) throw new refusal('two_hosts');
+  if (hosts.length === 0 && http_version === '1.1') throw new refusal('no_host');
   const coding = headers['transfer-encoding'];
   const is_understood = coding?.toLowerCase() === 'chunked' && http_version === '1.1';
-  if (coding !== undefined && !is_understood) {
-    throw new refusal(400, 'unsupported Transfer-Encoding', closing);
-  }
+  if (coding !== undefined && !is_understood) throw new refusal('bad_coding');
   const { expect = '100-continue' } = headers;
-  if (expect.toLowerCase() !== '100-continue') {
-    throw new refusal(417, 'only "Expect: 100-continue" is supported', closing);
-  }
+  if (expect.toLowerCase() !== '100-continue') throw new refusal('bad_expect');
 }
 
 /**
@@ -3141,7 +3133,7 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
     throw refusal_for(error);
   });
   if (count <= RATE.count) return;
-  throw new refusal(429, 'too many requests', { 'Retry-After': String(wait_s) });
+  throw new refusal('over_rate', '', { 'Retry-After': String(wait_s) });
 }
 
 /**
@@ -3173,16 +3165,14 @@ async function dispatch(turn: request_turn): Promise<void> {
     await answer_ping(turn);
     return;
   }
-  if (!is_authorized(request)) {
-    throw new refusal(401, 'missing or unknown API key', { 'WWW-Authenticate': 'Bearer' });
-  }
+  if (!is_authorized(request)) throw new refusal('bad_key');
   if (is_returning(request)) {
     // um EventSource cujo fluxo acabou volta sozinho, e com um 204 desiste
     response.writeHead(204, common_headers());
     response.end();
     return;
   }
-  if (!(await redis_ping(fresh_answer_ms))) throw new refusal(504, 'redis does not answer');
+  if (!(await redis_ping(fresh_answer_ms))) throw new refusal('redis_silent');
   await check_rate(request);
   if (turn.interrupted) throw new Error('interrompido');
   if (request.method === 'HEAD') {
@@ -3211,30 +3201,25 @@ async function answer_failure(turn: request_turn, error: unknown): Promise<void>
     cut_response(turn); // um fim normal passaria a parte por todo
     return;
   }
-  const shutting_down = new refusal(503, 'server shutting down', { Connection: 'close' });
-  const fallback = turn.interrupted ? shutting_down : new refusal(500, 'internal error');
+  const fallback = new refusal(turn.interrupted ? 'stopping' : 'internal');
   await send_refusal(turn, error instanceof refusal ? error : fallback);
 }
 
 /**
- * Atende um pedido: espera a vez na conexão, despacha, e só a passa adiante quando a resposta saiu.
- * @param request o pedido
- * @param response a resposta
+ * Atende um pedido cuja vez chegou, e só a passa adiante quando a resposta saiu.
+ * @param state a conexão
+ * @param turn a vez do pedido
  */
-async function handle_request(
-  request: http.IncomingMessage,
-  response: http.ServerResponse,
-): Promise<void> {
-  const turn = take_turn(request, response);
-  const cors = cors_headers(request);
-  for (const name in cors) response.setHeader(name, cors[name] ?? '');
+async function take_turn(state: connection_state, turn: request_turn): Promise<void> {
+  const { request, response } = turn;
   try {
-    await turn.previous;
     // O que vem atrás de uma resposta que fecha a conexão não é atendido (RFC 9112, 9.6).
-    if (turn.interrupted === 'client_gone' || request.socket.writableEnded) {
-      request.socket.destroySoon(); // o erro do analisador espera por esta vez
+    if (turn.interrupted === 'client_gone' || state.socket.writableEnded) {
+      state.socket.destroySoon(); // o erro do analisador espera por esta vez
       return;
     }
+    const cors = cors_headers(request);
+    for (const name in cors) response.setHeader(name, cors[name] ?? '');
     // O Node joga fora o que chegou no mesmo pacote, atrás de um Upgrade que ninguém atende.
     if (request.headers.upgrade !== undefined) response.shouldKeepAlive = false;
     await dispatch(turn);
@@ -3242,9 +3227,38 @@ async function handle_request(
     await answer_failure(turn, error);
   } finally {
     await response_sent(response);
-    turn.leave();
-    if (lifetime.stopping) close_if_idle(connections.get(request.socket));
+    state.turns.delete(turn);
+    live_requests.delete(turn);
+    state.bytes_at_rest = state.socket.bytesRead;
+    if (lifetime.stopping) close_if_idle(state);
   }
+}
+
+/**
+ * Recebe um pedido e o põe na fila da sua conexão. Nada espera antes disto: nenhum fechamento passa
+ * despercebido. Quem enfileira sem ler as respostas perde a conexão, e o que já vinha nela, cai.
+ * @param request o pedido
+ * @param response a resposta
+ */
+function handle_request(request: http.IncomingMessage, response: http.ServerResponse): void {
+  const { socket } = request;
+  const state = connections.get(socket);
+  if (!state || socket.destroyed) return;
+  if (state.turns.size >= max_pipelined) {
+    log('warn', 'pipeline_cut', { address: socket.remoteAddress ?? '', waiting: max_pipelined });
+    socket.destroy();
+    return;
+  }
+  const turn: request_turn = {
+    request,
+    response,
+    interrupted: undefined,
+    on_interrupt: () => {},
+  };
+  state.turns.add(turn);
+  live_requests.add(turn);
+  state.last_response = response;
+  state.last_turn = state.last_turn.then(() => take_turn(state, turn));
 }
 
 // ── Métricas ────────────────────────────────────────────────────────────────────────────────────
@@ -3479,7 +3493,8 @@ async function answer_observer(
   const path = path_of(request.url ?? '');
   const page = Object.hasOwn(pages, path) ? pages[path] : undefined;
   const is_read = request.method === 'GET' || request.method === 'HEAD';
-  const [not_found, not_allowed] = [[404, 'not found\n'] as const, [405, 'not allowed\n'] as const];
+  const not_found = [404, 'not found\n'] as const;
+  const not_allowed = [405, 'method not allowed\n'] as const;
   const [status, body] = page && is_read ? await page() : page ? not_allowed : not_found;
   response.writeHead(status, {
     ...common_headers(),
@@ -3564,7 +3579,7 @@ function make_server(): http.Server {
   server.on('clientError', refuse_broken_request);
   server.on('connect', async (_request, socket) => {
     await connections.get(socket)?.last_turn;
-    end_connection(socket, 501, 'CONNECT is not supported', 'CONNECT'); // não é um túnel
+    end_connection(socket, new refusal('no_tunnel'), 'CONNECT'); // não é um túnel
   });
   return server;
 }

@@ -8,7 +8,7 @@ import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
 import { parse_origins, parse_rate } from '../json-proxy';
-import { probe_env, take_probe } from '../scripts/probe';
+import { probe_env, take_probe } from '../scripts/dev/probe';
 import {
   begin,
   connect_redis,

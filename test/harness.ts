@@ -12,7 +12,7 @@ import path from 'node:path';
 import { after } from 'node:test';
 import { createClient as create_client } from 'redis';
 import type { task_record } from '../json-proxy';
-import { build_program, program_variable } from '../scripts/build';
+import { build_program, program_variable } from '../scripts/dev/build';
 import {
   delay,
   type local_program,
@@ -22,10 +22,17 @@ import {
   stop_all,
   temp_dir,
   until,
-} from '../scripts/local';
+} from '../scripts/dev/local';
 
-export type { local_program, local_redis } from '../scripts/local';
-export { delay, free_port, start_program, start_redis, temp_dir, until } from '../scripts/local';
+export type { local_program, local_redis } from '../scripts/dev/local';
+export {
+  delay,
+  free_port,
+  start_program,
+  start_redis,
+  temp_dir,
+  until,
+} from '../scripts/dev/local';
 
 after(stop_all);
 

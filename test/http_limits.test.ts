@@ -305,6 +305,26 @@ describe('pedidos enfileirados (pipelining)', () => {
     });
   }
 
+  test('64 pedidos podem esperar; com mais um a conexão cai, e nada mais vira tarefa', async () => {
+    const own_proxy = await start_proxy(redis, ['-C', 'jobs_cheia', '-P', '0']);
+    const own_desk = await start_desk(redis, own_proxy, 'jobs_cheia');
+    const rest = raw_request('GET /ping').repeat(63);
+    const full = await open_talk(own_proxy, raw_request('GET /cheia') + rest);
+    await own_desk.finish(await own_desk.task('/cheia'), ['{"n":1}']);
+    assert.equal((await full.reply()).body, '{"n":1}\n');
+    for (let n = 0; n < 63; n += 1) assert.equal((await full.reply()).body, 'pong');
+    const created = await own_desk.created();
+    const more = await open_talk(own_proxy, raw_request('GET /demais') + rest);
+    const task = await own_desk.task('/demais');
+    more.send(raw_request('GET /tarefa'));
+    await more.closed();
+    await own_proxy.wait_for(/ pipeline_cut address=127\.0\.0\.1 waiting=64\n/);
+    await own_proxy.wait_for(new RegExp(` end task=${task.uuid} ending=client_gone `));
+    assert.deepEqual(await own_desk.created(), [...created, task.task_key]);
+    assert.equal(await own_proxy.stop(), 0);
+    assert.match(own_proxy.stdout(), / stop signal=SIGTERM streams=0 /, 'um pedido ficou preso');
+  });
+
   const broken: [string, string, number, string][] = [
     ['lixo', 'isto não é HTTP\r\n\r\n', 400, malformed],
     ['um pedido sem Host', 'GET / HTTP/1.1\r\n\r\n', 400, 'missing Host header'],

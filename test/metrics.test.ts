@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import net from 'node:net';
 import { before, describe, test } from 'node:test';
 import { metrics_table } from '../json-proxy';
-import { on_stop } from '../scripts/local';
+import { on_stop } from '../scripts/dev/local';
 import {
   begin,
   brisk,

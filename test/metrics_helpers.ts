@@ -15,7 +15,7 @@ const port_attempts = 5;
 const series_line = /^([a-z_]+)(?:\{((?:[a-z]+="[^"\\\n]*",?)+)\})? (\S+)$/;
 
 /** O painel do Grafana que vem com o projeto. */
-const dashboard_file = 'scripts/grafana/json-proxy.json';
+const dashboard_file = 'scripts/deploy/grafana/json-proxy.json';
 
 /** Um quadro do painel, com as suas consultas e legendas. */
 type dashboard_panel = { id: number; title: string; targets: { expr: string; legend: string }[] };

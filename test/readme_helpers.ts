@@ -11,7 +11,7 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { on_stop } from '../scripts/local';
+import { on_stop } from '../scripts/dev/local';
 import {
   connect_redis,
   type redis_client,
@@ -96,7 +96,7 @@ export function code_spans(text: string): string[] {
 /**
  * Cria um usuário do Redis só com os direitos que o manual diz bastarem.
  * @param db quem manda no Redis
- * @param who começo da linha da tabela de direitos, no README.md: "The proxy"
+ * @param who começo da linha da tabela de direitos, no MANUAL.md: "The proxy"
  * @param channels os canais, letra por letra
  * @returns o nome do usuário; a senha é a mesma
  */
@@ -105,7 +105,7 @@ export async function create_user(
   who: string,
   channels = ['ndjson_jobs'],
 ): Promise<string> {
-  const { tables } = read_manual('README.md');
+  const { tables } = read_manual('MANUAL.md');
   const { rows = [] } = tables.find(({ header }) => header[0] === 'Who') ?? {};
   const commands = code_spans(rows.find(([cell]) => cell === who)?.[1] ?? '');
   assert.ok(commands.length >= 9, who);
@@ -149,8 +149,9 @@ export function worker_code(file: string, language: string, port: number, kit = 
 }
 
 /**
- * Sobe um Redis, o proxy e um worker tirado do README.md, e espera que ele escute o canal. O worker
- * tem um grupo de processos só dele, que desce inteiro: o de shell é mais de um processo.
+ * Sobe um Redis, o proxy e um worker dos manuais (o do kit está no MANUAL.md), e espera que ele
+ * escute o canal. O worker tem um grupo de processos só dele, que desce inteiro: o de shell é mais
+ * de um processo.
  * @param language linguagem do bloco
  * @param file_name nome com que o código é salvo
  * @param command o executável
@@ -170,8 +171,9 @@ export async function start_manual_worker(
   const client = await connect_redis(redis);
   const dir = temp_dir();
   link(path.join(root, 'node_modules'), path.join(dir, 'node_modules'));
-  if (kit) copy_file(path.join(root, 'scripts', kit), path.join(dir, kit));
-  write_file(path.join(dir, file_name), worker_code('README.md', language, redis.port, kit));
+  if (kit) copy_file(path.join(root, 'scripts', 'worker', kit), path.join(dir, kit));
+  const file = kit ? 'MANUAL.md' : 'README.md';
+  write_file(path.join(dir, file_name), worker_code(file, language, redis.port, kit));
   const worker = start_program(command, [...args, file_name], {}, dir, true);
   on_stop(async () => {
     if (worker.process.exitCode === null) process.kill(-(worker.process.pid ?? 0), 'SIGKILL');

@@ -41,7 +41,7 @@ before(async () => {
 describe('comandos', { concurrency: tests_at_once }, () => {
   test('a demonstração mostra cada linha com seu instante e sai com 0', async () => {
     const foreign = { REDIS_PASSWORD: 'x', API_KEY: 'k', LOG_FORMAT: 'json', MAXTIME: '1' };
-    const demo = start_program(process.execPath, [...tsx, 'scripts/demo.ts'], foreign, root);
+    const demo = start_program(process.execPath, [...tsx, 'scripts/dev/demo.ts'], foreign, root);
     assert.equal(await demo.exited, 0, demo.stderr());
     const arrivals = [...demo.stdout().matchAll(/^\+(\d+\.\d{3}) s {2}\{"n":(\d)/gm)];
     assert.deepEqual(
@@ -55,7 +55,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
   });
 
   test('a demonstração com um arquivo que não existe falha com clareza', async () => {
-    const args = [...tsx, 'scripts/demo.ts', '--program', '/nao/existe.js'];
+    const args = [...tsx, 'scripts/dev/demo.ts', '--program', '/nao/existe.js'];
     const demo = start_program(process.execPath, args, {}, root);
     assert.equal(await demo.exited, 1);
     assert.match(demo.stderr(), /a demonstração falhou: /);
@@ -64,7 +64,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
   test('dev sobe tudo, mostra o curl que funciona, e Ctrl-C desce tudo', async () => {
     const port = await free_port();
     const names = ['-X', 'pedido:', '-L', 'linhas:']; // o worker também precisa sabê-los
-    const args = [...tsx, 'scripts/dev.ts', '-p', String(port), ...names];
+    const args = [...tsx, 'scripts/dev/dev.ts', '-p', String(port), ...names];
     const dev = start_program(
       process.execPath,
       args,
@@ -106,7 +106,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
       copy_tree(path.join(root, name), path.join(copy, name), { recursive: true });
     }
     make_link(path.join(root, 'node_modules'), path.join(copy, 'node_modules'));
-    const args = [...tsx, 'scripts/dev.ts', '-p', String(await free_port())];
+    const args = [...tsx, 'scripts/dev/dev.ts', '-p', String(await free_port())];
     const dev = start_program(process.execPath, args, { REDIS_SERVER: redis.server }, copy);
     await dev.wait_for(/Ctrl-C desce tudo/);
     append_file(path.join(copy, 'json-proxy.ts'), '// mudou\n');
@@ -117,7 +117,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
   test('dev usa o Redis dado e não sobe outro', async () => {
     const port = await free_port();
     const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: 'canal_dev' };
-    const args = [...tsx, 'scripts/dev.ts', '-p', String(port)];
+    const args = [...tsx, 'scripts/dev/dev.ts', '-p', String(port)];
     const dev = start_program(process.execPath, args, env, root);
     await dev.wait_for(/Ctrl-C desce tudo/);
     assert.match(dev.stdout(), new RegExp(`redis=${redis.server} channel=canal_dev`));
@@ -145,7 +145,13 @@ describe('comandos', { concurrency: tests_at_once }, () => {
   test('o worker de exemplo atende uma tarefa e sai, ou para se o cliente desiste', async () => {
     const names = ['-C', 'canal_exemplo', '-X', 'pedido:', '-L', 'linhas:'];
     const own = await start_proxy(redis, names);
-    const args = [...tsx, 'scripts/worker-example.ts', '-R', redis.server, ...names];
+    const args = [
+      ...tsx,
+      'scripts/worker/examples/worker-example.ts',
+      '-R',
+      redis.server,
+      ...names,
+    ];
     const worker = start_program(process.execPath, [...args, '--pause', '5'], {}, root);
     await worker.wait_for(/ouvindo canal_exemplo/);
     const reply = await fetch_all(own, { path: '/x?y=1', body: 'á' });
@@ -164,13 +170,13 @@ describe('comandos', { concurrency: tests_at_once }, () => {
 
   test('client-curl.sh confere e lê um fluxo; sem proxy diz o que fazer', async () => {
     const own = await start_proxy(redis, ['-C', 'canal_curl']);
-    const worker_args = [...tsx, 'scripts/worker-example.ts', '--pause', '1'];
+    const worker_args = [...tsx, 'scripts/worker/examples/worker-example.ts', '--pause', '1'];
     const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: 'canal_curl' };
     const worker = start_program(process.execPath, worker_args, env, root);
     await worker.wait_for(/ouvindo/);
     const client = start_program(
       'sh',
-      ['scripts/client-curl.sh', '-p', String(own.port)],
+      ['scripts/worker/examples/client-curl.sh', '-p', String(own.port)],
       {},
       root,
     );
@@ -178,16 +184,26 @@ describe('comandos', { concurrency: tests_at_once }, () => {
     assert.match(client.stdout(), /^pong\n\{"n":1/);
     assert.equal(client.stdout().trim().split('\n').length, 6);
     const port = String(await free_port());
-    const lost = start_program('sh', ['scripts/client-curl.sh'], { HTTP_PORT: port }, root);
+    const lost = start_program(
+      'sh',
+      ['scripts/worker/examples/client-curl.sh'],
+      { HTTP_PORT: port },
+      root,
+    );
     assert.equal(await lost.exited, 1);
     assert.match(lost.stderr(), /sem pong em .* o proxy está de pé\?/);
-    const wrong = start_program('sh', ['scripts/client-curl.sh', '--porta', '1'], {}, root);
+    const wrong = start_program(
+      'sh',
+      ['scripts/worker/examples/client-curl.sh', '--porta', '1'],
+      {},
+      root,
+    );
     assert.equal(await wrong.exited, 2);
     assert.match(wrong.stderr(), /opção desconhecida: --porta; aceito: /);
   });
 
   test('setup.sh recusa uma parte que não conhece', async () => {
-    const setup = start_program('sh', ['scripts/setup.sh', 'tudo'], {}, root);
+    const setup = start_program('sh', ['scripts/dev/setup.sh', 'tudo'], {}, root);
     assert.equal(await setup.exited, 2);
     assert.match(setup.stderr(), /parte desconhecida: tudo; aceito: packages redis/);
   });
@@ -196,7 +212,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
     const bin = temp_dir();
     const tools = ['sh', 'dirname', 'id', 'env'];
     for (const name of tools) copy_file(run('which', [name]).toString().trim(), `${bin}/${name}`);
-    const setup = start_program('/bin/sh', ['scripts/setup.sh', 'redis'], { PATH: bin }, root);
+    const setup = start_program('/bin/sh', ['scripts/dev/setup.sh', 'redis'], { PATH: bin }, root);
     assert.equal(await setup.exited, 1);
     assert.match(setup.stderr(), /^falta: redis-server\. Instale com: .*apt-get.*brew.*\n$/);
   });

@@ -10,7 +10,7 @@ import { networkInterfaces as network_interfaces } from 'node:os';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
 import { version } from '../json-proxy';
-import { on_stop } from '../scripts/local';
+import { on_stop } from '../scripts/dev/local';
 import {
   connect_redis,
   exit_of,

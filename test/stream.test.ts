@@ -11,7 +11,7 @@ import http from 'node:http';
 import net from 'node:net';
 import { before, describe, test } from 'node:test';
 import type { task_record } from '../json-proxy';
-import { on_stop } from '../scripts/local';
+import { on_stop } from '../scripts/dev/local';
 import {
   connect_redis,
   delay,

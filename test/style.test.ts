@@ -109,7 +109,7 @@ describe('estilo', () => {
         assert.deepEqual(strange, [], `${where}: @param a mais`);
         for (const { name: parameter, type } of parameters) {
           // de um tipo com nome, o tipo diz; e o contrato dos leitores de texto está acima deles
-          if (!/^(string|number|boolean)$/.test(type) || parameter === 'text') continue;
+          if (!/^(string|number|boolean)$/.test(type) || /^(text|\{\})$/.test(parameter)) continue;
           const is_named = tagged.includes(parameter) || doc.includes(`\`${parameter}\``);
           assert.ok(is_named, `${where}: falta dizer o que é ${parameter}`);
         }

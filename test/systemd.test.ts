@@ -16,7 +16,7 @@ import { describe, test } from 'node:test';
 import { settings_table, version } from '../json-proxy';
 import { program_file, start_program, temp_dir } from './harness';
 
-const folder = path.join(__dirname, '..', 'scripts', 'systemd');
+const folder = path.join(__dirname, '..', 'scripts', 'deploy', 'systemd');
 const unit = read_file(path.join(folder, 'json-proxy.service'), 'utf8');
 const environment = read_file(path.join(folder, 'json-proxy.env'), 'utf8');
 const program = read_file(path.join(__dirname, '..', 'json-proxy.ts'), 'utf8');

@@ -11,7 +11,7 @@ import net from 'node:net';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
 import tls from 'node:tls';
-import { on_stop } from '../scripts/local';
+import { on_stop } from '../scripts/dev/local';
 import {
   brisk,
   clog,

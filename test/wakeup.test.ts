@@ -8,7 +8,7 @@ import assert from 'node:assert/strict';
 import http from 'node:http';
 import net from 'node:net';
 import { before, describe, test } from 'node:test';
-import { on_stop } from '../scripts/local';
+import { on_stop } from '../scripts/dev/local';
 import {
   begin,
   connect_redis,

@@ -1,15 +1,15 @@
 /*
- * O kit do worker (scripts/worker.ts) contra o proxy e o Redis de verdade. Quase todo gerador mora
- * aqui, para que o teste decida quando ele anda; os sinais são provados num processo à parte. Os
- * gêmeos em Python e em shell estão em test/extra.
+ * O kit do worker (scripts/worker/worker.ts) contra o proxy e o Redis de verdade. Quase todo
+ * gerador mora aqui, para que o teste decida quando ele anda; os sinais são provados num processo à
+ * parte. Os gêmeos em Python e em shell estão em test/extra.
  */
 
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
-import { on_stop } from '../scripts/local';
-import { type handler, head, redis_url, serve, type settings } from '../scripts/worker';
+import { on_stop } from '../scripts/dev/local';
+import { type handler, head, redis_url, serve, type settings } from '../scripts/worker/worker';
 import {
   brisk,
   check_tombstone,
@@ -102,7 +102,14 @@ async function start_kit(
  * @returns o programa
  */
 async function start_example(where: Pick<scene, 'channel'>, args: string[]) {
-  const basics = ['--import', 'tsx', 'scripts/worker-example.ts', '--loop', '-R', redis.server];
+  const basics = [
+    '--import',
+    'tsx',
+    'scripts/worker/examples/worker-example.ts',
+    '--loop',
+    '-R',
+    redis.server,
+  ];
   const options = [...basics, '-C', where.channel, ...args];
   const program = start_program(process.execPath, options, {}, root);
   await program.wait_for(/ouvindo/);
@@ -585,7 +592,13 @@ describe('o Redis', { concurrency: tests_at_once }, () => {
     assert.equal(redis_url('rediss://h', 'x'), 'rediss://:x@h');
     const file = path.join(temp_dir(), 'senha');
     write_file(file, 'c@rta:1\n');
-    const args = ['--import', 'tsx', 'scripts/worker-example.ts', '-R', locked.server];
+    const args = [
+      '--import',
+      'tsx',
+      'scripts/worker/examples/worker-example.ts',
+      '-R',
+      locked.server,
+    ];
     const env = { REDIS_PASSWORD_FILE: file };
     const worker = start_program(process.execPath, args, env, root);
     await worker.wait_for(/ouvindo ndjson_jobs/);

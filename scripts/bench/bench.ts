@@ -12,9 +12,9 @@
 
 import { mkdirSync as make_dir, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { build_program } from '../build';
-import { forget_settings, run_to_exit, temp_dir } from '../local';
-import { option_error } from '../options';
+import { build_program } from '../dev/build';
+import { forget_settings, run_to_exit, temp_dir } from '../dev/local';
+import { option_error } from '../dev/options';
 import type { bench_context, measurement, scenario } from './context';
 import { draw_charts } from './draw';
 import { describe_machine, machine_line } from './machine';

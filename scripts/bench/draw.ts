@@ -1,5 +1,5 @@
 /*
- * Que gráficos se tira dos resumos. As legendas são em inglês, porque ficam no README.md.
+ * Que gráficos se tira dos resumos. As legendas são em inglês, porque ficam no MANUAL.md.
  */
 
 import type { summary } from './report';

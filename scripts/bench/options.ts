@@ -2,7 +2,7 @@
  * As opções do banco de provas e o plano que elas pedem.
  */
 
-import { bad_option, option_error, parse_options, read_switch } from '../options';
+import { bad_option, option_error, parse_options, read_switch } from '../dev/options';
 import type { bench_plan } from './context';
 
 /** O que foi pedido na linha de comando. */

@@ -7,7 +7,7 @@ import { spawnSync as run, type SpawnSyncReturns as run_result } from 'node:chil
 import { existsSync as file_exists, writeFileSync as write_file } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
-import { free_port, type local_redis, start_program, temp_dir, until } from '../local';
+import { free_port, type local_redis, start_program, temp_dir, until } from '../dev/local';
 import { keep_running, type server } from './processes';
 
 /** Onde o Debian põe o módulo. */
@@ -67,7 +67,7 @@ export function find_peers(): Record<string, string> {
  * @throws Error se não foi possível
  */
 export function install_peers(): void {
-  const script = path.join(__dirname, '..', 'setup.sh');
+  const script = path.join(__dirname, '..', 'dev', 'setup.sh');
   const { status } = run('sh', [script, 'peers'], { stdio: 'inherit' });
   if (status !== 0) throw new Error('os concorrentes não puderam ser instalados');
 }

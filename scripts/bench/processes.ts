@@ -21,7 +21,7 @@ import {
   start_redis,
   temp_dir,
   until,
-} from '../local';
+} from '../dev/local';
 
 /** Prazo de uma chamada a um papel: folgado, porque só uma falha o esgota. */
 const call_limit_ms = 120_000;

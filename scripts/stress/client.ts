@@ -3,7 +3,7 @@
  * enquanto chega. Um fluxo que passa do prazo sem uma linha é um cliente preso, e isso é falha.
  */
 
-import { delay } from '../local';
+import { delay } from '../dev/local';
 import {
   type connection,
   open_connection,

@@ -3,7 +3,7 @@
  * elas; quem lê o livro sabe quando cada uma começou e acabou.
  */
 
-import { delay, until } from '../local';
+import { delay, until } from '../dev/local';
 import type { fault_record, planned_fault } from './ledger';
 import { type dice, roll } from './random';
 import { dismiss_proxy, kill_proxy, restart_redis, type scene } from './scene';

@@ -2,7 +2,7 @@
  * As opções da prova de esforço.
  */
 
-import { bad_option, option_error, parse_options, read_switch } from '../options';
+import { bad_option, option_error, parse_options, read_switch } from '../dev/options';
 import { fault_names } from './faults';
 import type { planned_fault } from './ledger';
 

@@ -6,7 +6,7 @@
  */
 
 import net from 'node:net';
-import { on_stop } from '../local';
+import { on_stop } from '../dev/local';
 import { make_scanner } from './resp';
 
 /** Uma retirada sem resposta: de que tarefa, e de quantas linhas no máximo. */

@@ -6,7 +6,7 @@
 import { rmSync as remove } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
-import { build_program } from '../build';
+import { build_program } from '../dev/build';
 import {
   delay,
   type local_program,
@@ -15,8 +15,8 @@ import {
   start_program,
   start_redis,
   temp_dir,
-} from '../local';
-import { probe_env } from '../probe';
+} from '../dev/local';
+import { probe_env } from '../dev/probe';
 import { fail, type ledger } from './ledger';
 import type { stress_options } from './options';
 import { roll } from './random';

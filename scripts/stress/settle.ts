@@ -2,8 +2,8 @@
  * O fim da prova: tudo acaba, o que expira expira, e o que resta é vazamento.
  */
 
-import { delay, until } from '../local';
-import { type probe_reading, take_probe } from '../probe';
+import { delay, until } from '../dev/local';
+import { type probe_reading, take_probe } from '../dev/probe';
 import { fail } from './ledger';
 import { dismiss_proxy, type scene } from './scene';
 import { type crew, insist } from './worker';

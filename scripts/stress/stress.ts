@@ -11,9 +11,9 @@
  */
 
 import { make_progress } from '../bench/progress';
-import { forget_settings, run_to_exit } from '../local';
-import { option_error } from '../options';
-import { take_probe } from '../probe';
+import { forget_settings, run_to_exit } from '../dev/local';
+import { option_error } from '../dev/options';
+import { take_probe } from '../dev/probe';
 import { type client_context, make_visit } from './client';
 import { provoke_faults } from './faults';
 import { type ledger, make_ledger, sort_absences } from './ledger';

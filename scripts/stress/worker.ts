@@ -7,7 +7,7 @@
 
 import { createClient as create_client } from 'redis';
 import type { task_record } from '../../json-proxy';
-import { delay, on_stop } from '../local';
+import { delay, on_stop } from '../dev/local';
 import { close_side, fail, type ledger, type work_record } from './ledger';
 import { body_bytes, plan_work, pushed_text, type request_plan, type work_plan } from './plan';
 

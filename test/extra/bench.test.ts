@@ -23,7 +23,7 @@ import {
   text_report,
 } from '../../scripts/bench/report';
 import { make_line, make_meter, read_order, summarize } from '../../scripts/bench/roles/lines';
-import { option_error } from '../../scripts/options';
+import { option_error } from '../../scripts/dev/options';
 import { program_file, start_program, temp_dir } from '../harness';
 
 const root = path.join(__dirname, '..', '..');

@@ -6,7 +6,7 @@
 import { spawnSync as run, spawn } from 'node:child_process';
 import type { Readable as readable, Writable as writable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { on_stop } from '../../scripts/local';
+import { on_stop } from '../../scripts/dev/local';
 import { temp_dir, until } from '../harness';
 
 /** Uma resposta do navegador; o que ele conta sem ser perguntado não tem `id`. */
@@ -29,13 +29,13 @@ const executables = ['chromium', 'chromium-headless-shell', 'chromium-browser', 
 export const chromium = executables.find((name) => run(name, ['--version']).status === 0);
 
 /** Por que um teste do navegador é pulado; false se não é. */
-export const skip_browser = !chromium && 'sem Chromium: sh scripts/setup.sh chromium';
+export const skip_browser = !chromium && 'sem Chromium: sh scripts/dev/setup.sh chromium';
 
 /** O Firefox desta máquina, e por que pular os testes que precisam dele. */
 export const firefox = ['firefox-esr', 'firefox'].find(
   (name) => run(name, ['--version']).status === 0,
 );
-export const skip_firefox = !firefox && 'sem Firefox: sh scripts/setup.sh firefox';
+export const skip_firefox = !firefox && 'sem Firefox: sh scripts/dev/setup.sh firefox';
 
 /** Prazo de uma espera pelo navegador, que divide a máquina com tudo o que os testes sobem. */
 export const browser_limit_ms = 30_000;

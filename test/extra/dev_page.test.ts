@@ -22,7 +22,7 @@ let tab: page;
 before(async () => {
   if (skip_browser) return;
   const flags = ['-p', String(await free_port()), '--maxbody', '1000'];
-  const args = ['--import', 'tsx', 'scripts/dev.ts', ...flags];
+  const args = ['--import', 'tsx', 'scripts/dev/dev.ts', ...flags];
   const dev = start_program(process.execPath, args, { REDIS_SERVER: '' }, root);
   const [, address = ''] = await dev.wait_for(/ou na página: (\S+)\n/);
   const browser = await start_browser();

@@ -20,7 +20,7 @@ import { before, test } from 'node:test';
 import { fetch_all, free_port, start_program, start_redis, temp_dir, until } from '../harness';
 
 const root = path.join(__dirname, '..', '..');
-const compose = read_file(path.join(root, 'scripts/docker/compose.yaml'), 'utf8');
+const compose = read_file(path.join(root, 'scripts/deploy/docker/compose.yaml'), 'utf8');
 
 /** Onde ficam, na base, os certificados em que esta máquina confia além dos do Node. */
 const certificates = '/etc/extra.crt';
@@ -63,7 +63,7 @@ function why_no_buildah(): string | false {
  */
 function find_program(name: string): string {
   const found = run('which', [name], { encoding: 'utf8' }).stdout.trim();
-  assert.notEqual(found, '', `falta o ${name}: sh scripts/setup.sh buildah busybox`);
+  assert.notEqual(found, '', `falta o ${name}: sh scripts/dev/setup.sh buildah busybox`);
   return real_path(found);
 }
 
@@ -143,7 +143,7 @@ function build_images(): typeof images {
   buildah(...where, 'commit', base, 'docker.io/library/node:daqui');
   const local = ['--pull-never', '--format', 'docker', '--build-arg', 'NODE=daqui'];
   const build = (name: string, ...target: string[]): image => {
-    const file = ['-f', 'scripts/docker/Dockerfile', '-t', name, '.'];
+    const file = ['-f', 'scripts/deploy/docker/Dockerfile', '-t', name, '.'];
     buildah(...where, 'bud', ...local, ...target, ...file);
     const { Docker: docker } = JSON.parse(buildah(...where, 'inspect', '--type', 'image', name));
     const container = buildah(...where, 'from', '--pull-never', name);

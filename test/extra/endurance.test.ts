@@ -9,7 +9,7 @@ import http from 'node:http';
 import { before, test } from 'node:test';
 import { isDeepStrictEqual as is_same } from 'node:util';
 import type { task_record } from '../../json-proxy';
-import { probe_env, type probe_reading, take_probe } from '../../scripts/probe';
+import { probe_env, type probe_reading, take_probe } from '../../scripts/dev/probe';
 import {
   begin,
   brisk,

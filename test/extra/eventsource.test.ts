@@ -8,7 +8,7 @@ import http from 'node:http';
 import type { AddressInfo as address_info } from 'node:net';
 import { text as read_text } from 'node:stream/consumers';
 import { before, describe, test } from 'node:test';
-import { on_stop } from '../../scripts/local';
+import { on_stop } from '../../scripts/dev/local';
 import {
   brisk,
   end_of,
@@ -78,7 +78,7 @@ const careless_page = (url: string) => `
 
 describe('EventSource no Chromium', { skip: skip_browser, concurrency: true }, () => {
   test('o trecho do manual recebe cada linha na hora, e fecha no fim', async () => {
-    const blocks = read_manual('README.md').blocks;
+    const blocks = read_manual('MANUAL.md').blocks;
     const code = blocks.find(({ text }) => text.includes('new EventSource('))?.text ?? '';
     assert.ok(code.trimEnd().split('\n').length <= 5, code);
     const { proxy, worker, db, page } = await start_visit();

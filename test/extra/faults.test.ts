@@ -8,7 +8,7 @@ import assert from 'node:assert/strict';
 import { randomUUID as random_uuid } from 'node:crypto';
 import net from 'node:net';
 import { describe, test } from 'node:test';
-import { on_stop } from '../../scripts/local';
+import { on_stop } from '../../scripts/dev/local';
 import {
   begin,
   check_tombstone,

@@ -4,7 +4,7 @@
  * guarda nada.
  * A semente sai no começo; com ela a mesma série se repete:
  *
- *   FUZZ_SEED=123 FUZZ_REQUESTS=5000 node --import tsx scripts/run-tests.ts test/extra fuzz
+ *   FUZZ_SEED=123 FUZZ_REQUESTS=5000 node --import tsx scripts/dev/run-tests.ts test/extra fuzz
  */
 
 import assert from 'node:assert/strict';
@@ -12,7 +12,7 @@ import { randomInt as random_int } from 'node:crypto';
 import net from 'node:net';
 import { test } from 'node:test';
 import { setImmediate as next_turn } from 'node:timers/promises';
-import { probe_env, take_probe } from '../../scripts/probe';
+import { probe_env, take_probe } from '../../scripts/dev/probe';
 import {
   connect_redis,
   fetch_all,

@@ -11,8 +11,8 @@ import assert from 'node:assert/strict';
 import { mkdirSync as make_dir, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
-import { on_stop } from '../../scripts/local';
-import { serve } from '../../scripts/worker';
+import { on_stop } from '../../scripts/dev/local';
+import { serve } from '../../scripts/worker/worker';
 import {
   brisk,
   connect_redis,

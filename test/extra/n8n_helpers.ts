@@ -59,7 +59,7 @@ export function node_named(workflow: workflow, name: string): workflow_node {
  * @returns a pasta; undefined se não foi instalado
  */
 export function guest_dir(name: string): string | undefined {
-  const setup = read_file(path.join(scripts, 'setup.sh'), 'utf8');
+  const setup = read_file(path.join(scripts, 'dev', 'setup.sh'), 'utf8');
   const [, version] = new RegExp(`^${name.replace('-', '_')}=(.*)$`, 'm').exec(setup) ?? [];
   const cache = process.env.XDG_CACHE_HOME || path.join(homedir(), '.cache');
   const dir = path.join(cache, 'json-proxy', `${name}-${version}`);

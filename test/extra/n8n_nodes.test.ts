@@ -64,7 +64,7 @@ type node_helpers = Record<'getNodeParameters', read_parameters> &
 const tool_properties = ['descriptionType', 'toolDescription'];
 
 const found_dir = guest_dir('n8n-nodes');
-assert.ok(found_dir, 'faltam as descrições: sh scripts/setup.sh n8n-nodes');
+assert.ok(found_dir, 'faltam as descrições: sh scripts/dev/setup.sh n8n-nodes');
 const dir = found_dir;
 
 const helpers: node_helpers = create_require(path.join(dir, 'x.js'))('n8n-workflow').NodeHelpers;

@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { probe_env, take_probe } from '../../scripts/probe';
+import { probe_env, take_probe } from '../../scripts/dev/probe';
 import {
   begin,
   brisk,

@@ -7,7 +7,7 @@
 
 import { execSync as exec_sync } from 'node:child_process';
 import { randomBytes as random_bytes, randomInt as random_int } from 'node:crypto';
-import { on_stop } from '../../scripts/local';
+import { on_stop } from '../../scripts/dev/local';
 import { start_proxy, start_redis, start_worker } from '../harness';
 
 /** Um par de interfaces. `near` é o endereço do lado de cá, `far` o de dentro do namespace. */

@@ -61,7 +61,7 @@ async function start_nginx(file: string, port: number): Promise<number> {
   return own_port;
 }
 
-for (const file of ['README.md', 'README.pt-BR.md']) {
+for (const file of ['MANUAL.md', 'MANUAL.pt-BR.md']) {
   describe(`a receita de ${file}`, { concurrency: true }, () => {
     for (const accept of ['application/x-ndjson', 'text/event-stream']) {
       test(`as linhas passam uma a uma (${accept})`, async () => {

@@ -9,9 +9,9 @@ import { copyFileSync as copy_file, readdirSync as list_dir } from 'node:fs';
 import path from 'node:path';
 import { before, describe, test } from 'node:test';
 import { version } from '../../json-proxy';
-import { build_binary } from '../../scripts/binary';
-import { embed_program } from '../../scripts/elf';
-import { install_package, pack_project } from '../../scripts/package';
+import { build_binary } from '../../scripts/dev/binary';
+import { embed_program } from '../../scripts/dev/elf';
+import { install_package, pack_project } from '../../scripts/dev/package';
 import {
   begin,
   fetch_all,
@@ -135,12 +135,15 @@ describe('o pacote do npm', () => {
   test('leva só o programa, os manuais e o que se copia, instala-se sem rede, e roda', async () => {
     const tarball = pack_project();
     const listed = run('tar', ['-tzf', tarball], { encoding: 'utf8' }).trim().split('\n').sort();
-    const manuals = ['CHANGELOG.md', 'LICENSE', 'README.md', 'README.pt-BR.md'];
-    const to_copy = ['worker.ts', 'worker.py', 'worker.sh', 'images/flow.svg'];
-    for (const folder of ['n8n', 'systemd', 'grafana']) {
+    const manuals = ['README', 'MANUAL'].flatMap((name) => [`${name}.md`, `${name}.pt-BR.md`]);
+    const to_copy = [
+      ...['ts', 'py', 'sh'].map((kind) => `worker/worker.${kind}`),
+      'images/flow.svg',
+    ];
+    for (const folder of ['n8n', 'deploy/systemd', 'deploy/grafana']) {
       to_copy.push(...list_dir(`scripts/${folder}`).map((name) => `${folder}/${name}`));
     }
-    const names = [...manuals, 'json-proxy.js', 'package.json'];
+    const names = [...manuals, 'CHANGELOG.md', 'LICENSE', 'json-proxy.js', 'package.json'];
     const expected = [...names, ...to_copy.map((name) => `scripts/${name}`)];
     assert.deepEqual(listed, expected.map((name) => `package/${name}`).sort());
     const modules = path.join(install_package(tarball), 'node_modules');

@@ -1,6 +1,6 @@
 /*
- * O kit do worker em Python (scripts/worker.py), com a redis-py do Debian, contra o proxy e o Redis
- * de verdade. O worker é kit_worker.py; o teste abre as portas dele criando arquivos.
+ * O kit do worker em Python (scripts/worker/worker.py), com a redis-py do Debian, contra o proxy
+ * e o Redis de verdade. O worker é kit_worker.py; o teste abre as portas dele criando arquivos.
  */
 
 import assert from 'node:assert/strict';
@@ -30,7 +30,7 @@ import {
 /** O Python do sistema; outro, por exemplo com uma redis-py mais nova, pela variável PYTHON. */
 const python = process.env.PYTHON || '/usr/bin/python3';
 
-const kit = path.join(__dirname, '../../scripts');
+const kit = path.join(__dirname, '../../scripts/worker');
 
 let redis: local_redis;
 

@@ -7,7 +7,7 @@ import { test } from 'node:test';
 import { fetch_all, start_program, start_proxy, start_redis, temp_dir } from '../harness';
 
 const python = '/usr/bin/python3';
-const worker_file = 'scripts/worker_example.py';
+const worker_file = 'scripts/worker/examples/worker_example.py';
 
 test('atende uma tarefa e sai; em --loop atende várias', async () => {
   const redis = await start_redis();

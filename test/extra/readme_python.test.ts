@@ -1,5 +1,5 @@
 /*
- * Os workers em Python do README, com e sem o kit, com a redis-py do Debian, contra o proxy de
+ * Os workers em Python dos manuais, com e sem o kit, com a redis-py do Debian, contra o proxy de
  * verdade.
  */
 
@@ -9,7 +9,7 @@ import { fetch_all } from '../harness';
 import { start_manual_worker } from '../readme_helpers';
 
 const examples = [
-  { title: 'o worker de dez linhas em Python atende', file: 'worker.py', kit: '' },
+  { title: 'o worker de dez linhas em Python atende', file: 'my_worker.py', kit: '' },
   { title: 'o do kit em Python também', file: 'answer.py', kit: 'worker.py' },
 ];
 

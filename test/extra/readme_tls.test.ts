@@ -10,7 +10,7 @@ import { test } from 'node:test';
 import { fetch_all, start_proxy, start_redis, temp_dir } from '../harness';
 import { read_manual } from '../readme_helpers';
 
-for (const file of ['README.md', 'README.pt-BR.md']) {
+for (const file of ['MANUAL.md', 'MANUAL.pt-BR.md']) {
   test(`o comando de ${file} faz um par que o proxy aceita e em que o curl confia`, async () => {
     const { blocks } = read_manual(file);
     const [command = ''] = blocks.flatMap(({ text }) => text.match(/^openssl req .+$/gm) ?? []);

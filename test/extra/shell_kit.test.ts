@@ -1,5 +1,6 @@
 /*
- * O worker em shell (scripts/worker.sh), só com o redis-cli, contra o proxy e o Redis de verdade.
+ * O worker em shell (scripts/worker/worker.sh), só com o redis-cli, contra o proxy e o Redis de
+ * verdade.
  */
 
 import assert from 'node:assert/strict';
@@ -41,7 +42,7 @@ async function start_shell(where: scene, command: string) {
   const { db, channel } = where;
   const before = Number((await db.pubSubNumSub(channel))[channel]);
   const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: channel };
-  const program = start_program('sh', ['scripts/worker.sh', 'sh', '-c', command], env, root);
+  const program = start_program('sh', ['scripts/worker/worker.sh', 'sh', '-c', command], env, root);
   await see_listeners(db, channel, before + 1);
   return program;
 }
@@ -101,7 +102,7 @@ describe('o worker em shell', { concurrency: true }, () => {
       until('resposta', async () => (await fetch_all(proxy)).body === 'ok\n', 25_000);
     for (const server of [`redis://${own.server}`, `unix:${socket}?db=1`]) {
       const env = { REDIS_SERVER: server, REDIS_PASSWORD: 'certa' };
-      const worker = start_program('sh', ['scripts/worker.sh', 'echo', 'ok'], env, root);
+      const worker = start_program('sh', ['scripts/worker/worker.sh', 'echo', 'ok'], env, root);
       await see_answer();
       if (server.startsWith('redis:')) await worker.stop();
     }
@@ -111,8 +112,8 @@ describe('o worker em shell', { concurrency: true }, () => {
   });
 
   test('sem comando diz o uso', async () => {
-    const worker = start_program('sh', ['scripts/worker.sh'], {}, root);
+    const worker = start_program('sh', ['scripts/worker/worker.sh'], {}, root);
     assert.equal(await worker.exited, 2);
-    assert.match(worker.stderr(), /^uso: sh scripts\/worker\.sh comando/);
+    assert.match(worker.stderr(), /^uso: sh scripts\/worker\/worker\.sh comando/);
   });
 });

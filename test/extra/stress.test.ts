@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { readFileSync as read_file, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
 import { describe, test } from 'node:test';
-import { option_error } from '../../scripts/options';
+import { option_error } from '../../scripts/dev/options';
 import { fault_names, plan_fault } from '../../scripts/stress/faults';
 import { read_options, replay_command } from '../../scripts/stress/options';
 import { plan_visit, plan_work } from '../../scripts/stress/plan';

@@ -8,10 +8,10 @@ import { execFileSync as run } from 'node:child_process';
 import { copyFileSync as copy_file, cpSync as copy_tree, readFileSync as read_file } from 'node:fs';
 import path from 'node:path';
 import { test } from 'node:test';
-import { build_binary } from '../../scripts/binary';
+import { build_binary } from '../../scripts/dev/binary';
 import { exit_of, program_file, start_program, temp_dir } from '../harness';
 
-const folder = path.join(__dirname, '..', '..', 'scripts', 'systemd');
+const folder = path.join(__dirname, '..', '..', 'scripts', 'deploy', 'systemd');
 const unit = path.join(folder, 'json-proxy.service');
 
 /** A nota de exposição, de 0 a 10, que o serviço não pode alcançar. */

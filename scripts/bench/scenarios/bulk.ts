@@ -3,7 +3,7 @@
  * retira com LPOP em lotes, sem HTTP; e um node:http que escreve as mesmas linhas, sem Redis.
  */
 
-import type { local_redis } from '../../local';
+import type { local_redis } from '../../dev/local';
 import { type bench_context, run_rounds, type scenario, type trial, warm_round } from '../context';
 import { start_nchan, start_webdis } from '../peers';
 import {

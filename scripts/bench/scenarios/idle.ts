@@ -3,7 +3,7 @@
  * e quanto processador gastam só por existir. O piso é um node:http que segura respostas abertas.
  */
 
-import type { local_redis } from '../../local';
+import type { local_redis } from '../../dev/local';
 import { type bench_context, rest, type scenario } from '../context';
 import { open_files_limit } from '../machine';
 import { start_nchan } from '../peers';

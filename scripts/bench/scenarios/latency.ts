@@ -4,7 +4,7 @@
  * ritmo, sem Redis.
  */
 
-import type { local_redis } from '../../local';
+import type { local_redis } from '../../dev/local';
 import { type bench_context, run_rounds, type scenario, type trial } from '../context';
 import { peer_notes, start_nchan, start_webdis } from '../peers';
 import {

@@ -1,8 +1,8 @@
 /*
  * Roda os arquivos *.test.ts de uma pasta com o executor do Node, alguns ao mesmo tempo.
  *
- *   tsx scripts/run-tests.ts test            os testes do programa
- *   tsx scripts/run-tests.ts test http       só os arquivos cujo nome contém "http"
+ *   tsx scripts/dev/run-tests.ts test            os testes do programa
+ *   tsx scripts/dev/run-tests.ts test http       só os arquivos cujo nome contém "http"
  */
 
 import { spawnSync as run } from 'node:child_process';

@@ -2,8 +2,8 @@
 """
 Um worker de exemplo, feito com o kit (worker.py): responde cinco linhas com pausas e termina.
 
-    python3 scripts/worker_example.py            atende uma tarefa e sai
-    python3 scripts/worker_example.py --loop     atende para sempre
+    python3 scripts/worker/examples/worker_example.py            atende uma tarefa e sai
+    python3 scripts/worker/examples/worker_example.py --loop     atende para sempre
 
 Só precisa de redis-py. As opções e variáveis do Redis são as do proxy: -R REDIS_SERVER,
 -S REDIS_PASSWORD, -C REDIS_CHANNEL, -X REDIS_PREFIX, -L REDIS_LIST_PREFIX. O gêmeo em TypeScript
@@ -11,10 +11,14 @@ Só precisa de redis-py. As opções e variáveis do Redis são as do proxy: -R 
 """
 
 import argparse
+import os
+import sys
 import threading
 import time
 
-from worker import proxy_flags, serve
+# o kit está uma pasta acima; num projeto seu, ao lado do worker, esta linha sobra
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from worker import proxy_flags, serve  # noqa: E402
 
 LINE_COUNT = 5
 

@@ -8,11 +8,11 @@
  */
 
 import path from 'node:path';
-import { load_settings } from '../json-proxy';
+import { load_settings } from '../../json-proxy';
 import { start_page } from './dev_page';
 import { type local_program, start_program, start_redis, stop_all } from './local';
 
-const root = path.join(__dirname, '..');
+const root = path.join(__dirname, '..', '..');
 
 /**
  * Mostra a saída de um programa, linha a linha, com o nome dele na frente.
@@ -83,7 +83,11 @@ async function main(): Promise<void> {
   const names = ['REDIS_PASSWORD', 'REDIS_CHANNEL', 'REDIS_PREFIX', 'REDIS_LIST_PREFIX'];
   const shared = names.map((name) => [name, gathered.get(name)?.text]);
   const worker_env = { ...env, ...Object.fromEntries(shared) };
-  const worker = start_part('worker', ['scripts/worker-example.ts', '--loop'], worker_env);
+  const worker = start_part(
+    'worker',
+    ['scripts/worker/examples/worker-example.ts', '--loop'],
+    worker_env,
+  );
   await worker.wait_for(/ouvindo/);
   const address = url.replace('//0.0.0.0', '//127.0.0.1');
   console.log(`\nexperimente:  curl -N ${address}/teste -d '{"pergunta": "olá"}'`);

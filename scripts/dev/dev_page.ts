@@ -9,7 +9,7 @@ import http from 'node:http';
 import type { AddressInfo as address_info } from 'node:net';
 import path from 'node:path';
 import { createClient as create_client } from 'redis';
-import { parse_redis_server } from '../json-proxy';
+import { parse_redis_server } from '../../json-proxy';
 import { on_stop } from './local';
 
 const page_file = path.join(__dirname, 'dev_page.html');

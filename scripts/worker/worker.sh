@@ -2,8 +2,8 @@
 # Um worker em shell: roda um comando para cada tarefa. O comando recebe a tarefa em JSON pela
 # entrada, e cada linha que ele escreve é uma linha da resposta. Se falha, uma linha de erro.
 #
-#   sh scripts/worker.sh jq -c '{echo: .body}'
-#   sh scripts/worker.sh sh -c 'for n in 1 2 3; do echo "{\"n\": $n}"; sleep 1; done'
+#   sh scripts/worker/worker.sh jq -c '{echo: .body}'
+#   sh scripts/worker/worker.sh sh -c 'for n in 1 2 3; do echo "{\"n\": $n}"; sleep 1; done'
 #
 # Precisa só do redis-cli. As variáveis são as do proxy: REDIS_SERVER (host:porta/banco, URL ou
 # caminho de um socket), REDIS_PASSWORD, REDIS_CHANNEL, REDIS_PREFIX e REDIS_LIST_PREFIX.

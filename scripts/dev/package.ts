@@ -14,7 +14,7 @@ import {
 import path from 'node:path';
 import { temp_dir } from './local';
 
-const root = path.join(__dirname, '..');
+const root = path.join(__dirname, '..', '..');
 
 /** O que não vai na cópia do projeto: o que é montado, e o que é grande. */
 const left_out = new Set(['.git', 'node_modules', 'json-proxy.js', 'bin']);

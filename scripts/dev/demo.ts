@@ -33,7 +33,8 @@ async function show_stream(url: string): Promise<number> {
   console.log(`\n$ curl -N ${url} -d '${question}'`);
   const started_at = performance.now();
   const response = await fetch(url, { method: 'POST', body: question });
-  console.log(`HTTP ${response.status} ${response.headers.get('content-type')}`);
+  const type = response.headers.get('content-type');
+  console.log(`HTTP ${response.status} ${type}; cada linha com o instante em que chegou:`);
   let lines = 0;
   const decoder = new TextDecoder();
   for await (const chunk of response.body ?? []) {
@@ -59,15 +60,16 @@ async function main(): Promise<number> {
   const proxy = start_program(executable, args);
   const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n/);
   console.log(`proxy   ${url}`);
-  const worker_file = path.join(__dirname, 'worker-example.ts');
+  const worker_file = path.join(__dirname, '..', 'worker', 'examples', 'worker-example.ts');
   const worker_args = ['--import', 'tsx', worker_file, '-R', redis.server];
   const worker = start_program(process.execPath, worker_args);
   await worker.wait_for(/ouvindo/);
-  console.log('worker  scripts/worker-example.ts');
+  console.log('worker  scripts/worker/examples/worker-example.ts');
   const lines = await show_stream(`${url}/demo`);
   console.log('O que o proxy registrou:');
   await proxy.wait_for(/ end task=.*\n/);
   console.log(proxy.stdout().replace(/^/gm, '  ').trimEnd());
+  console.log('\nO mesmo à mão, e um worker seu: README.pt-BR.md. Numa página: npm run dev');
   return lines > 0 ? 0 : 1;
 }
 

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Um cliente de exemplo: confere o proxy com /ping e lê um fluxo linha a linha.
 #
-#   sh scripts/client-curl.sh                          http://127.0.0.1:8771
-#   sh scripts/client-curl.sh -p 9000 --host proxy     outra porta, outra máquina
-#   sh scripts/client-curl.sh -d '{"pergunta": 1}'     o corpo do pedido
+#   sh scripts/worker/examples/client-curl.sh                          http://127.0.0.1:8771
+#   sh scripts/worker/examples/client-curl.sh -p 9000 --host proxy     outra porta, outra máquina
+#   sh scripts/worker/examples/client-curl.sh -d '{"pergunta": 1}'     o corpo do pedido
 #
 # A porta é a do proxy: -p ou HTTP_PORT. Sai com 1 se o proxy ou o Redis não respondem.
 set -eu

@@ -1,24 +1,26 @@
 #!/bin/sh
 # Instala o que falta para os comandos do projeto, e nada mais.
 #
-#   sh scripts/setup.sh packages          os pacotes do npm (package-lock.json)
-#   sh scripts/setup.sh redis             redis-server, pelo apt onde houver
-#   sh scripts/setup.sh redis-unless-given   idem, salvo se REDIS_SERVER aponta para um
-#   sh scripts/setup.sh python            python3 e redis-py, para test:extra
-#   sh scripts/setup.sh network           ip e tc, para test:extra; só no Linux
-#   sh scripts/setup.sh openssl           o comando openssl, para test:extra
-#   sh scripts/setup.sh nginx             o nginx, sem que ele suba, para test:extra
-#   sh scripts/setup.sh prometheus        promtool e o prometheus, para test:extra
-#   sh scripts/setup.sh chromium          um Chromium sem janela, para test:extra; só com o apt
-#   sh scripts/setup.sh firefox           um Firefox, para test:extra; só com o apt
-#   sh scripts/setup.sh systemd           systemd-analyze e systemd, para test:extra; só no Linux
-#   sh scripts/setup.sh busybox           o wget das imagens do Docker, para test:extra
-#   sh scripts/setup.sh buildah           monta as imagens do Docker sem ele, para test:extra
-#   sh scripts/setup.sh n8n-nodes         a descrição dos nós do n8n, para test:extra
-#   sh scripts/setup.sh n8n               o n8n inteiro (2,3 GB, uns cinco minutos), para test:n8n
-#   sh scripts/setup.sh peers             webdis e nginx com nchan, para bench -- --install-peers
+#   sh scripts/dev/setup.sh parte [parte...]
+#
+#   packages             os pacotes do npm (package-lock.json)
+#   redis                redis-server, pelo apt onde houver
+#   redis-unless-given   idem, salvo se REDIS_SERVER aponta para um
+#   python               python3 e redis-py, para test:extra
+#   network              ip e tc, para test:extra; só no Linux
+#   openssl              o comando openssl, para test:extra
+#   nginx                o nginx, sem que ele suba, para test:extra
+#   prometheus           promtool e o prometheus, para test:extra
+#   chromium             um Chromium sem janela, para test:extra; só com o apt
+#   firefox              um Firefox, para test:extra; só com o apt
+#   systemd              systemd-analyze e systemd, para test:extra; só no Linux
+#   busybox              o wget das imagens do Docker, para test:extra
+#   buildah              monta as imagens do Docker sem ele, para test:extra
+#   n8n-nodes            a descrição dos nós do n8n, para test:extra
+#   n8n                  o n8n inteiro (2,3 GB, uns cinco minutos), para test:n8n
+#   peers                webdis e nginx com nchan, para bench -- --install-peers
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 # Os nós são conferidos com os atuais; o n8n que roda é o mais novo que aceita o Node 20.
 n8n_nodes=2.41.2

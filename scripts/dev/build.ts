@@ -11,7 +11,7 @@ import { build } from 'esbuild';
 /** Por onde quem roda os testes diz onde está o programa que eles devem usar. */
 export const program_variable = 'JSON_PROXY_PROGRAM';
 
-const root = path.join(__dirname, '..');
+const root = path.join(__dirname, '..', '..');
 
 /**
  * Monta o programa.

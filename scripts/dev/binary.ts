@@ -18,7 +18,7 @@ import { build_program } from './build';
 import { embed_program } from './elf';
 import { stop_all, temp_dir } from './local';
 
-const default_binary = path.join(__dirname, '..', 'bin', 'json-proxy');
+const default_binary = path.join(__dirname, '..', '..', 'bin', 'json-proxy');
 
 /**
  * Prepara o programa na forma que um Node leva dentro de si.

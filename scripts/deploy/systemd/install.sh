@@ -1,9 +1,9 @@
 #!/bin/sh
 # Instala o json-proxy como serviço do systemd, ou o atualiza.
 #
-#   sudo sh scripts/systemd/install.sh                    o json-proxy.js da raiz do projeto
-#   sudo sh scripts/systemd/install.sh bin/json-proxy     outro arquivo montado, ou o binário
-#   sudo sh scripts/systemd/install.sh --uninstall        desinstala; as configurações ficam
+#   sudo sh scripts/deploy/systemd/install.sh                    o json-proxy.js da raiz do projeto
+#   sudo sh scripts/deploy/systemd/install.sh bin/json-proxy     outro arquivo montado, ou o binário
+#   sudo sh scripts/deploy/systemd/install.sh --uninstall        desinstala; as configurações ficam
 #
 # Com DESTDIR=pasta instala dentro dela, sem root e sem falar com o systemd.
 set -eu
@@ -103,6 +103,6 @@ esac
 if [ "${1:-}" = --uninstall ]; then
   uninstall
 else
-  install_files "${1:-$here/../../json-proxy.js}"
+  install_files "${1:-$here/../../../json-proxy.js}"
   start_service
 fi

@@ -1,8 +1,8 @@
 /*
  * Um worker de exemplo, feito com o kit (worker.ts): responde cinco linhas com pausas e termina.
  *
- *   tsx scripts/worker-example.ts            atende uma tarefa e sai
- *   tsx scripts/worker-example.ts --loop     atende para sempre
+ *   tsx scripts/worker/examples/worker-example.ts            atende uma tarefa e sai
+ *   tsx scripts/worker/examples/worker-example.ts --loop     atende para sempre
  *
  * As opções e variáveis do Redis são as do proxy: -R REDIS_SERVER, -S REDIS_PASSWORD,
  * -C REDIS_CHANNEL, -X REDIS_PREFIX, -L REDIS_LIST_PREFIX. O gêmeo em Python é worker_example.py.
@@ -10,7 +10,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs as parse_args } from 'node:util';
-import { proxy_flags, serve } from './worker';
+import { proxy_flags, serve } from '../worker';
 
 const { values } = parse_args({
   options: {

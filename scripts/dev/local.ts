@@ -9,7 +9,7 @@ import { mkdtempSync as make_temp_dir, rmSync as remove } from 'node:fs';
 import net from 'node:net';
 import { tmpdir as temp_root } from 'node:os';
 import path from 'node:path';
-import { settings_table } from '../json-proxy';
+import { settings_table } from '../../json-proxy';
 
 /** Prazo para um programa ficar pronto, folgado para máquinas carregadas. */
 const ready_limit_ms = 20_000;
