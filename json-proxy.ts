@@ -2426,9 +2426,6 @@ const typed_format: stream_format = { ...ndjson_format, heartbeat: '' };
 /** Os bytes do worker, e nada mais. */
 const raw_format: stream_format = { ...typed_format, after: Buffer.alloc(0) };
 
-/** Nada: o status não permite corpo. */
-const empty_format: stream_format = { ...raw_format };
-
 /**
  * Um evento por linha. Um EventSource reconecta sozinho depois de qualquer fim, e criaria outra
  * tarefa: o evento "end" deixa a página fechá-lo antes, e o id, que ele repete em Last-Event-ID,
@@ -2482,6 +2479,11 @@ function tell_stream(stream: stream_state): void {
   if (stream.waiting === 'interval') stream.wake();
 }
 
+/** Devolve se a resposta, já aberta, não pode ter corpo. */
+function is_bodyless({ response }: stream_state): boolean {
+  return response.headersSent && bodyless_statuses.has(response.statusCode);
+}
+
 /**
  * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço. O
  * formato é o do Content-Type que sai: quem pediu eventos não os recebe num erro, que é JSON, nem
@@ -2501,9 +2503,8 @@ function open_response(
   clearTimeout(stream.open_timer);
   if (response.headersSent) return;
   if (response.req.httpVersion === '1.0') response.useChunkedEncodingByDefault = false;
-  const is_bodyless = bodyless_statuses.has(status);
   const { 'Content-Type': our_type = '', ...ours } = stream_headers(media_type, task);
-  if (!is_bodyless) response.setHeader('Content-Type', our_type);
+  if (!bodyless_statuses.has(status)) response.setHeader('Content-Type', our_type);
   for (const name in ours) response.setHeader(name, ours[name] ?? '');
   const exposed = response.getHeader('Access-Control-Expose-Headers');
   if (exposed) {
@@ -2515,11 +2516,12 @@ function open_response(
   response.writeHead(status);
   const has_own_type = Object.keys(headers).some((name) => /^content-type$/i.test(name));
   const sent_type = String(response.getHeader('Content-Type')).toLowerCase();
-  if (is_bodyless) stream.format = empty_format;
-  else if (is_raw) {
+  if (is_raw) {
     stream.format = raw_format;
-    stream.bytes_left = Number(response.getHeader('Content-Length') ?? Infinity);
-  } else if (media_type === event_type && sent_type.startsWith(event_type)) {
+    if (!is_bodyless(stream))
+      stream.bytes_left = Number(response.getHeader('Content-Length') ?? Infinity);
+  } else if (is_bodyless(stream)) stream.format = typed_format;
+  else if (media_type === event_type && sent_type.startsWith(event_type)) {
     stream.format = event_format;
     stream.opening = `id: ${task.uuid}\n`;
   } else if (has_own_type) stream.format = typed_format;
@@ -2822,7 +2824,7 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
     if (take_head(stream, element, is_first)) return undefined;
     note_odd_head(stream, 'chegou tarde: a resposta já começou');
   } else if (element.flaw && is_first) note_odd_head(stream, element.flaw);
-  if (stream.format !== empty_format) return raw;
+  if (!is_bodyless(stream)) return raw;
   stream.dropped += 1;
   return undefined;
 }
@@ -3001,12 +3003,12 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   clearTimeout(stream.beat_timer);
   const is_gone = how === 'client_gone';
   const is_broken = stream.is_cut || (stream.format === raw_format && how !== 'done');
-  const is_cut = is_broken && response.headersSent && stream.format !== empty_format;
+  const is_cut = is_broken && response.headersSent && !is_bodyless(stream);
   if (is_gone) response.destroy();
   else if (!is_cut) {
     open_response(stream, status, status === 200 ? {} : { 'Content-Type': 'application/json' });
     const { before, after } = stream.format;
-    const line = stream.format === empty_format ? undefined : last_line(stream);
+    const line = is_bodyless(stream) ? undefined : last_line(stream);
     if (line !== undefined) response.write(`${stream.opening}${before}${line}${after}`);
     if (line !== undefined) stream.opening = '';
   }
