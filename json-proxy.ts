@@ -37,9 +37,10 @@
  *
  * RESPOSTAS HTTP
  *   200 fluxo, ou "pong" em /ping    204 OPTIONS, EventSource que volta  400 pedido malformado
- *   401 sem a chave de API_KEY              408 pedido lento demais  413 corpo acima de MAXBODY
- *   417 Expect desconhecido                 429 acima de RATE        431 cabeçalhos grandes
- *   500 /ping sem Redis                     501 CONNECT          505 nem HTTP/1.0 nem 1.1
+ *   401 sem a chave de API_KEY       403 página de outra origem          408 pedido lento demais
+ *   413 corpo acima de MAXBODY       417 Expect desconhecido             429 acima de RATE
+ *   431 cabeçalhos grandes           500 /ping sem Redis                 501 CONNECT
+ *   505 nem HTTP/1.0 nem 1.1
  *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
  *   Numa porta à parte, METRICS_PORT: /metrics, /live e /ready
@@ -103,6 +104,7 @@ import {
   isIPv6 as is_ipv6,
   Server as net_server,
   type Socket as net_socket,
+  SocketAddress as socket_address,
 } from 'node:net';
 import { availableParallelism as available_parallelism } from 'node:os';
 import type { Duplex as duplex_stream } from 'node:stream';
@@ -672,7 +674,7 @@ export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
  * @param gathered texto em vigor de cada configuração
  * @returns o texto, com a tabela gerada de `settings_table`
  */
-function help_text(gathered: gathered_settings): string {
+export function help_text(gathered: gathered_settings): string {
   const lines = [
     `json-proxy ${version}: HTTP que responde em NDJSON o que um worker põe no Redis.`,
     '',
@@ -903,6 +905,7 @@ export const refusal_rules = {
     text: 'missing or unknown API key',
     headers: { 'WWW-Authenticate': 'Bearer' },
   },
+  other_origin: { status: 403, text: 'requests from pages of other origins are not allowed' },
   slow_request: { status: 408, text: 'request not received in time' },
   slow_body: { status: 408, text: 'request body stopped arriving' },
   large_body: { status: 413, text: 'request body larger than % bytes' },
@@ -980,12 +983,28 @@ function observe(histogram: histogram, ms: number): void {
   histogram.sum += ms / 1000;
 }
 
-/**
- * Conta uma recusa.
- * @param status status HTTP
- */
-function count_refusal(status: number): void {
+/** Quantas recusas de um status ganham linha própria a cada tanto; das demais só se diz a soma. */
+const logged_refusals = { count: 100, window_ms: 60_000 };
+
+/** Recusas por status, desde que a primeira delas abriu a janela corrente. */
+const recent_refusals = new Map<number, number>();
+
+/** Diz no log quantas recusas não ganharam linha própria, e fecha a janela. */
+function sum_refusals(): void {
+  for (const [status, count] of recent_refusals) {
+    const more = count - logged_refusals.count;
+    if (more > 0) log('warn', 'refused_more', { status, count: more });
+  }
+  recent_refusals.clear();
+}
+
+/** Conta uma recusa com `status`; devolve se ela ganha linha no log, que ninguém deve encher. */
+function note_refusal(status: number): boolean {
   tally.refusals.set(status, (tally.refusals.get(status) ?? 0) + 1);
+  if (recent_refusals.size === 0) setTimeout(sum_refusals, logged_refusals.window_ms).unref();
+  const count = (recent_refusals.get(status) ?? 0) + 1;
+  recent_refusals.set(status, count);
+  return count <= logged_refusals.count;
 }
 
 // ── Redis ───────────────────────────────────────────────────────────────────────────────────────
@@ -1352,15 +1371,15 @@ async function redis_create_task(task: task_record): Promise<number> {
 
 /**
  * Conta um pedido de um endereço na janela corrente, comum a todos os proxies.
- * @param address o endereço
+ * @param network o endereço, ou a rede dele, na forma de network_of
  * @param seconds duração da janela
  * @returns quantos ele já fez nela, este incluído, e em quantos segundos ela acaba
  * @throws deadline_error, ErrorReply ou erro de conexão
  */
-async function redis_count_request(address: string, seconds: number) {
+async function redis_count_request(network: string, seconds: number) {
   const clock_s = Date.now() / 1000;
   const window = Math.floor(clock_s / seconds);
-  const key = `${rate_prefix}${address}_${window}`;
+  const key = `${rate_prefix}${network}_${window}`;
   const counted = redis_ready().client.multi().incr(key).expire(key, seconds).exec();
   const [count] = await within(counted, answer_limit_ms);
   return { count: Number(count), wait_s: Math.ceil((window + 1) * seconds - clock_s) };
@@ -1800,18 +1819,41 @@ function is_authorized(request: http.IncomingMessage): boolean {
 }
 
 /**
+ * Lê um endereço IP, sem porta nem colchetes, na única forma em que é contado e mostrado.
+ * @param text como veio: "203.0.113.7:50001", "[::1]:80", "::FFFF:198.51.100.9"
+ * @returns por exemplo "203.0.113.7", "::1", "198.51.100.9"; vazio se não é um endereço
+ */
+export function parse_address(text: string): string {
+  const bare = text.trim().replace(/^\[(.*)\](?::\d*)?$|^([\d.]+):\d*$/, '$1$2');
+  if (!is_ip(bare)) return '';
+  const family = is_ipv6(bare) ? 'ipv6' : 'ipv4';
+  return new socket_address({ address: bare, family }).address.replace(/^::ffff:(?=.*\.)/, '');
+}
+
+/**
+ * Dá a quem pertence um endereço: um assinante recebe um /64 inteiro de IPv6, e muda dentro dele.
+ * @param address na forma de parse_address
+ * @returns o próprio, se é IPv4; ou por exemplo "2001:db8:0:1::/64"
+ */
+export function network_of(address: string): string {
+  if (!address.includes(':')) return address;
+  const [head = [], tail = []] = address
+    .split('::')
+    .map((part) => part.split(':').filter((group) => group !== ''));
+  const zeros = Array<string>(Math.max(0, 8 - head.length - tail.length)).fill('0');
+  return `${[...head, ...zeros, ...tail].slice(0, 4).join(':')}::/64`;
+}
+
+/**
  * Diz de que endereço veio um pedido. O último X-Forwarded-For é o que escreveu o proxy que está à
  * nossa frente; os anteriores, qualquer um pode inventar.
  * @param request o pedido
- * @returns o endereço, sem o prefixo de IPv4 em IPv6; vazio se o cliente já se foi
+ * @returns na forma de parse_address; vazio se o cliente já se foi
  */
-function remote_address_of(request: http.IncomingMessage): string {
-  const forwarded = TRUST_PROXY ? request.headers['x-forwarded-for'] : undefined;
-  const last = String(forwarded ?? '')
-    .split(',')
-    .at(-1)
-    ?.trim();
-  return (last || request.socket.remoteAddress || '').replace(/^::ffff:/, '');
+function remote_address_of({ headers, socket }: http.IncomingMessage): string {
+  const forwarded = TRUST_PROXY ? String(headers['x-forwarded-for'] ?? '') : '';
+  const last = parse_address(forwarded.split(',').at(-1) ?? '');
+  return last || parse_address(socket.remoteAddress ?? '');
 }
 
 /**
@@ -1977,13 +2019,11 @@ function read_body(turn: request_turn): Promise<Buffer> {
  * @param why a recusa
  */
 async function send_refusal({ request, response }: request_turn, why: refusal): Promise<void> {
-  count_refusal(why.status);
-  log('warn', 'refused', {
-    status: why.status,
-    method: request.method ?? '',
-    path: path_of(request.url ?? ''),
-    reason: why.message,
-  });
+  const { status, message: reason } = why;
+  const { method = '', url = '' } = request;
+  const address = remote_address_of(request);
+  const path = path_of(url);
+  if (note_refusal(status)) log('warn', 'refused', { status, method, path, reason, address });
   const body = `${error_line(why.message)}\n`;
   if (!request.complete) await new Promise((resolve) => setImmediate(resolve)); // veio junto?
   const closing = !request.complete && { Connection: 'close' };
@@ -2017,8 +2057,8 @@ function destroy_later(socket: duplex_stream): void {
  */
 function end_connection(socket: duplex_stream, why: refusal, reason: string): void {
   const { status, message } = why;
-  count_refusal(status);
-  log('warn', 'refused', { status, reason });
+  const address = parse_address((socket as net_socket).remoteAddress ?? '');
+  if (note_refusal(status)) log('warn', 'refused', { status, reason, address });
   const is_over = connections.get(socket)?.last_response?.shouldKeepAlive === false;
   const body = `${error_line(message)}\n`;
   const headers = { ...error_headers(body), Date: new Date().toUTCString(), ...closing };
@@ -2043,8 +2083,8 @@ async function refuse_broken_request(
   if (!state) {
     // não chegou a haver conexão; quem só abre e fecha a porta (um balanceador) não é notícia
     const is_news = TLS_CERT !== '' && error.code !== 'ECONNRESET';
-    const peer = (socket as net_socket).remoteAddress ?? '';
-    if (is_news) log('warn', 'tls_failed', { peer, reason: error.code ?? error.message });
+    const address = parse_address((socket as net_socket).remoteAddress ?? '');
+    if (is_news) log('warn', 'tls_failed', { address, reason: error.code ?? error.message });
     socket.destroy();
     return;
   }
@@ -2271,16 +2311,16 @@ function has_breaks(bytes: Buffer): boolean {
 
 /** Devolve uma a uma as linhas de `bytes`, sem as quebras; as vazias não contam. */
 function* lines_within(bytes: Buffer): Generator<Buffer> {
-  const find = (mark: string, from: number) => {
-    const found = bytes.indexOf(mark, from);
+  const find = (mark: string, after: number) => {
+    const found = bytes.indexOf(mark, after);
     return found < 0 ? bytes.length : found;
   };
   let [return_at, feed_at] = [-1, -1];
-  for (let start = 0, end = 0; start < bytes.length; start = end + 1) {
-    if (return_at < start) return_at = find('\r', start);
-    if (feed_at < start) feed_at = find('\n', start);
+  for (let from = 0, end = 0; from < bytes.length; from = end + 1) {
+    if (return_at < from) return_at = find('\r', from);
+    if (feed_at < from) feed_at = find('\n', from);
     end = Math.min(return_at, feed_at);
-    if (end > start) yield bytes.subarray(start, end);
+    if (end > from) yield bytes.subarray(from, end);
   }
 }
 
@@ -2314,14 +2354,14 @@ export async function split_element(element: Buffer): Promise<Iterable<Buffer>> 
     await next_turn();
   }
   if (all_json) return lines_within(element);
-  let [size, start, last] = [0, 0, element.length];
+  let [size, from, last] = [0, 0, element.length];
   const is_break = (at: number) => element[at] === 0x0a || element[at] === 0x0d;
-  while (is_break(start)) start += 1;
+  while (is_break(from)) from += 1;
   while (is_break(last - 1)) last -= 1;
-  for (let end = start; start < last; start = end) {
-    end = Math.min(start + examined_piece_bytes, last);
+  for (let end = from; from < last; from = end) {
+    end = Math.min(from + examined_piece_bytes, last);
     if (element[end - 1] === 0x0d && element[end] === 0x0a) end += 1; // uma quebra só
-    const piece = element.toString('latin1', start, end).replace(/\r\n?|\n/g, ' ');
+    const piece = element.toString('latin1', from, end).replace(/\r\n?|\n/g, ' ');
     size += element.write(piece, size, 'latin1');
     if (end < last) await next_turn();
   }
@@ -2754,8 +2794,8 @@ async function send_parts(stream: stream_state, parts: Buffer[], size: number): 
   stream.bytes_left -= size;
   if (stream.bytes_left < 0) throw new worker_fault('a resposta é maior que o seu Content-Length');
   for (const part of size > max_copied_bytes ? parts : [Buffer.concat(parts, size)]) {
-    for (let start = 0; start < part.length; start += write_slice_bytes) {
-      const slice = part.subarray(start, start + write_slice_bytes);
+    for (let from = 0; from < part.length; from += write_slice_bytes) {
+      const slice = part.subarray(from, from + write_slice_bytes);
       stream.bytes += slice.length;
       tally.bytes += slice.length;
       stream.sent_at = now();
@@ -3026,6 +3066,12 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
 // Um despachante curto decide o que cada pedido é. Tudo o que for lançado daqui para baixo termina
 // a resposta e é registrado; um pedido ruim nunca derruba o processo.
 
+/** Chaves erradas, por rede, na janela corrente; a tabela tem tamanho certo, venha quem vier. */
+const wrong_keys = new Map<string, number>();
+
+/** Quantas erradas não custam espera, quanto custam as outras, e os limites de wrong_keys. */
+const guessing = { free: 10, delay_ms: 1000, window_ms: 60_000, networks: 10_000 };
+
 /**
  * Traduz o que deu errado no Redis antes de haver fluxo.
  * @param error o que foi lançado
@@ -3129,8 +3175,8 @@ function check_request(request: http.IncomingMessage): void {
  */
 async function check_rate(request: http.IncomingMessage): Promise<void> {
   if (!RATE) return;
-  const address = remote_address_of(request);
-  const counted = redis_count_request(address, RATE.seconds);
+  const network = network_of(remote_address_of(request));
+  const counted = redis_count_request(network, RATE.seconds);
   const { count, wait_s } = await counted.catch((error) => {
     throw refusal_for(error);
   });
@@ -3151,6 +3197,46 @@ function is_returning({ headers, url = '' }: http.IncomingMessage): boolean {
 }
 
 /**
+ * Confere a chave de um pedido. A errada conta em RATE; sem ele, quem já errou muitas espera antes
+ * que a próxima seja olhada, certa ou errada: recusar também a certa deixaria um estranho trancar
+ * quem divide o endereço com ele.
+ * @param request o pedido
+ * @throws refusal 401; ou a de check_rate
+ */
+async function check_key(request: http.IncomingMessage): Promise<void> {
+  if (API_KEY.length === 0) return;
+  const network = network_of(remote_address_of(request));
+  const wrong = wrong_keys.get(network) ?? 0;
+  if (wrong >= guessing.free) await sleep(guessing.delay_ms);
+  if (is_authorized(request)) return;
+  if (RATE) await check_rate(request);
+  else if (wrong > 0 || wrong_keys.size < guessing.networks) {
+    if (wrong_keys.size === 0) setTimeout(() => wrong_keys.clear(), guessing.window_ms).unref();
+    wrong_keys.set(network, (wrong_keys.get(network) ?? 0) + 1);
+  }
+  throw new refusal('bad_key');
+}
+
+/**
+ * Recusa o pedido que uma página de outra origem faz: o navegador a deixa pedir, só não deixa que
+ * leia. A regra é a do CrossOriginProtection do Go, mas aqui também um GET cria tarefa: dele só
+ * passa quem navega até cá. Quem não é navegador não manda estes cabeçalhos.
+ * @param request o pedido
+ * @throws refusal 403
+ */
+function check_origin({ method, headers }: http.IncomingMessage): void {
+  const { origin, host = '' } = headers;
+  if (CORS_ORIGIN.includes('*') || (origin && CORS_ORIGIN.includes(origin))) return;
+  const { 'sec-fetch-site': site, 'sec-fetch-mode': mode, 'sec-fetch-dest': target } = headers;
+  if (site === 'same-origin' || site === 'none') return;
+  if (method === 'GET' && mode === 'navigate' && target === 'document') return;
+  // um navegador antigo, ou que não fala HTTPS conosco, só diz a origem, e só às vezes
+  const from = origin?.replace(/^https?:\/\//, '').toLowerCase();
+  if (site === undefined && (from === undefined || from === host.toLowerCase())) return;
+  throw new refusal('other_origin');
+}
+
+/**
  * Decide o que fazer com um pedido.
  * @param turn a vez do pedido
  * @throws refusal que deve virar resposta
@@ -3167,7 +3253,8 @@ async function dispatch(turn: request_turn): Promise<void> {
     await answer_ping(turn);
     return;
   }
-  if (!is_authorized(request)) throw new refusal('bad_key');
+  check_origin(request);
+  await check_key(request);
   if (is_returning(request)) {
     // um EventSource cujo fluxo acabou volta sozinho, e com um 204 desiste
     response.writeHead(204, common_headers());
@@ -3247,7 +3334,8 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
   const state = connections.get(socket);
   if (!state || socket.destroyed) return;
   if (state.turns.size >= max_pipelined) {
-    log('warn', 'pipeline_cut', { address: socket.remoteAddress ?? '', waiting: max_pipelined });
+    const address = parse_address(socket.remoteAddress ?? '');
+    log('warn', 'pipeline_cut', { address, waiting: max_pipelined });
     socket.destroy();
     return;
   }
@@ -3667,6 +3755,7 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
   await requests_over(farewell_ms);
   lifetime.server?.closeAllConnections();
   await redis_close();
+  sum_refusals();
   log('info', 'stopped', { streams: live_requests.size });
   await log_sent();
   process.exit(0);

@@ -4,7 +4,7 @@
 
 import assert from 'node:assert/strict';
 import { rmSync as remove } from 'node:fs';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   begin,
   brisk,
@@ -26,6 +26,7 @@ import {
   start_scene,
   start_worker,
   task_named,
+  test,
   until,
 } from './harness';
 

@@ -6,8 +6,7 @@
 
 import assert from 'node:assert/strict';
 import net from 'node:net';
-import { describe, test } from 'node:test';
-import { on_stop } from '../scripts/dev/local';
+import { describe } from 'node:test';
 import {
   begin,
   brisk,
@@ -16,6 +15,7 @@ import {
   end_of,
   fetch_all,
   freeze_redis,
+  on_stop,
   open_stream,
   type proxy,
   type redis_client,
@@ -27,6 +27,7 @@ import {
   start_worker,
   task_named,
   type task_names,
+  test,
   tests_at_once,
   until,
   type worker,

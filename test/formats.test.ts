@@ -4,7 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   brisk,
   clog,
@@ -25,6 +25,7 @@ import {
   start_redis,
   start_scene,
   type task_names,
+  test,
   tests_at_once,
   until,
 } from './harness';

@@ -4,7 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   brisk,
   exit_of,
@@ -17,6 +17,7 @@ import {
   start_program,
   start_redis,
   start_worker,
+  test,
   until,
 } from './harness';
 
@@ -175,6 +176,20 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
     assert.strictEqual(refused.status, 417);
     assert.equal(refused.path, path.slice(0, 300));
     assert.equal(refused.reason, 'only "Expect: 100-continue" is supported');
+  });
+
+  test('de recusas iguais 100 ganham linha; das demais, na parada, se diz a soma', async () => {
+    const proxy = await start_json_proxy(['-C', 'jobs_none']);
+    for (let n = 0; n < 120; n += 1) await fetch_all(proxy, { headers: { Expect: 'x' } });
+    assert.equal(await proxy.stop(), 0);
+    const lines = read_json(proxy.stderr());
+    assert.deepEqual(lines.map(({ tag }) => tag).splice(99), ['refused', 'refused_more']);
+    const more = [
+      ['status', '417'],
+      ['count', '20'],
+    ];
+    assert.deepEqual(lines.at(-1)?.fields, more);
+    assert.deepEqual(lines[0]?.fields.at(-1), ['address', '127.0.0.1']);
   });
 
   test('com vários processos, worker é um número no fim de cada objeto', async () => {

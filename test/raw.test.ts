@@ -1,6 +1,6 @@
 /*
  * Respostas que o worker escreve byte a byte (RAW), as sem corpo, e como o cliente sabe que uma
- * acabou pela metade. Os clientes são sockets crus, fetch e curl: o que passa na rede é o que conta.
+ * acabou pela metade. Os clientes são sockets crus, fetch e curl: conta o que passa na rede.
  */
 
 import assert from 'node:assert/strict';

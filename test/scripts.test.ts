@@ -14,7 +14,7 @@ import {
   readFileSync as read_file,
 } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { version } from '../json-proxy';
 import {
   fetch_all,
@@ -26,6 +26,7 @@ import {
   start_proxy,
   start_redis,
   temp_dir,
+  test,
   tests_at_once,
 } from './harness';
 

@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import http from 'node:http';
-import { before, test } from 'node:test';
+import { before } from 'node:test';
 import {
   begin,
   brisk,
@@ -27,6 +27,7 @@ import {
   start_redis,
   start_scene,
   task_named,
+  test,
   until,
 } from './harness';
 
@@ -58,7 +59,10 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     await ask_to_stop(proxy, signal);
     assert.equal(await exit_of(proxy), 0);
     await Promise.all([used.closed(), silent.closed()]);
-    assert.match(proxy.stdout(), / stop signal=\w+ streams=0 grace=60000\n.* stopped streams=0\n$/);
+    assert.match(
+      proxy.stdout(),
+      / stop signal=\w+ streams=0 grace=600000\n.* stopped streams=0\n$/,
+    );
     assert.equal(proxy.stderr(), '');
     agent.destroy();
   });

@@ -1,6 +1,6 @@
 /*
- * A subida do programa: todas as formas de chegar ao Redis, todas as falhas com a sua linha clara e
- * o que o log diz no começo.
+ * A subida do programa: todas as formas de chegar ao Redis, todas as falhas com a sua linha clara,
+ * o que o log diz no começo; e o que o programa diz e faz sem subir.
  */
 
 import assert from 'node:assert/strict';
@@ -8,9 +8,8 @@ import { writeFileSync as write_file } from 'node:fs';
 import net from 'node:net';
 import { networkInterfaces as network_interfaces } from 'node:os';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
-import { version } from '../json-proxy';
-import { on_stop } from '../scripts/dev/local';
+import { before, describe } from 'node:test';
+import { help_text, load_settings, settings_table, version } from '../json-proxy';
 import {
   connect_redis,
   exit_of,
@@ -18,6 +17,7 @@ import {
   free_port,
   type local_program,
   type local_redis,
+  on_stop,
   open_stream,
   patience_ms,
   program_file,
@@ -28,6 +28,8 @@ import {
   start_redis,
   start_worker,
   temp_dir,
+  test,
+  usage_error_of,
 } from './harness';
 
 /**
@@ -591,4 +593,82 @@ test('quem lia o log vai embora e o serviço continua', async () => {
     assert.equal(proxy.process.signalCode, null);
   }
   assert.equal(await proxy.stop(), 0);
+});
+
+/** Nenhuma configuração no ambiente: o de quem roda os testes não pode influir. */
+const clean_env: NodeJS.ProcessEnv = Object.fromEntries(
+  settings_table.map(({ name }) => [name, undefined]),
+);
+
+/**
+ * Roda um programa até o fim.
+ * @param running o programa
+ * @returns código de saída e tudo o que ele escreveu
+ */
+async function finished(running: local_program | Promise<local_program>) {
+  const program = await running;
+  const code = await exit_of(program);
+  return { code, stdout: program.stdout(), stderr: program.stderr() };
+}
+
+describe('sem subir: o programa diz o que se leu das configurações, e sai', () => {
+  for (const [args, env] of [
+    [['-p', 'x'], {}],
+    [[], { REDIS_SERVER: `redis://ana:${wrong_password}@h:x/1` }],
+    [['--na\nda'], { PAUSE: 'x' }],
+  ] as const) {
+    test(`erro de uso, código 2: ${args.join(' ')} ${Object.keys(env)}`, async () => {
+      const line = usage_error_of([...args], env).trimEnd(); // é sempre uma linha
+      const stderr = `${line.replace('\n', ' ')}\n`;
+      const told = await finished(run_proxy([...args], { ...clean_env, ...env }));
+      assert.deepEqual(told, { code: 2, stdout: '', stderr });
+    });
+  }
+
+  test('--help e --version, código 0, e a senha escondida', async () => {
+    const env = { ...clean_env, REDIS_PASSWORD: wrong_password };
+    const { gathered } = load_settings(['--help'], { REDIS_PASSWORD: wrong_password });
+    const [help, told] = await Promise.all([
+      finished(run_proxy(['-h'], env)),
+      finished(run_proxy(['--version'], env)),
+    ]);
+    assert.deepEqual(help, { code: 0, stdout: help_text(gathered), stderr: '' });
+    assert.ok(!help.stdout.includes(wrong_password));
+    assert.deepEqual(told, { code: 0, stdout: `${version}\n`, stderr: '' });
+  });
+
+  test('as variáveis podem vir de um arquivo, pela opção do Node', async () => {
+    const program = await program_file();
+    const file = path.join(temp_dir(), '.env');
+    write_file(file, '# comentário\nINTERVAL=321\nREDIS_CHANNEL="do_arquivo"\n');
+    const args = [`--env-file=${file}`, program, '--help'];
+    const help = start_program(process.execPath, args, clean_env);
+    assert.equal(await exit_of(help), 0);
+    assert.match(help.stdout(), / INTERVAL +200 +321\n/);
+    assert.match(help.stdout(), / REDIS_CHANNEL +ndjson_jobs +do_arquivo\n/);
+  });
+});
+
+describe('importar não inicia nada', { concurrency: 2 }, () => {
+  // PipeWrap é a própria saída do processo, que a biblioteca redis abre ao ser carregada.
+  const report =
+    'const open = process.getActiveResourcesInfo().filter((name) => name !== "PipeWrap");' +
+    'console.log(JSON.stringify(open))';
+  const root = path.join(__dirname, '..');
+
+  test('o programa montado pode ser carregado: nada fica aberto e o processo sai só', async () => {
+    const code = `require(${JSON.stringify(await program_file())}); ${report}`;
+    const result = await finished(start_program(process.execPath, ['-e', code], clean_env));
+    assert.deepEqual(result, { code: 0, stdout: '[]\n', stderr: '' });
+  });
+  test('o fonte pode ser importado: nenhum servidor, conexão ou temporizador', async () => {
+    const code = `require('./json-proxy.ts'); ${report}`;
+    const args = ['--import', 'tsx', '-e', code];
+    const program = start_program(process.execPath, args, clean_env, root);
+    const { code: exit_code, stdout, stderr } = await finished(program);
+    assert.equal(stderr, '');
+    assert.match(stdout, /^\[[^\n]*\]\n$/);
+    assert.doesNotMatch(stdout, /TCP|Timeout|Immediate|Signal|GetAddrInfo/);
+    assert.equal(exit_code, 0);
+  });
 });

@@ -9,19 +9,20 @@ import { createHash as create_hash } from 'node:crypto';
 import { readFileSync as read_file } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import type { task_record } from '../json-proxy';
-import { on_stop } from '../scripts/dev/local';
 import {
   connect_redis,
   delay,
   type local_redis,
+  on_stop,
   open_stream,
   type redis_client,
   type proxy as running_proxy,
   start_proxy,
   start_redis,
   start_worker,
+  test,
   tests_at_once,
   until,
 } from './harness';

@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import { randomUUID as random_uuid } from 'node:crypto';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import {
   begin,
   connect_redis,
@@ -18,6 +18,7 @@ import {
   start_redis,
   start_worker,
   type task_names,
+  test,
   tests_at_once,
   until,
 } from './harness';

@@ -12,9 +12,9 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import { settings_table, version } from '../json-proxy';
-import { program_file, start_program, temp_dir } from './harness';
+import { program_file, start_program, temp_dir, test } from './harness';
 
 const folder = path.join(__dirname, '..', 'scripts', 'deploy', 'systemd');
 const unit = read_file(path.join(folder, 'json-proxy.service'), 'utf8');

@@ -9,9 +9,8 @@ import { once } from 'node:events';
 import { renameSync as rename, writeFileSync as write_file } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import tls from 'node:tls';
-import { on_stop } from '../scripts/dev/local';
 import {
   brisk,
   clog,
@@ -21,12 +20,14 @@ import {
   fetch_all,
   goodbye,
   type local_redis,
+  on_stop,
   open_stream,
   run_proxy,
   see_tombstone,
   start_redis,
   start_scene,
   temp_dir,
+  test,
   tests_at_once,
   until,
   usage_error_of,
@@ -234,7 +235,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
       ['--tls-cert', cert],
       ['--tls-key', key],
     ]) {
-      const line = await usage_error_of(args);
+      const line = usage_error_of(args);
       assert.match(line, /TLS_CERT ".*" e TLS_KEY ".*" inválidos; /);
       assert.match(line, accepted);
     }
@@ -258,7 +259,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
 
   test('arquivo que não existe', async () => {
     const { cert } = write_pair(first_pair);
-    const line = await usage_error_of(['--tls-cert', cert, '--tls-key', '/nao/existe']);
+    const line = usage_error_of(['--tls-cert', cert, '--tls-key', '/nao/existe']);
     assert.match(line, /TLS_KEY .*inválido: "\/nao\/existe"; aceito: o caminho .*\(ENOENT\)/);
   });
 
@@ -272,7 +273,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
     ['arquivos trocados', { cert: first_pair.key, key: first_pair.cert }, 'NO_START_LINE'],
   ] as const) {
     test(what, async () => {
-      const line = await usage_error_of(write_pair(pair).args);
+      const line = usage_error_of(write_pair(pair).args);
       assert.match(line, new RegExp(`inválidos \\(.*${reason}\\); `));
       assert.match(line, accepted);
       assert.doesNotMatch(line, /PRIVATE KEY/);

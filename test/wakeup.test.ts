@@ -7,14 +7,14 @@
 import assert from 'node:assert/strict';
 import http from 'node:http';
 import net from 'node:net';
-import { before, describe, test } from 'node:test';
-import { on_stop } from '../scripts/dev/local';
+import { before, describe } from 'node:test';
 import {
   begin,
   connect_redis,
   end_of,
   fetch_all,
   type local_redis,
+  on_stop,
   open_socket,
   open_stream,
   type proxy,
@@ -24,6 +24,7 @@ import {
   start_redis,
   start_scene,
   start_worker,
+  test,
   tests_at_once,
   until,
   type worker,

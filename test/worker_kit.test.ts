@@ -7,9 +7,8 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
-import { on_stop } from '../scripts/dev/local';
-import { type handler, head, redis_url, serve, type settings } from '../scripts/worker/worker';
+import { before, describe } from 'node:test';
+import { type handler, head, redis_place, serve, type settings } from '../scripts/worker/worker';
 import {
   brisk,
   check_tombstone,
@@ -22,6 +21,7 @@ import {
   freeze_redis,
   type local_redis,
   next_names,
+  on_stop,
   open_stream,
   type scene,
   see_listeners,
@@ -30,6 +30,7 @@ import {
   start_redis,
   start_scene,
   temp_dir,
+  test,
   tests_at_once,
   until,
 } from './harness';
@@ -91,7 +92,9 @@ async function start_kit(
     return done;
   };
   on_stop(stop);
-  await until('worker no canal', () => log.includes(`ouvindo ${where.channel}`));
+  await until('worker no canal', () =>
+    log.some((text) => text.startsWith(`ouvindo ${where.channel} em `)),
+  );
   return { log, stop };
 }
 
@@ -588,8 +591,8 @@ describe('o Redis', { concurrency: tests_at_once }, () => {
       const { stop } = await start_kit({ channel: 'canal' }, async function* () {}, options);
       await stop();
     }
-    assert.equal(redis_url('[::1]:6380/2', ''), 'redis://[::1]:6380/2');
-    assert.equal(redis_url('rediss://h', 'x'), 'rediss://:x@h');
+    assert.equal(redis_place('[::1]:6380/2', '').where, '[::1]:6380/2');
+    assert.deepEqual(redis_place('rediss://h', 'x').socket, { host: 'h', port: 6379, tls: true });
     const file = path.join(temp_dir(), 'senha');
     write_file(file, 'c@rta:1\n');
     const args = [

@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict';
 import { spawnSync as run } from 'node:child_process';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import type { task_record } from '../json-proxy';
 import {
   connect_redis,
@@ -19,6 +19,7 @@ import {
   start_program,
   start_proxy,
   start_redis,
+  test,
   until,
 } from './harness';
 

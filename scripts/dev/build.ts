@@ -11,6 +11,9 @@ import { build } from 'esbuild';
 /** Por onde quem roda os testes diz onde está o programa que eles devem usar. */
 export const program_variable = 'JSON_PROXY_PROGRAM';
 
+/** E o que carregar antes dele, para que suba depressa: ver code-cache.ts. */
+export const code_cache_variable = 'JSON_PROXY_CODE_CACHE';
+
 const root = path.join(__dirname, '..', '..');
 
 /**

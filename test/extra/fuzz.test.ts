@@ -10,7 +10,6 @@
 import assert from 'node:assert/strict';
 import { randomInt as random_int } from 'node:crypto';
 import net from 'node:net';
-import { test } from 'node:test';
 import { setImmediate as next_turn } from 'node:timers/promises';
 import { probe_env, take_probe } from '../../scripts/dev/probe';
 import {
@@ -21,6 +20,7 @@ import {
   type redis_client,
   start_proxy,
   start_redis,
+  test,
   until,
 } from '../harness';
 import { assert_identity, type raw_reply, raw_request, take_reply } from '../http_helpers';

@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { execFileSync as run } from 'node:child_process';
 import { copyFileSync as copy_file, readdirSync as list_dir } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { version } from '../../json-proxy';
 import { build_binary } from '../../scripts/dev/binary';
 import { embed_program } from '../../scripts/dev/elf';
@@ -21,6 +21,7 @@ import {
   start_redis,
   start_worker,
   temp_dir,
+  test,
   until,
 } from '../harness';
 
