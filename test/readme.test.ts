@@ -121,9 +121,9 @@ function logged_tags(): Map<string, { levels: Set<string>; fields: Set<string> }
   for (const [, fields = ''] of deaths) found.push(["'error'", 'fatal', fields]);
   for (const [level = '', tag = '', fields = ''] of found) {
     const entry = tags.get(tag) ?? { levels: new Set(), fields: new Set() };
-    // o de um fim está na tabela deles
-    const in_table = level.endsWith('.level') && program.matchAll(/\blevel: '(\w+)'/g);
-    for (const [, name = ''] of in_table || level.matchAll(/'(\w+)'/g)) entry.levels.add(name);
+    const is_ending = level.endsWith('.level'); // a gravidade de um fim está na tabela deles
+    const words = is_ending ? program.matchAll(/level: '(\w+)'/g) : level.matchAll(/'(\w+)'/g);
+    for (const [, name = ''] of words) entry.levels.add(name);
     const names = [...fields.matchAll(/[{,]\s*(\w+)\s*(?=[:,}])/g)];
     for (const [, name = ''] of names) entry.fields.add(name);
     tags.set(tag, entry);
