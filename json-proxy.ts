@@ -29,7 +29,7 @@
  *   ndjson_jobs           canal   a chave de cada tarefa nova
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
- *   {"n": 1}                     uma linha; com quebras dentro, várias se cada uma é JSON, senão uma
+ *   {"n": 1}                     uma linha; com quebras dentro, várias se cada uma é JSON
  *   HTTP 404 {"X-Nome": "v"}     só como primeiro elemento: status e cabeçalhos da resposta
  *   RAW 200 {"X-Nome": "v"}      o mesmo, e daí em diante cada elemento segue byte a byte
  *   EOF                          fim (também EOL, END-OF-FILE e END-OF-LIST), em vez do DEL
