@@ -75,8 +75,8 @@
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
  * As seções seguem o caminho dos dados: configurações, log, contadores, Redis, HTTP, tarefa,
- * elementos, fluxo, pedido, métricas, vida do processo. Nada aponta para cima: toda função está acima de quem a
- * chama.
+ * elementos, fluxo, pedido, métricas, vida do processo. Nada aponta para cima: toda função está
+ * acima de quem a chama.
  */
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
