@@ -2264,7 +2264,7 @@ const body_header = /^content-(length|encoding)$/i;
 /** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
 const examined_piece_bytes = 64 * 1024;
 
-/** Uma linha maior que isto, dentro de um elemento com quebras, vale por JSON pelos seus extremos. */
+/** Numa linha maior que isto, de um elemento com quebras, só os extremos dizem se é JSON. */
 const max_parsed_bytes = 1024 * 1024;
 
 /** Os cabeçalhos que um worker pede. */
@@ -2287,7 +2287,7 @@ export type list_element =
   | { kind: 'line'; bytes: Buffer; flaw?: string }
   | head_element;
 
-/** O worker desistiu, ou pediu o que não se pode cumprir: a resposta não pode passar por inteira. */
+/** O worker desistiu, ou pediu o que não se pode cumprir: nada disso pode passar por inteiro. */
 class worker_fault extends Error {}
 
 /**
