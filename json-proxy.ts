@@ -29,7 +29,7 @@
  *   ndjson_jobs           canal   a chave de cada tarefa nova
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
- *   {"n": 1}                     uma linha; com quebras dentro, várias se cada uma for JSON
+ *   {"n": 1}                     uma linha; com quebras dentro, várias se cada uma é JSON
  *   HTTP 404 {"X-Nome": "v"}     só como primeiro elemento: status e cabeçalhos da resposta
  *   RAW 200 {"X-Nome": "v"}      o mesmo, e daí em diante cada elemento segue byte a byte
  *   EOF                          fim (também EOL, END-OF-FILE e END-OF-LIST), em vez do DEL
@@ -2300,7 +2300,7 @@ const body_header = /^content-(length|encoding)$/i;
 /** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
 const examined_piece_bytes = 64 * 1024;
 
-/** Uma linha maior que isto, num elemento com quebras, vale por JSON pelos seus extremos. */
+/** Numa linha maior que isto, de um elemento com quebras, só os extremos dizem se é JSON. */
 const max_parsed_bytes = 1024 * 1024;
 
 /** Os cabeçalhos que um worker pede. */
@@ -2323,7 +2323,7 @@ export type list_element =
   | { kind: 'line'; bytes: Buffer; flaw?: string }
   | head_element;
 
-/** O worker desistiu, ou pediu o que não se pode cumprir: a resposta não pode passar por inteira. */
+/** O worker desistiu, ou pediu o que não se pode cumprir: nada disso pode passar por inteiro. */
 class worker_fault extends Error {}
 
 /**

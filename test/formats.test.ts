@@ -224,7 +224,7 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
     assert.ok(end - last > 500, `${end - last} ms`);
   });
 
-  test('um fluxo sem linhas abre depois de HEAD_WAIT, e termina com "end", que leva o id', async () => {
+  test('sem linhas: abre depois de HEAD_WAIT, e termina com "end", que leva o id', async () => {
     const { proxy, worker, db } = await start_scene(redis, [...brisk, '--head-wait', '50']);
     const stream = open_stream(proxy, accept_events);
     const task = await worker.next();

@@ -260,7 +260,7 @@ describe('uma resposta que não acabou é cortada, e o cliente sabe', { concurre
     });
   }
 
-  test('com Content-Length: se faltam ou sobram bytes; se não, a resposta está inteira', async () => {
+  test('com Content-Length: se faltam ou sobram bytes; se não, está inteira', async () => {
     const scene = await start_scene(redis, brisk);
     for (const [chunks, sent, reason] of [
       [['ab'], 'ab', 'menor'],

@@ -503,7 +503,7 @@ describe('cabeças no tempo', { concurrency: tests_at_once }, () => {
     assert.deepEqual(await stream.rest(), []);
   });
 
-  test('depois de HEAD_WAIT sem nada os cabeçalhos saem, e a cabeça que chega é linha', async () => {
+  test('depois de HEAD_WAIT os cabeçalhos saem, e a cabeça que chega é linha', async () => {
     const lane = lane_of('20/200');
     const { stream, task } = await open_lines(lane);
     const head = await stream.head();
@@ -520,7 +520,7 @@ describe('cabeças no tempo', { concurrency: tests_at_once }, () => {
 describe('fins', { concurrency: tests_at_once }, () => {
   for (const name of ['0/5', '1/5']) {
     for (const word of ['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST', ' \r\nEOF \n']) {
-      test(`${JSON.stringify(word)} termina, e o que ainda estava na lista passa (${name})`, async () => {
+      test(`${JSON.stringify(word)} termina, e o resto da lista passa (${name})`, async () => {
         const lane = lane_of(name);
         const { body, log } = await serve(lane, async (task) => {
           await lane.client.set(`ndjson_claim_${task.uuid}`, 'eu', { NX: true, EX: 60 });
