@@ -340,9 +340,12 @@ export function parse_rate(text: string): rate_limit | undefined {
 export function parse_origins(text: string): string[] {
   if (text === '') return [];
   const origins = text.split(',').map((origin) => origin.trim());
-  const is_origin = (origin: string) => URL.canParse(origin) && new URL(origin).origin === origin;
-  if (origins.every((origin) => origin === '*' || is_origin(origin))) return origins;
-  throw new Error('* ou origens separadas por vírgula, como https://exemplo.com.br');
+  const is_origin = (origin: string) =>
+    !origin.includes('*') && URL.canParse(origin) && new URL(origin).origin === origin;
+  const bad = origins.find((origin) => origin !== '*' && !is_origin(origin));
+  if (bad === undefined) return origins;
+  const form = '* ou origens separadas por vírgula, como https://exemplo.com.br';
+  throw new Error(`${form}, sem curinga nem barra no fim; ${JSON.stringify(bad)} nunca casaria`);
 }
 
 /**
@@ -389,16 +392,16 @@ export function parse_redis_server(text: string): redis_address {
   throw new Error(`${redis_forms}; porta de 1 a 65535`);
 }
 
-/**
- * Esconde o que pode ser senha dentro de um endereço, mesmo malformado.
- * @param text endereço como o usuário o deu
- * @returns o texto com "***" no lugar do que vem antes do último "@" e do que pode ser segredo
- */
+/** O que se mostra de um endereço: outra forma, malformada, pode ter a senha em qualquer lugar. */
+const harmless_addresses = [
+  /^(rediss?:\/\/)?(\*\*\*@)?(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(\/\d{0,10})?$/i,
+  /^(unix:(\/\/(\*\*\*@)?)?)?\/[^?\x00-\x1f]*(\?db=\d*)?$/i,
+];
+
+/** Devolve o endereço `text`, que pode ser malformado, com "***" em vez do que pode ser senha. */
 export function redact_address(text: string): string {
-  return text
-    .replace(/^([a-z]+:\/\/)?.*@/is, '$1***@')
-    .replace(/^([a-z]+:\/\/[^@:/[]*:)(?!\d{1,5}(?:\/|$))[^@]*$/is, '$1***')
-    .replace(/\?(?!db=\d*$).*$/s, '?***');
+  const shown = text.replace(/^([a-z]+:\/\/)?.*@/is, '$1***@');
+  return harmless_addresses.some((form) => form.test(shown)) ? shown : '***';
 }
 
 /**
@@ -617,6 +620,11 @@ function check_settings_together(gathered: gathered_settings): void {
     );
   }
   const is_given = (name: string) => (gathered.get(name)?.text ?? '') !== '';
+  for (const name of ['API_KEY', 'API_KEY_FILE']) {
+    // uma variável que o shell não achou deixaria a porta aberta; no ambiente, vazia é ausente
+    if (is_given(name) || gathered.get(name)?.source !== 'argument') continue;
+    throw new usage_error(`${name} dado vazio; aceito: uma chave ao menos, ou a opção ausente`);
+  }
   for (const [plain, file] of rival_settings) {
     if (is_given(plain) && is_given(file)) {
       throw new usage_error(`${plain} e ${file} dados ao mesmo tempo; aceito: só um deles`);
@@ -709,6 +717,9 @@ const max_logged_text = 300;
  */
 const max_log_write = 2000;
 
+/** Bytes que esperam por quem lê o log, numa saída; além deles, as linhas são só contadas. */
+const max_log_waiting = 1024 * 1024;
+
 /** Por onde o supervisor diz aos outros processos o número de cada um. */
 const slot_variable = 'JSON_PROXY_SLOT';
 
@@ -721,6 +732,9 @@ type log_fields = Record<string, string | number>;
 /** O que cada saída recebe: JSON, o texto do journald, o texto, ou o texto com cores. */
 type log_style = 'json' | 'journal' | 'plain' | 'color';
 
+/** O que o JSON não escapa e um terminal obedece (C1), ou alguém toma por quebra de linha. */
+const unsafe_characters = /[\x7f-\x9f\u2028\u2029]/g;
+
 /** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora; e o fim de uma cor. */
 const log_colors = { error: '\x1b[31m', warn: '\x1b[33m', info: '\x1b[36m', time: '\x1b[2m' };
 const log_color_off = '\x1b[0m';
@@ -732,7 +746,7 @@ const log_color_off = '\x1b[0m';
  */
 function format_log_value(value: string | number): string {
   const text = String(value);
-  return /^[^\s"=\x00-\x1f]+$/.test(text) ? text : JSON.stringify(text);
+  return /^[^\s"=\x00-\x1f\x7f-\x9f]+$/.test(text) ? text : JSON.stringify(text);
 }
 
 /**
@@ -779,6 +793,7 @@ const log_queue = {
   target: process.stdout as NodeJS.WriteStream,
   text: '',
   styles: new Map<number, log_style>(),
+  dropped: { info: 0, warn: 0 },
 };
 
 /**
@@ -799,7 +814,18 @@ function flush_log(): void {
 function log(level: log_level, tag: string, fields: log_fields): void {
   if (log_priority[level] > log_priority[LOG_LEVEL]) return;
   const target = level === 'info' ? process.stdout : process.stderr;
-  const { styles } = log_queue;
+  const { styles, dropped } = log_queue;
+  if (target.writableLength > max_log_waiting) {
+    const output = level === 'info' ? 'info' : 'warn';
+    dropped[output] += 1;
+    if (dropped[output] > 1) return;
+    target.once('drain', () => {
+      const lines = dropped[output];
+      dropped[output] = 0;
+      log(output === 'info' ? 'info' : 'warn', 'log_dropped', { lines });
+    });
+    return;
+  }
   const style = styles.get(target.fd) ?? choose_log_style(target);
   styles.set(target.fd, style);
   const shown: log_fields = {};
@@ -808,7 +834,10 @@ function log(level: log_level, tag: string, fields: log_fields): void {
     shown[name] = typeof value === 'string' ? value.slice(0, max_logged_text) : value;
   }
   if (worker_slot > 0) shown.worker = worker_slot;
-  const line = format_log_line(style, level, tag, shown);
+  const line = format_log_line(style, level, tag, shown).replace(
+    unsafe_characters,
+    (unsafe) => `\\u${unsafe.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
   const is_full = log_queue.text.length + line.length > max_log_write;
   if (is_full || target !== log_queue.target) flush_log(); // a ordem entre as duas se mantém
   if (log_queue.text === '') setImmediate(flush_log);
@@ -1046,6 +1075,9 @@ const retry_ms = 1000;
 /** Página do SCAN da varredura, e a pausa entre páginas, para não pesar em milhões de chaves. */
 const sweep_page = { keys: 500, pause_ms: 10 };
 
+/** O menor TTL de uma lista adotada, em s: três renovações de quem tem um REDIS_TTL comum. */
+const least_adopted_ttl_s = 600;
+
 /** LPOP com quantidade existe desde o Redis 6.2. */
 const pop_count_version = 6.2;
 
@@ -1225,6 +1257,14 @@ function explain_redis_error(error: unknown): string {
     [/without any password configured/, 'o Redis não tem senha; retire REDIS_PASSWORD (-S)'],
     [/NOAUTH/, 'o Redis exige senha; dê REDIS_PASSWORD (-S)'],
     [/NOPERM/, 'o usuário do Redis não tem permissão para os comandos do proxy'],
+    [
+      /^ sentinel$|unknown command '?SELECT/i,
+      'é um Sentinel, que não guarda dados; dê em REDIS_SERVER (-R) o endereço do próprio Redis',
+    ],
+    [
+      /^ cluster$|SELECT is not allowed in cluster/,
+      'é um nó de um cluster, que só tem parte das chaves; aceito: um Redis só, sem cluster',
+    ],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
@@ -1268,19 +1308,21 @@ async function redis_ping(fresh_ms = 0): Promise<boolean> {
 /**
  * Descobre qual servidor atende a conexão nova e o que ele sabe fazer. Onde o INFO é proibido, cada
  * conexão conta como um servidor diferente: na dúvida, dados sumidos não passam por sucesso.
+ * @returns o redis_mode: "standalone", "sentinel" ou "cluster"; vazio se não se sabe
  */
-async function redis_identify(): Promise<void> {
+async function redis_identify(): Promise<string> {
   const fallback = `conexão ${++redis_link.connection_count}`;
   redis_link.identity = '';
   let info = '';
   try {
     info = await redis_ready().client.info('server');
   } catch (error) {
-    if (!(error instanceof error_reply)) return; // caiu de novo; a próxima conexão pergunta
+    if (!(error instanceof error_reply)) return ''; // caiu de novo; a próxima conexão pergunta
   }
   const redis_version = Number(/^redis_version:(\d+\.\d+)/m.exec(info)?.[1] ?? 0);
   redis_link.pops_many = redis_version >= pop_count_version;
   redis_link.identity = /^run_id:(\w+)/m.exec(info)?.[1] ?? fallback;
+  return /^redis_mode:(\w+)/m.exec(info)?.[1] ?? '';
 }
 
 /**
@@ -1427,9 +1469,18 @@ async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
 }
 
 /**
+ * Dá o TTL de uma lista sem dono, em s. Nunca curto: se ela for, apesar de tudo, de outra
+ * instalação com o mesmo prefixo, o dono o renova antes que as linhas se percam.
+ */
+function adopted_ttl_s(): number {
+  return Math.max(REDIS_TTL, least_adopted_ttl_s);
+}
+
+/**
  * Varre o Redis, agora e a cada REDIS_TTL, atrás de listas sem TTL cuja tarefa não existe mais (um
- * proxy morto com kill -9, um worker atrasado que nenhum EOF alcançou), e lhes dá um TTL. Dois
- * proxies podem varrer ao mesmo tempo: repetir o EXPIRE não faz mal. Não lança.
+ * proxy morto com kill -9, um worker atrasado que nenhum EOF alcançou) e em que ninguém mexe há
+ * REDIS_TTL, e lhes dá um TTL. Dois proxies podem varrer ao mesmo tempo: repetir o EXPIRE não faz
+ * mal. Não lança.
  */
 async function redis_sweep(): Promise<void> {
   const pattern = `${REDIS_LIST_PREFIX.replace(/[\\*?[\]^]/g, '\\$&')}*`;
@@ -1439,9 +1490,13 @@ async function redis_sweep(): Promise<void> {
     if (!uuid_v4_pattern.test(uuid)) return;
     const { client } = redis_ready();
     const [task_key] = redis_keys(uuid);
-    const [ttl, task_exists] = await Promise.all([client.ttl(list), client.exists(task_key)]);
-    if (ttl !== -1 || task_exists) return;
-    const count = await client.expire(list, REDIS_TTL);
+    const [ttl, task_exists, idle_s] = await Promise.all([
+      client.ttl(list),
+      client.exists(task_key),
+      client.objectIdleTime(list).catch(() => REDIS_TTL), // com LFU não se sabe
+    ]);
+    if (ttl !== -1 || task_exists || Number(idle_s) < REDIS_TTL) return;
+    const count = await client.expire(list, adopted_ttl_s());
     adopted += count; // só depois da espera: outras somam enquanto isso
   };
   try {
@@ -1454,7 +1509,7 @@ async function redis_sweep(): Promise<void> {
     const is_closed = !redis_link.was_ready; // pela parada: não é uma falha
     if (!is_closed) log('warn', 'sweep_failed', { reason: explain_redis_error(error) });
   }
-  if (adopted > 0) log('info', 'sweep', { adopted, ttl: REDIS_TTL });
+  if (adopted > 0) log('info', 'sweep', { adopted, ttl: adopted_ttl_s() });
   setTimeout(redis_sweep, REDIS_TTL * 1000).unref();
 }
 
@@ -1526,8 +1581,9 @@ function redis_log_wakeup(reason = ''): void {
 async function redis_note_ready(): Promise<void> {
   const { asks_news } = redis_link;
   redis_link.tracking = false;
+  if (!redis_link.was_ready) return; // a primeira conexão cuida de si
   void redis_identify();
-  if (!redis_link.was_ready || !(await redis_settled())) return;
+  if (!(await redis_settled())) return;
   let refused = '';
   try {
     if (asks_news) await redis_track();
@@ -1586,9 +1642,10 @@ async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> 
   const client = redis_open(asks_news);
   const confirmed = client
     .connect()
-    .then(() => Promise.all([client.ping(), asks_news && redis_track()]));
+    .then(() => Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]));
   try {
-    await within(confirmed, ms);
+    const [mode] = await within(confirmed, ms);
+    if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
   } catch (error) {
     client.destroy();
     throw error;
@@ -3372,6 +3429,12 @@ const log_limit_ms = 2000;
  */
 const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
 
+/** O que pede a parada graciosa: o serviço, o Ctrl-C, o terminal que se fecha. */
+const stop_signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
+
+/** De quanto em quanto tempo, no máximo, se diz que uma conexão não pôde ser aceita. */
+const accept_failure_ms = 1000;
+
 /** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
 const usage_exit_code = 2;
 
@@ -3562,6 +3625,12 @@ async function serve(): Promise<void> {
     const reason = explain_listen_error(error as Error, 'HTTP_PORT (-p)', 'HTTP_HOST (--host)');
     die({ host: HTTP_HOST, port: HTTP_PORT, reason });
   }
+  let told_at = -Infinity;
+  lifetime.server.on('error', ({ message: reason }) => {
+    if (now() - told_at < accept_failure_ms) return; // sem descritores, falham todas
+    told_at = now();
+    log('error', 'accept_failed', { reason });
+  });
   void redis_watch();
   if (worker_slot <= 1) void redis_sweep();
 }
@@ -3572,8 +3641,7 @@ async function serve(): Promise<void> {
  * @param link este processo, visto pelo cluster
  */
 function obey_supervisor(link: cluster_worker): void {
-  process.on('SIGTERM', () => {});
-  process.on('SIGINT', () => {});
+  for (const signal of stop_signals) process.on(signal, () => {});
   const leave = (why: unknown) => {
     if (!lifetime.stopping) void stop(String(why), 0);
   };
@@ -3705,8 +3773,8 @@ async function start(): Promise<void> {
   if (cluster.worker && worker_slot > 0) {
     obey_supervisor(cluster.worker);
   } else {
-    process.on('SIGTERM', leads ? stop_crew : stop);
-    process.on('SIGINT', leads ? stop_crew : stop);
+    for (const signal of stop_signals) process.on(signal, leads ? stop_crew : stop);
+    const rate = RATE ? `${RATE.count}/${RATE.seconds}` : 'off';
     log('info', 'start', {
       version,
       node: process.version,
@@ -3715,6 +3783,9 @@ async function start(): Promise<void> {
       channel: REDIS_CHANNEL,
       prefix: REDIS_PREFIX,
       list_prefix: REDIS_LIST_PREFIX,
+      api_key: API_KEY.length > 0 ? 'on' : 'off',
+      rate,
+      tls: TLS_CERT ? 'on' : 'off',
       ...(leads && { workers: WORKERS }),
     });
   }
@@ -3739,7 +3810,9 @@ async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
     else process.stdout.write(action === 'help' ? help_text(gathered) : `${version}\n`);
   } catch (error) {
     if (!(error instanceof usage_error)) throw error;
-    process.stderr.write(`json-proxy: ${error.message.replace(/[\x00-\x1f\x7f]+/g, ' ')}\n`);
+    process.stderr.write(
+      `json-proxy: ${error.message.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]+/g, ' ')}\n`,
+    );
     process.exitCode = usage_exit_code;
     if (cluster.isWorker) process.exit(usage_exit_code); // o canal com o supervisor o seguraria
   }

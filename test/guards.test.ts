@@ -197,6 +197,10 @@ describe('API_KEY', { concurrency: tests_at_once }, () => {
     assert.match(missing, /API_KEY_FILE .*"\/nao\/existe"; aceito: o caminho .*\(ENOENT\)/);
     const blank = usage_error_of(['--api-key-file', secret_file('\n')]);
     assert.match(blank, /API_KEY_FILE .*inválido: .*aceito: uma ou mais chaves/);
+    for (const option of ['--api-key', '--api-key-file']) {
+      const empty = usage_error_of([option, '']);
+      assert.match(empty, /API_KEY(_FILE)? dado vazio; aceito: uma chave ao menos, ou a opção au/);
+    }
     const bad = usage_error_of(['--api-key', 'com espaço']);
     assert.match(bad, /API_KEY .*inválido: "\*\*\*"; aceito: uma ou mais chaves em ASCII visível/);
     const help = await run_proxy(['--help'], { API_KEY: 'chave-a' });
@@ -440,9 +444,20 @@ describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
     },
   };
 
-  for (const text of ['exemplo.com', 'https://a.b/', 'https://a.b/c', 'https://a.b,', 'nada']) {
+  for (const text of [
+    'https://*.a',
+    'exemplo.com',
+    'https://a.b/',
+    'https://a.b/c',
+    'https://a.b,',
+    'nada',
+  ]) {
     test(`"${text}" é recusado`, () => {
-      assert.throws(() => parse_origins(text), /^Error: \* ou origens separadas por vírgula/);
+      const bad = text.endsWith(',') ? '' : text;
+      const accepted = '* ou origens separadas por vírgula, como https://exemplo.com.br';
+      assert.throws(() => parse_origins(`*,${text}`), {
+        message: `${accepted}, sem curinga nem barra no fim; "${bad}" nunca casaria`,
+      });
     });
   }
 

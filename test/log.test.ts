@@ -178,6 +178,23 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
     assert.equal(refused.reason, 'only "Expect: 100-continue" is supported');
   });
 
+  test('controles que um terminal obedece e quebras que não são LF saem escapados', async () => {
+    const head = 'HTTP 200 {"a\\u009b2Jb":1,"c\\u2028d":1,"e\\u2029\\u007f\\u0085":1}';
+    for (const format of ['text', 'json']) {
+      const channel = `jobs_strange_${format}`;
+      const args = ['-C', channel, '--log-format', format, '-p', '0', '--host', '127.0.0.1'];
+      const program = await run_proxy([...args, ...brisk, '-R', redis.server]);
+      const worker = await start_worker(redis, channel);
+      const [, port] = await program.wait_for(/http:\/\/127\.0\.0\.1:(\d+)/);
+      const asked = fetch_all({ port: Number(port) });
+      await worker.client.rPush((await worker.next()).task_list, [head, 'EOF']);
+      assert.equal((await asked).status, 200);
+      assert.equal(await program.stop(), 0);
+      const names = 'a\\u009b2Jb,c\\u2028d,e\\u2029\\u007f\\u0085';
+      assert.ok(program.stderr().includes(format === 'json' ? `"${names}"` : `names="${names}"`));
+    }
+  });
+
   test('de recusas iguais 100 ganham linha; das demais, na parada, se diz a soma', async () => {
     const proxy = await start_json_proxy(['-C', 'jobs_none']);
     for (let n = 0; n < 120; n += 1) await fetch_all(proxy, { headers: { Expect: 'x' } });

@@ -384,6 +384,8 @@ describe('redact_address', () => {
     ['unix://ana:hunter2@/run/r.sock?db=1', 'unix://***@/run/r.sock?db=1'],
     ['ana:hunter2@h', '***@h'],
     ['redis://ana:x@hunter2@h', 'redis://***@h'],
+    ['unix:/run/r.sock', 'unix:/run/r.sock'],
+    ['h:porta', '***'],
   ];
   for (const [text, shown] of forms) {
     test(`mostra ${text} como ${shown}`, () => {
@@ -395,6 +397,7 @@ describe('redact_address', () => {
     ...[' redis://:hunter2@h', '"redis://:hunter2@h"', 'redis://a:x\nhunter2@h', 'x://hunter2@@h'],
     ...['redis://h?password=hunter2', 'redis://h/1?x=1&PASSWD=hunter2', '/r.sock?pass=hunter2'],
     ...['redis://:hunter2', 'redis://ana:hunter2', 'redis://ana:hunter2/1', 'rediss://:x/hunter2'],
+    ...['ana:hunter2:6379', 'redis://h/hunter2', 'rediss//ana:hunter2/h', 'h:6379:hunter2/1'],
     ...['redis://ana:hunter2%40h:6379/1', 'redis://ana:hunter2\n', 'redis://h:1/2?auth=hunter2'],
   ];
   for (const text of malformed) {
@@ -615,7 +618,7 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
   [
     'REDIS_SERVER malformado com senha',
     { REDIS_SERVER: `redis://ana:${secret}@h:x/1` },
-    ['REDIS_SERVER (ambiente) inválido: "redis://***@h:x/1"', 'rediss://', 'unix:'],
+    ['REDIS_SERVER (ambiente) inválido: "***"', 'rediss://', 'unix:'],
   ],
   [
     'REDIS_SERVER com %XX ruim na senha',
@@ -630,7 +633,7 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
   [
     'REDIS_SERVER com quebra de linha e senha',
     { REDIS_SERVER: `redis://ana:a\n${secret}@h\nx` },
-    ['REDIS_SERVER (ambiente) inválido: "redis://***@h\\nx"'],
+    ['REDIS_SERVER (ambiente) inválido: "***"'],
   ],
   [
     'porta fora da faixa em REDIS_SERVER',
@@ -670,6 +673,6 @@ describe('valores ruins que enganam', () => {
   }
   test('a senha de um REDIS_SERVER malformado não aparece quando vem por -R', () => {
     const args = ['-R', `redis://ana:${secret}@h:x/1`];
-    assert_usage_error(args, {}, ['REDIS_SERVER (-R) inválido: "redis://***@h:x/1"']);
+    assert_usage_error(args, {}, ['REDIS_SERVER (-R) inválido: "***"']);
   });
 });

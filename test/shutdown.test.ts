@@ -47,7 +47,7 @@ async function ask_to_stop(proxy: proxy, signal: NodeJS.Signals = 'SIGTERM'): Pr
   await proxy.wait_for(new RegExp(` stop signal=${signal} streams=\\d+ grace=\\d+\\n`));
 }
 
-for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
   test(`${signal} sem fluxos: sai com 0 na hora, apesar das conexões ociosas`, async () => {
     const { proxy } = await start_scene(redis, [...brisk, ...long_grace]);
     const agent = new http.Agent({ keepAlive: true });

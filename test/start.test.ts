@@ -456,6 +456,22 @@ describe('falha ao subir sem o Redis: uma linha que diz o que fazer', { concurre
       assert.match(why, reason);
     });
   }
+  for (const database of [0, 1]) {
+    test(`um Sentinel e um nó de cluster, banco ${database}`, async () => {
+      const port = await free_port();
+      const file = path.join(temp_dir(), 'sentinel.conf');
+      write_file(file, `port ${port}\nbind 127.0.0.1\n`);
+      const sentinel = start_program('redis-server', [file, '--sentinel']);
+      const [node] = await Promise.all([
+        start_redis(['--cluster-enabled', 'yes']),
+        sentinel.wait_for(/Sentinel ID is/),
+      ]);
+      const is_sentinel = /reason="é um Sentinel, que não guarda dados; dê em REDIS_SERVER/;
+      assert.match(await failed_start(['-R', `127.0.0.1:${port}/${database}`]), is_sentinel);
+      const is_cluster = /reason="é um nó de um cluster, .*; aceito: um Redis só, sem cluster"/;
+      assert.match(await failed_start(['-R', `127.0.0.1:${node.port}/${database}`]), is_cluster);
+    });
+  }
   test('nome com vários endereços, todos fechados', async () => {
     // Só aqui o DNS é trocado: nem toda máquina tem um nome com dois endereços em que ninguém
     // escuta.
@@ -508,7 +524,8 @@ const stamp = '\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z ';
 function expected_lines(prefix: string, pid: number | undefined): RegExp {
   const start =
     `start version=${version} node=${process.version} pid=${pid} ` +
-    `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_`;
+    `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_ ` +
+    'api_key=off rate=off tls=off';
   const wakeup = 'wakeup mode=tracking';
   const listen = 'listen url=http://127\\.0\\.0\\.1:(\\d+)';
   const lines = [start.replaceAll('.', '\\.'), wakeup, listen];
@@ -540,6 +557,12 @@ describe('log da subida', { concurrency: 3 }, () => {
     assert.equal(proxy.stderr(), '');
     assert_no_password(proxy);
   });
+  test('a linha start diz se há chave e limite, sem dizer a chave', async () => {
+    const args = ['-S', password, '--api-key', 'segredo-da-porta', '--rate', '9/60'];
+    const proxy = await start_proxy(redis, args);
+    assert.match(proxy.stdout(), /^.* start .* api_key=on rate=9\/60 tls=off\n/);
+    assert.doesNotMatch(proxy.stdout(), /segredo/);
+  });
   test('sob o journald a prioridade vai na frente, sem a hora', async () => {
     const args = ['-p', '0', '--host', '127.0.0.1', '-R', `127.0.0.1:${redis.port}/2`];
     const program = await run_under_journal([...args, ...named]);
@@ -567,6 +590,27 @@ describe('log da subida', { concurrency: 3 }, () => {
     const { status } = await fetch(`${proxy.url}/ping`);
     assert.equal(status, 200);
   });
+});
+
+test('conexões que o sistema não entrega: o programa diz isso, uma vez, e continua', async () => {
+  // Só aqui o erro é trazido de fora: nem todo Node passa adiante os que o sistema dá no accept.
+  const preload = path.join(temp_dir(), 'accept_fails.cjs');
+  write_file(
+    preload,
+    `const { Server } = require('node:net');
+    const { listen } = Server.prototype;
+    Server.prototype.listen = function (...args) {
+      const fail = () => this.emit('error', new Error('accept EMFILE'));
+      this.once('listening', () => setTimeout(() => [fail(), fail()]));
+      return listen.apply(this, args);
+    };`,
+  );
+  const proxy = await start_proxy(redis, ['-S', password], {
+    NODE_OPTIONS: `--require ${preload}`,
+  });
+  await proxy.wait_for(/ accept_failed reason="accept EMFILE"\n/);
+  assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+  assert.equal(proxy.stderr().match(/ accept_failed /g)?.length, 1);
 });
 
 test('quem lia o log vai embora e o serviço continua', async () => {
