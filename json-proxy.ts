@@ -19,7 +19,7 @@
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
  *   WORKERS                                                  quantos processos atendem
  *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
- *   MAXTASKS  FAILFAST  HEARTBEAT                            o que fazer em apuros
+ *   MAXTASKS  FAILFAST  HEARTBEAT  HEAD_WAIT                 o que fazer em apuros
  *   LOG_FORMAT  LOG_LEVEL  METRICS_PORT  METRICS_HOST        o que se vê de fora
  *
  * CHAVES NO REDIS
@@ -29,9 +29,11 @@
  *   ndjson_jobs           canal   a chave de cada tarefa nova
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
- *   {"n": 1}                     uma linha; CR e LF são retirados; elemento em branco é ignorado
+ *   {"n": 1}                     uma linha; com quebras dentro, várias se cada uma é JSON
  *   HTTP 404 {"X-Nome": "v"}     só como primeiro elemento: status e cabeçalhos da resposta
+ *   RAW 200 {"X-Nome": "v"}      o mesmo, e daí em diante cada elemento segue byte a byte
  *   EOF                          fim (também EOL, END-OF-FILE e END-OF-LIST), em vez do DEL
+ *   HTTP ABORT                   falhou: a conexão é cortada, para que o cliente saiba
  *
  * RESPOSTAS HTTP
  *   200 fluxo, ou "pong" em /ping    204 OPTIONS, EventSource que volta  400 pedido malformado
@@ -46,6 +48,7 @@
  * FORMATOS (pelo Accept do pedido)
  *   text/event-stream      um evento por linha, para o EventSource; o último, "end", diz o fim
  *   qualquer outra coisa   NDJSON
+ *   RAW, se o worker o escolhe: os bytes dele, sem mais nada
  *
  * COMO UM FLUXO TERMINA (campo ending= da linha de log "end")
  *   done  timeout  client_gone  redis_lost  failed  shutdown      (a tabela está em ending_rules)
@@ -71,9 +74,9 @@
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
- * As seções seguem o caminho dos dados: configurações, log, contadores, Redis, HTTP, tarefa, fluxo,
- * pedido, métricas, vida do processo. Nada aponta para cima: toda função está acima de quem a
- * chama.
+ * As seções seguem o caminho dos dados: configurações, log, contadores, Redis, HTTP, tarefa,
+ * elementos, fluxo, pedido, métricas, vida do processo. Nada aponta para cima: toda função está
+ * acima de quem a chama.
  */
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
@@ -105,7 +108,7 @@ import {
 } from 'node:net';
 import { availableParallelism as available_parallelism } from 'node:os';
 import type { Duplex as duplex_stream } from 'node:stream';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as next_turn, setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
 import { getHeapStatistics as heap_statistics } from 'node:v8';
@@ -171,6 +174,7 @@ let CORS_ORIGIN: string[];
 let MAXTASKS: number;
 let FAILFAST: boolean;
 let HEARTBEAT: number;
+let HEAD_WAIT: number;
 let TLS_CERT: string;
 let TLS_KEY: string;
 let LOG_FORMAT: log_format;
@@ -495,6 +499,9 @@ export const settings_table = [
   }),
   row('HEARTBEAT --heartbeat 0', 'ms sem enviar nada até um keepalive; 0 desliga', (text) => {
     HEARTBEAT = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('HEAD_WAIT --head-wait 10000', 'ms que os cabeçalhos esperam pelo worker', (text) => {
+    HEAD_WAIT = parse_integer(text, 0, max_timer_ms, 'ms');
   }),
   row('API_KEY --api-key', 'chaves que os clientes devem mandar, com vírgulas', (text) => {
     API_KEY = text === '' ? [] : parse_api_keys(text);
@@ -951,6 +958,7 @@ export const refusal_rules = {
   redis_read_only: { status: 503, text: 'redis is read-only' },
   redis_unsaved: { status: 503, text: 'redis cannot save to disk' },
   redis_denied: { status: 503, text: 'redis denied access' },
+  aborted: { status: 503, text: 'the worker aborted the answer' },
   redis_refused: { status: 503, text: 'redis refused a command' },
   redis_silent: { status: 504, text: 'redis does not answer' },
   bad_version: {
@@ -2254,6 +2262,200 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
   };
 }
 
+// ── Elementos ───────────────────────────────────────────────────────────────────────────────────
+// O que um worker pode dizer. Um elemento da lista é uma linha; só o primeiro pode ser uma cabeça;
+// uma palavra de fim ou HTTP ABORT encerra. O que não é exatamente isso é linha: nada do que foi
+// empurrado some. Depois de uma cabeça RAW nada mais é lido: cada elemento segue byte a byte.
+
+/** Palavras e cabeças são curtas; elementos maiores que isto são linhas, sem mais exame. */
+const max_head_bytes = 64 * 1024;
+
+const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
+
+const abort_word = 'HTTP ABORT';
+const abort_bytes = Buffer.from(abort_word);
+
+/** Os bytes por que começam as palavras, as cabeças e os elementos em branco. */
+const word_starts = new Set(Buffer.from('EHR \t\r\n'));
+const blanks = new Set(Buffer.from(' \t\r\n'));
+
+const head_pattern = /^(?:HTTP|RAW)[ \t]+\d+(?:[\s{]|$)/;
+const valid_head_pattern = /^(HTTP|RAW)[ \t]+(\d{3})\s*(\{.*\})?$/s;
+
+/** Status de respostas sem corpo. */
+const bodyless_statuses = new Set([204, 205, 304]);
+
+/** Cabeçalhos que conduzem a resposta, ou que a identificam: são só do proxy. */
+const reserved_header =
+  /^(connection|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
+
+/** Os que descrevem os bytes do corpo, que só em RAW são os do worker. */
+const body_header = /^content-(length|encoding)$/i;
+
+/** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
+const examined_piece_bytes = 64 * 1024;
+
+/** Numa linha maior que isto, de um elemento com quebras, só os extremos dizem se é JSON. */
+const max_parsed_bytes = 1024 * 1024;
+
+/** Os cabeçalhos que um worker pede. */
+type worker_headers = Record<string, string | string[]>;
+
+/** Uma cabeça; `dropped` são os nomes dos cabeçalhos recusados. */
+type head_element = {
+  kind: 'head';
+  is_raw: boolean;
+  status: number;
+  headers: worker_headers;
+  dropped: string[];
+};
+
+/** Um elemento da lista, já entendido. `flaw` é por que uma linha parecida não é uma cabeça. */
+export type list_element =
+  | { kind: 'blank' }
+  | { kind: 'end' }
+  | { kind: 'abort' }
+  | { kind: 'line'; bytes: Buffer; flaw?: string }
+  | head_element;
+
+/** O worker desistiu, ou pediu o que não se pode cumprir: nada disso pode passar por inteiro. */
+class worker_fault extends Error {}
+
+/**
+ * Confere um cabeçalho pedido por um worker.
+ * @param name nome
+ * @param value valor, como veio no JSON
+ * @param owns_body se o corpo é do worker, byte a byte
+ * @returns o valor como o Node o aceita, ou undefined se o cabeçalho não pode ser usado
+ */
+function usable_header(name: string, value: unknown, owns_body: boolean) {
+  const values = Array.isArray(value) ? value : [value];
+  const is_plain = values.every((item) => /^(string|number|boolean)$/.test(typeof item));
+  if (!is_plain || reserved_header.test(name)) return undefined;
+  if (body_header.test(name) && !owns_body) return undefined;
+  if (/^content-length$/i.test(name) && !/^\d{1,15}$/.test(String(value))) return undefined;
+  try {
+    validate_header_name(name);
+    for (const item of values) validate_header_value(name, String(item));
+  } catch {
+    return undefined;
+  }
+  return Array.isArray(value) ? value.map(String) : String(value);
+}
+
+/**
+ * Entende uma cabeça.
+ * @param text por exemplo 'HTTP 404 {"Content-Type": "application/json"}'
+ * @returns a cabeça, ou por que ela não vale
+ */
+function parse_head(text: string): head_element | string {
+  const [, word = '', digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
+  const status = Number(digits);
+  if (!word) return 'não é HTTP ou RAW <status> {cabeçalhos}';
+  if (status < 200 || status > 599) return `status ${status} não é aceito`;
+  let given: Record<string, unknown>;
+  try {
+    given = JSON.parse(json);
+  } catch {
+    return 'os cabeçalhos não são um objeto JSON';
+  }
+  const is_raw = word === 'RAW';
+  const has_length = status !== 204 && status !== 205; // neles o HTTP não o permite
+  const headers: [string, string | string[]][] = [];
+  const dropped: string[] = [];
+  for (const [name, value] of Object.entries(given)) {
+    const usable = usable_header(name, value, is_raw && has_length);
+    if (usable === undefined) dropped.push(name);
+    else headers.push([name, usable]);
+  }
+  return { kind: 'head', is_raw, status, headers: Object.fromEntries(headers), dropped };
+}
+
+/** Entende um elemento de uma resposta em linhas: devolve linha, cabeça, palavra ou nada. */
+export function parse_element(bytes: Buffer): list_element {
+  // quase toda linha começa por outro byte, e não precisa virar texto
+  const is_plain = bytes.length > 0 && !word_starts.has(bytes[0] ?? 0);
+  const is_long = bytes.length > max_head_bytes && !bytes.every((byte) => blanks.has(byte));
+  if (is_plain || is_long) return { kind: 'line', bytes };
+  const text = bytes.toString('utf8').trim();
+  if (text === '') return { kind: 'blank' };
+  if (text === abort_word) return { kind: 'abort' };
+  if (end_words.has(text)) return { kind: 'end' };
+  if (!head_pattern.test(text)) return { kind: 'line', bytes };
+  const head = parse_head(text);
+  return typeof head === 'string' ? { kind: 'line', bytes, flaw: head } : head;
+}
+
+/** Entende um elemento de uma resposta RAW: devolve os bytes, HTTP ABORT ou nada. */
+export function parse_chunk(bytes: Buffer): list_element {
+  if (bytes.length === 0) return { kind: 'blank' };
+  return bytes.equals(abort_bytes) ? { kind: 'abort' } : { kind: 'line', bytes };
+}
+
+/** Devolve se há quebras de linha em `bytes`. */
+function has_breaks(bytes: Buffer): boolean {
+  return bytes.includes('\n') || bytes.includes('\r');
+}
+
+/** Devolve uma a uma as linhas de `bytes`, sem as quebras; as vazias não contam. */
+function* lines_within(bytes: Buffer): Generator<Buffer> {
+  const find = (mark: string, after: number) => {
+    const found = bytes.indexOf(mark, after);
+    return found < 0 ? bytes.length : found;
+  };
+  let [return_at, feed_at] = [-1, -1];
+  for (let from = 0, end = 0; from < bytes.length; from = end + 1) {
+    if (return_at < from) return_at = find('\r', from);
+    if (feed_at < from) feed_at = find('\n', from);
+    end = Math.min(return_at, feed_at);
+    if (end > from) yield bytes.subarray(from, end);
+  }
+}
+
+/** Devolve se `line` é um texto JSON. */
+function is_json(line: Buffer): boolean {
+  if (line.length > max_parsed_bytes) {
+    return /^(\{.*\}|\[.*\]|".*")$/.test(String.fromCharCode(line[0] ?? 0, line.at(-1) ?? 0));
+  }
+  try {
+    JSON.parse(line.toString('latin1')); // basta: o que não é ASCII só pode estar entre aspas
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Dá as linhas de um elemento com quebras: se cada uma é JSON, são linhas; senão é uma só, e cada
+ * quebra vira um espaço. Um elemento enorme é examinado aos pedaços, e nunca vira texto inteiro.
+ * @param element os bytes; podem ser reescritos no lugar
+ */
+export async function split_element(element: Buffer): Promise<Iterable<Buffer>> {
+  let examined = 0;
+  let all_json = true;
+  for (const line of lines_within(element)) {
+    all_json = is_json(line);
+    if (!all_json) break;
+    examined += line.length;
+    if (examined < examined_piece_bytes) continue;
+    examined = 0;
+    await next_turn();
+  }
+  if (all_json) return lines_within(element);
+  let [size, from, last] = [0, 0, element.length];
+  const is_break = (at: number) => element[at] === 0x0a || element[at] === 0x0d;
+  while (is_break(from)) from += 1;
+  while (is_break(last - 1)) last -= 1;
+  for (let end = from; from < last; from = end) {
+    end = Math.min(from + examined_piece_bytes, last);
+    if (element[end - 1] === 0x0d && element[end] === 0x0a) end += 1; // uma quebra só
+    const piece = element.toString('latin1', from, end).replace(/\r\n?|\n/g, ' ');
+    size += element.write(piece, size, 'latin1');
+    if (end < last) await next_turn();
+  }
+  return [element.subarray(0, size)];
+}
+
 // ── Fluxo ───────────────────────────────────────────────────────────────────────────────────────
 // A vida de uma resposta: consultar, enviar, pausar, dormir, até um dos seis fins. O estado é de
 // cada pedido; comum a todos só há a conexão com o Redis e a tabela redis_listeners. Dois proxies
@@ -2266,8 +2468,8 @@ export type ending = 'done' | 'timeout' | 'redis_lost' | 'failed' | interruption
 type ending_rule = { status: number; last_line: (stream: stream_state) => string | undefined };
 
 /**
- * Como as linhas vão para o cliente: o que fica antes e depois de cada uma, o que HEARTBEAT envia,
- * e o que fecha o fluxo.
+ * Como as linhas vão para o cliente: o que fica antes e depois de cada uma, o que HEARTBEAT envia
+ * (vazio se o cliente não o entenderia), e o que fecha o fluxo.
  */
 type stream_format = {
   before: Buffer;
@@ -2281,7 +2483,9 @@ type wait_kind = 'interval' | 'pause' | 'drain';
 
 /**
  * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `is_complete` diz que o
- * worker apagou a tarefa: ninguém mais escreve na lista.
+ * worker apagou a tarefa: ninguém mais escreve na lista; `said_end`, que empurrou uma palavra de
+ * fim; `opening` é o que vai antes do primeiro evento; `bytes_left`, o que falta do Content-Length
+ * do worker; `is_cut`, que o fim tem de ser um corte.
  */
 type stream_state = {
   task: task_names;
@@ -2297,11 +2501,18 @@ type stream_state = {
   expires_at: number;
   identity: string;
   is_complete: boolean;
+  said_end: boolean;
   keys_left: boolean;
   batch: number;
   elements: number;
   lines: number;
   bytes: number;
+  bytes_left: number;
+  opening: string;
+  is_sending: boolean;
+  odd_head: boolean;
+  dropped: number;
+  is_cut: boolean;
   failure: string;
   open_timer: NodeJS.Timeout | undefined;
   beat_timer: NodeJS.Timeout | undefined;
@@ -2311,36 +2522,17 @@ type stream_state = {
   wake: () => void;
 };
 
-/** Os cabeçalhos saem com a primeira linha, ou depois disto: um worker rápido escolhe o status. */
-const open_after_ms = 1000;
-
 /** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
 const max_batch = { lines: 512, bytes: 256 * 1024 };
 
 /** O que se escreve por vez: um cliente que lê ao menos isto a cada MAXTIME está vivo. */
 const write_slice_bytes = 64 * 1024;
 
+/** Até aqui linhas são copiadas juntas para uma só escrita; além, vão como vieram. */
+const max_copied_bytes = 1024 * 1024;
+
 /** O TTL é renovado a cada fração destas dele: duas renovações podem falhar sem dano. */
 const renewals_per_ttl = 3;
-
-/** Palavras de fim e cabeças são curtas; elementos maiores que isto são linhas, sem mais exame. */
-const max_head_bytes = 64 * 1024;
-
-const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
-
-/** Os bytes por que começam as palavras de fim, as cabeças e os elementos em branco. */
-const word_starts = new Set(Buffer.from('EH \t'));
-const blanks = new Set(Buffer.from(' \t'));
-
-const head_pattern = /^HTTP[ \t]+\d+(?:[ \t{]|$)/;
-const valid_head_pattern = /^HTTP[ \t]+(\d{3})[ \t]*(\{.*\})?$/;
-
-/** Status que a cabeça não pode pedir: o HTTP não lhes permite corpo. */
-const bodyless_statuses = new Set([204, 205, 304]);
-
-/** Cabeçalhos que enquadram ou conduzem a resposta, ou que a identificam: são só do proxy. */
-const reserved_header =
-  /^(connection|content-(length|encoding)|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
 
 /**
  * Com avisos, a consulta periódica é só proteção. O sorteio em volta de `every_ms` espalha os
@@ -2356,17 +2548,23 @@ const ndjson_format: stream_format = {
   closing: () => '',
 };
 
+/** O mesmo, com um Content-Type que o worker escolheu: só ele sabe o que cabe entre as linhas. */
+const typed_format: stream_format = { ...ndjson_format, heartbeat: '' };
+
+/** Os bytes do worker, e nada mais. */
+const raw_format: stream_format = { ...typed_format, after: Buffer.alloc(0) };
+
 /**
  * Um evento por linha. Um EventSource reconecta sozinho depois de qualquer fim, e criaria outra
  * tarefa: o evento "end" deixa a página fechá-lo antes, e o id, que ele repete em Last-Event-ID,
- * deixa reconhecer quem volta (dispatch). O id vai duas vezes: sozinho, para quem cai antes
- * da primeira linha, e no primeiro evento, porque o Firefox só guarda o de um que tenha dados.
+ * deixa reconhecer quem volta (dispatch). O id vai só com o primeiro evento que tem dados: sozinho,
+ * muitos clientes o entregariam como uma mensagem vazia.
  */
 const event_format: stream_format = {
   before: Buffer.from('data: '),
   after: Buffer.from('\n\n'),
-  heartbeat: ': keepalive\n', // sem linha em branco: ela fecharia o evento que o id já começou
-  closing: (how) => `event: end\ndata: ${how}\n\n`,
+  heartbeat: ': keepalive\n', // sem linha em branco, que também seria uma mensagem vazia
+  closing: (how) => `event: end\ndata: {"ending": "${how}"}\n\n`,
 };
 
 /** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
@@ -2378,88 +2576,6 @@ const ending_rules: Record<ending, ending_rule> = {
   failed: { status: 503, last_line: (stream) => error_line(stream.failure) },
   shutdown: { status: 503, last_line: () => error_line(refusal_rules.stopping.text) },
 };
-
-/** Um elemento da lista, já entendido. */
-export type list_element =
-  | { kind: 'blank' }
-  | { kind: 'end' }
-  | { kind: 'line'; bytes: Buffer }
-  | { kind: 'head'; status: number; headers: Record<string, string | string[]>; dropped: string[] }
-  | { kind: 'bad_head'; reason: string };
-
-/**
- * Retira CR e LF, que quebrariam a linha em duas.
- * @param element bytes como vieram
- * @returns os mesmos bytes, ou uma cópia sem as quebras
- */
-function strip_line_breaks(element: Buffer): Buffer {
-  if (!element.includes('\n') && !element.includes('\r')) return element;
-  return Buffer.from(element.toString('latin1').replace(/[\r\n]+/g, ''), 'latin1');
-}
-
-/**
- * Confere um cabeçalho pedido por um worker.
- * @param name nome
- * @param value valor, como veio no JSON
- * @returns o valor como o Node o aceita, ou undefined se o cabeçalho não pode ser usado
- */
-function usable_header(name: string, value: unknown): string | string[] | undefined {
-  const values = Array.isArray(value) ? value : [value];
-  const is_plain = values.every((item) => /^(string|number|boolean)$/.test(typeof item));
-  if (reserved_header.test(name) || !is_plain) return undefined;
-  try {
-    validate_header_name(name);
-    for (const item of values) validate_header_value(name, String(item));
-  } catch {
-    return undefined;
-  }
-  return Array.isArray(value) ? value.map(String) : String(value);
-}
-
-/**
- * Entende uma cabeça.
- * @param text por exemplo 'HTTP 404 {"Content-Type": "application/json"}'
- * @returns status e cabeçalhos, com os nomes dos recusados em `dropped`; ou por que ela não vale
- */
-function parse_head(text: string): list_element {
-  const [, digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
-  const status = Number(digits);
-  if (!digits) return { kind: 'bad_head', reason: 'não é HTTP <status> {cabeçalhos}' };
-  if (status < 200 || status > 599 || bodyless_statuses.has(status)) {
-    return { kind: 'bad_head', reason: `status ${status} não é aceito` };
-  }
-  let given: Record<string, unknown>;
-  try {
-    given = JSON.parse(json);
-  } catch {
-    return { kind: 'bad_head', reason: 'os cabeçalhos não são um objeto JSON' };
-  }
-  const headers: [string, string | string[]][] = [];
-  const dropped: string[] = [];
-  for (const [name, value] of Object.entries(given)) {
-    const usable = usable_header(name, value);
-    if (usable === undefined) dropped.push(name);
-    else headers.push([name, usable]);
-  }
-  return { kind: 'head', status, headers: Object.fromEntries(headers), dropped };
-}
-
-/**
- * Entende um elemento da lista.
- * @param raw bytes como o worker os empurrou
- * @returns linha, fim, cabeça ou nada
- */
-export function parse_element(raw: Buffer): list_element {
-  const bytes = strip_line_breaks(raw);
-  // quase toda linha começa por outro byte, e não precisa virar texto
-  const is_plain = bytes.length > 0 && !word_starts.has(bytes[0] ?? 0);
-  const is_long = bytes.length > max_head_bytes && !bytes.every((byte) => blanks.has(byte));
-  if (is_plain || is_long) return { kind: 'line', bytes };
-  const text = bytes.toString('utf8').trim();
-  if (text === '') return { kind: 'blank' };
-  if (end_words.has(text)) return { kind: 'end' };
-  return head_pattern.test(text) ? parse_head(text) : { kind: 'line', bytes };
-}
 
 /**
  * Dá os cabeçalhos de um fluxo.
@@ -2491,6 +2607,11 @@ function tell_stream(stream: stream_state): void {
   if (stream.waiting === 'interval') stream.wake();
 }
 
+/** Devolve se a resposta, já aberta, não pode ter corpo. */
+function is_bodyless({ response }: stream_state): boolean {
+  return response.headersSent && bodyless_statuses.has(response.statusCode);
+}
+
 /**
  * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço. O
  * formato é o do Content-Type que sai: quem pediu eventos não os recebe num erro, que é JSON, nem
@@ -2498,25 +2619,40 @@ function tell_stream(stream: stream_state): void {
  * @param stream o fluxo
  * @param status status HTTP
  * @param headers cabeçalhos pedidos pelo worker; vencem os do fluxo
+ * @param is_raw se o worker escolheu RAW
  */
 function open_response(
   stream: stream_state,
   status = 200,
-  headers: Record<string, string | string[]> = {},
+  headers: worker_headers = {},
+  is_raw = false,
 ): void {
-  const { response } = stream;
+  const { response, media_type, task } = stream;
   clearTimeout(stream.open_timer);
   if (response.headersSent) return;
   if (response.req.httpVersion === '1.0') response.useChunkedEncodingByDefault = false;
-  const ours = stream_headers(stream.media_type, stream.task);
+  const { 'Content-Type': our_type = '', ...ours } = stream_headers(media_type, task);
+  if (!bodyless_statuses.has(status)) response.setHeader('Content-Type', our_type);
   for (const name in ours) response.setHeader(name, ours[name] ?? '');
+  const exposed = response.getHeader('Access-Control-Expose-Headers');
+  if (exposed) {
+    const names = [exposed, ...Object.keys(headers)].join(', ');
+    response.setHeader('Access-Control-Expose-Headers', names);
+  }
   for (const name in headers) response.setHeader(name, headers[name] ?? '');
+  if (status === 205) response.setHeader('Content-Length', '0');
   response.writeHead(status);
-  const sent_type = stream.media_type === event_type && response.getHeader('Content-Type');
-  if (!sent_type || !String(sent_type).toLowerCase().startsWith(event_type)) return;
-  stream.format = event_format;
-  const id = `id: ${stream.task.uuid}\n`;
-  response.write(`${id}\n${id}`);
+  const has_own_type = Object.keys(headers).some((name) => /^content-type$/i.test(name));
+  const sent_type = String(response.getHeader('Content-Type')).toLowerCase();
+  if (is_raw) {
+    stream.format = raw_format;
+    if (!is_bodyless(stream))
+      stream.bytes_left = Number(response.getHeader('Content-Length') ?? Infinity);
+  } else if (is_bodyless(stream)) stream.format = typed_format;
+  else if (media_type === event_type && sent_type.startsWith(event_type)) {
+    stream.format = event_format;
+    stream.opening = `id: ${task.uuid}\n`;
+  } else if (has_own_type) stream.format = typed_format;
 }
 
 /**
@@ -2540,11 +2676,18 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     expires_at: now() + REDIS_TTL * 1000,
     identity: redis_link.identity,
     is_complete: false,
+    said_end: false,
     keys_left: true,
     batch: 1,
     elements: 0,
     lines: 0,
     bytes: 0,
+    bytes_left: Infinity,
+    opening: '',
+    is_sending: false,
+    odd_head: false,
+    dropped: 0,
+    is_cut: false,
     failure: '',
     open_timer: undefined,
     beat_timer: undefined,
@@ -2560,13 +2703,14 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
 
 /**
  * Envia uma linha de vida se nada foi enviado há HEARTBEAT, e marca a próxima. Nunca no meio de uma
- * linha grande, que só espera por "drain"; e ela não conta como linha do worker.
+ * linha que ainda está saindo; e ela não conta como linha do worker.
  * @param stream o fluxo
  */
 function send_heartbeat(stream: stream_state): void {
   const quiet_ms = now() - stream.sent_at;
-  if (quiet_ms >= HEARTBEAT && stream.waiting !== 'drain') {
+  if (quiet_ms >= HEARTBEAT && !stream.is_sending) {
     open_response(stream);
+    if (stream.format.heartbeat === '') return;
     stream.response.write(stream.format.heartbeat);
     stream.sent_at = now();
   }
@@ -2696,89 +2840,153 @@ function next_batch(batch: number, elements: Buffer[]): number {
 }
 
 /**
- * Aplica a cabeça do worker, se ela vale e chegou a tempo; senão a descarta e registra.
+ * Aplica a cabeça do worker, se ela chegou a tempo.
  * @param stream o fluxo
  * @param head a cabeça
  * @param is_first se é o primeiro elemento da lista
+ * @returns se chegou; senão, é uma linha como outra
+ * @throws worker_fault se é RAW e chegou tarde: o que vem depois não são linhas
  */
-function take_head(
-  stream: stream_state,
-  head: Extract<list_element, { kind: 'head' | 'bad_head' }>,
-  is_first: boolean,
-): void {
-  const too_late = !is_first || stream.response.headersSent;
-  if (head.kind === 'bad_head' || too_late) {
-    const reason = head.kind === 'bad_head' ? head.reason : 'chegou tarde: a resposta já começou';
-    log('warn', 'head_dropped', { task: stream.task.uuid, reason });
-    return;
-  }
+function take_head(stream: stream_state, head: head_element, is_first: boolean): boolean {
+  const is_late = !is_first || stream.response.headersSent;
+  if (is_late && head.is_raw) throw new worker_fault('RAW chegou tarde: a resposta já começou');
+  if (is_late) return false;
   if (head.dropped.length > 0) {
     log('warn', 'header_refused', { task: stream.task.uuid, names: head.dropped.join(',') });
   }
-  open_response(stream, head.status, head.headers);
+  open_response(stream, head.status, head.headers, head.is_raw);
   stream.response.flushHeaders();
+  return true;
 }
 
 /**
- * Envia linhas e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
- * retirado da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê; quem
- * não lê nada por MAXTIME perde a conexão.
+ * Registra, uma vez por fluxo, que uma linha parece uma cabeça e não é.
  * @param stream o fluxo
- * @param lines linhas sem quebra
+ * @param reason por que não é
  */
-async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
+function note_odd_head(stream: stream_state, reason: string): void {
+  if (!stream.odd_head) log('warn', 'head_as_line', { task: stream.task.uuid, reason });
+  stream.odd_head = true;
+}
+
+/**
+ * Escreve bytes e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
+ * retirado da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê, e cede
+ * a vez depois de cada uma; quem não lê nada por MAXTIME perde a conexão.
+ * @param stream o fluxo
+ * @param parts as partes, na ordem
+ * @param size quantos bytes têm
+ * @throws worker_fault se passam do Content-Length que o worker deu
+ */
+async function send_parts(stream: stream_state, parts: Buffer[], size: number): Promise<void> {
+  stream.bytes_left -= size;
+  if (stream.bytes_left < 0) throw new worker_fault('a resposta é maior que o seu Content-Length');
+  for (const part of size > max_copied_bytes ? parts : [Buffer.concat(parts, size)]) {
+    for (let from = 0; from < part.length; from += write_slice_bytes) {
+      const slice = part.subarray(from, from + write_slice_bytes);
+      stream.bytes += slice.length;
+      tally.bytes += slice.length;
+      stream.sent_at = now();
+      stream.response.write(slice);
+      if (slice.length === write_slice_bytes) await next_turn();
+      if (!stream.response.writableNeedDrain) continue;
+      if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
+        log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
+        interrupt(stream.turn, 'client_gone');
+        stream.response.destroy();
+      }
+      stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
+      if (stream.turn.interrupted === 'client_gone') return;
+    }
+  }
+}
+
+/**
+ * Envia linhas, muitas pequenas de uma vez.
+ * @param stream o fluxo
+ * @param lines linhas sem quebra, ou os bytes de uma resposta RAW; ao menos uma
+ */
+async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promise<void> {
+  let [parts, size, count]: [Buffer[], number, number] = [[], 0, 0];
+  const is_gone = () => stream.turn.interrupted === 'client_gone';
+  const flush = async () => {
+    await send_parts(stream, parts, size);
+    if (is_gone()) return;
+    stream.lines += count;
+    tally.lines += count;
+    [parts, size, count] = [[], 0, 0];
+  };
   open_response(stream);
-  if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
   const { before, after } = stream.format;
-  const parts: Buffer[] = [];
+  if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
+  if (stream.opening !== '') stream.response.write(stream.opening);
+  stream.opening = '';
   for (const line of lines) {
     if (before.length > 0) parts.push(before);
-    parts.push(line, after);
+    parts.push(line);
+    if (after.length > 0) parts.push(after);
+    size += before.length + line.length + after.length;
+    count += 1;
+    if (size >= write_slice_bytes) await flush();
+    if (is_gone()) return;
   }
-  const bytes = Buffer.concat(parts);
-  for (let from = 0; from < bytes.length; from += write_slice_bytes) {
-    const slice = bytes.subarray(from, from + write_slice_bytes);
-    stream.bytes += slice.length;
-    tally.bytes += slice.length;
-    stream.sent_at = now();
-    if (stream.response.write(slice)) continue;
-    if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
-      log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
-      interrupt(stream.turn, 'client_gone');
-      stream.response.destroy();
-    }
-    stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
-    if (stream.turn.interrupted === 'client_gone') return;
-  }
-  stream.lines += lines.length;
-  tally.lines += lines.length;
+  if (count > 0) await flush();
+}
+
+/**
+ * Entende um elemento, e faz o que ele manda se não é uma linha.
+ * @param stream o fluxo
+ * @param raw bytes como o worker os empurrou
+ * @returns os bytes a enviar, se ele é uma linha
+ * @throws worker_fault se o worker desistiu, ou se uma cabeça RAW chegou tarde
+ */
+function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
+  const element = stream.format === raw_format ? parse_chunk(raw) : parse_element(raw);
+  if (element.kind === 'blank') return undefined;
+  const is_first = stream.elements === 0;
+  stream.elements += 1;
+  if (element.kind === 'abort') throw new worker_fault('o worker mandou HTTP ABORT');
+  if (element.kind === 'end') stream.said_end = true;
+  if (element.kind === 'end') return undefined;
+  if (element.kind === 'head') {
+    if (take_head(stream, element, is_first)) return undefined;
+    note_odd_head(stream, 'chegou tarde: a resposta já começou');
+  } else if (element.flaw && is_first) note_odd_head(stream, element.flaw);
+  if (!is_bodyless(stream)) return raw;
+  stream.dropped += 1;
+  return undefined;
 }
 
 /**
  * Entrega ao cliente o que foi retirado da lista, e marca até quando vai a pausa depois disso.
  * @param stream o fluxo
  * @param elements elementos na ordem da lista
- * @returns true se o worker disse que terminou
+ * @throws worker_fault se o worker desistiu; o que vinha antes é entregue
  */
-async function deliver(stream: stream_state, elements: Buffer[]): Promise<boolean> {
-  const lines: Buffer[] = [];
-  let finished = false;
-  stream.last_pop_at = now();
-  for (const raw of elements) {
-    const element = parse_element(raw);
-    if (element.kind === 'blank') continue;
-    const is_first = stream.elements === 0;
-    stream.elements += 1;
-    if (element.kind === 'line') lines.push(element.bytes);
-    else if (element.kind !== 'end') take_head(stream, element, is_first);
-    finished = element.kind === 'end';
-    if (finished) break;
-  }
-  if (lines.length > 0) {
-    await send_lines(stream, lines);
+async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> {
+  let lines: Buffer[] = [];
+  const send = async (some: Iterable<Buffer>) => {
+    lines = [];
+    stream.is_sending = true;
+    await send_lines(stream, some);
+    stream.is_sending = false;
     stream.resume_at = now() + PAUSE;
+  };
+  stream.last_pop_at = now();
+  try {
+    for (const raw of elements) {
+      const line = take_element(stream, raw);
+      if (!line) continue;
+      if (stream.format === raw_format || !has_breaks(line)) {
+        lines.push(line);
+        continue;
+      }
+      if (lines.length > 0) await send(lines);
+      await send(await split_element(line));
+    }
+  } finally {
+    if (lines.length > 0) await send(lines);
   }
-  return finished;
 }
 
 /**
@@ -2811,7 +3019,7 @@ function idle_interval(stream: stream_state): number {
  * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
  * @param stream o fluxo
  * @returns como terminou
- * @throws ErrorReply se o Redis recusa a consulta
+ * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu
  */
 async function stream_loop(stream: stream_state): Promise<ending> {
   const { turn } = stream;
@@ -2827,10 +3035,11 @@ async function stream_loop(stream: stream_state): Promise<ending> {
     const verdict = poll && !poll.task_exists && judge_absence(stream);
     if (poll && poll.elements.length > 0) {
       stream.batch = next_batch(stream.batch, poll.elements);
-      if (await deliver(stream, poll.elements)) return verdict || 'done';
+      await deliver(stream, poll.elements);
     }
     if (poll?.refusal) throw poll.refusal;
     if (poll?.list_exists) continue;
+    if (poll && stream.said_end) return verdict || 'done';
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
     if (poll?.task_exists && poll.elements.length > 0 && !redis_link.tracking) continue;
     if (verdict) return verdict;
@@ -2851,14 +3060,19 @@ async function run_stream(stream: stream_state): Promise<ending> {
     open_response(stream);
     stream.response.flushHeaders();
   };
-  stream.open_timer = setTimeout(open, open_after_ms);
+  stream.open_timer = setTimeout(open, HEAD_WAIT);
   if (HEARTBEAT > 0) stream.beat_timer = setTimeout(send_heartbeat, HEARTBEAT, stream);
   try {
-    return await stream_loop(stream);
+    const how = await stream_loop(stream);
+    const is_short = how === 'done' && stream.bytes_left > 0 && stream.bytes_left < Infinity;
+    if (is_short) throw new worker_fault('a resposta é menor que o seu Content-Length');
+    return how;
   } catch (error) {
     const { message, stack = message } = error as Error;
-    const reason = is_refusal(error) ? message : stack;
-    stream.failure = refusal_rules[is_refusal(error) ? refusal_reason(error) : 'internal'].text;
+    stream.is_cut = error instanceof worker_fault;
+    const reason = stream.is_cut || is_refusal(error) ? message : stack;
+    const rule = is_refusal(error) ? refusal_reason(error) : 'internal';
+    stream.failure = refusal_rules[stream.is_cut ? 'aborted' : rule].text;
     log('error', 'stream_error', { task: stream.task.uuid, reason });
     return 'failed';
   }
@@ -2880,6 +3094,9 @@ function log_ending(stream: stream_state, how: ending): void {
     log('warn', 'silent_worker', { task: task.uuid, hint });
   }
   const status = response.headersSent ? response.statusCode : 0;
+  if (stream.dropped > 0) {
+    log('warn', 'body_dropped', { task: task.uuid, status, elements: stream.dropped });
+  }
   const ms = Math.round(now() - started_at);
   const is_fault = how === 'redis_lost' || how === 'failed';
   const reason = stream.failure && { reason: stream.failure };
@@ -2888,8 +3105,21 @@ function log_ending(stream: stream_state, how: ending): void {
 }
 
 /**
+ * Corta a conexão no meio da resposta, depois do que já foi escrito. Um cliente HTTP/1.0 não tem
+ * pedaços, e para ele fechar seria o fim normal: só um RST lhe diz que falta algo.
+ * @param turn a vez do pedido
+ */
+function cut_response({ request }: request_turn): void {
+  const { socket, httpVersion: http_version } = request;
+  const needs_reset = http_version === '1.0' && TLS_CERT === ''; // em TLS falta o close_notify
+  socket.write('', () => (needs_reset ? socket.resetAndDestroy() : socket.destroy()));
+}
+
+/**
  * Encerra um fluxo: última linha, limpeza, fim da resposta e log, nesta ordem. O cliente só vê o
- * fim depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms.
+ * fim depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms. Uma resposta
+ * RAW que não acabou é cortada: a nossa linha de erro, no meio do formato de outro, passaria por
+ * parte dela, ou nem seria lida.
  * @param stream o fluxo
  * @param how como terminou
  */
@@ -2899,18 +3129,23 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const worker_may_write = how !== 'done';
   clearTimeout(stream.open_timer);
   clearTimeout(stream.beat_timer);
-  if (how === 'client_gone') response.destroy();
-  else {
+  const is_gone = how === 'client_gone';
+  const is_broken = stream.is_cut || (stream.format === raw_format && how !== 'done');
+  const is_cut = is_broken && response.headersSent && !is_bodyless(stream);
+  if (is_gone) response.destroy();
+  else if (!is_cut) {
     open_response(stream, status, status === 200 ? {} : { 'Content-Type': 'application/json' });
     const { before, after } = stream.format;
-    const line = last_line(stream);
-    if (line !== undefined) response.write(`${before}${line}${after}`);
+    const line = is_bodyless(stream) ? undefined : last_line(stream);
+    if (line !== undefined) response.write(`${stream.opening}${before}${line}${after}`);
+    if (line !== undefined) stream.opening = '';
   }
   if (stream.keys_left || worker_may_write) {
     const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write });
     await within(cleaned, clean_limit_ms).catch(() => {});
   }
-  if (how !== 'client_gone') response.end(stream.format.closing(how));
+  if (is_cut && !is_gone) cut_response(stream.turn);
+  else if (!is_gone) response.end(stream.opening + stream.format.closing(how));
   redis_listeners.delete(task.uuid);
   log_ending(stream, how);
 }
@@ -3041,6 +3276,18 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
 }
 
 /**
+ * Diz se é um EventSource que volta: o id que ele repete é o de um fluxo. Outro id é assunto do
+ * worker.
+ * @param request o pedido
+ * @returns true se é; há quem, sem poder mandar o cabeçalho, ponha o id na busca
+ */
+function is_returning({ headers, url = '' }: http.IncomingMessage): boolean {
+  if (choose_media_type(headers.accept) !== event_type) return false;
+  const query = new URLSearchParams(url.split('?')[1]).get('lastEventId');
+  return [headers['last-event-id'], query].some((id) => uuid_v4_pattern.test(String(id)));
+}
+
+/**
  * Confere a chave de um pedido. A errada conta em RATE; sem ele, quem já errou muitas espera antes
  * que a próxima seja olhada, certa ou errada: recusar também a certa deixaria um estranho trancar
  * quem divide o endereço com ele.
@@ -3099,8 +3346,7 @@ async function dispatch(turn: request_turn): Promise<void> {
   }
   check_origin(request);
   await check_key(request);
-  const { accept, 'last-event-id': last_event } = request.headers;
-  if (last_event && choose_media_type(accept) === event_type) {
+  if (is_returning(request)) {
     // um EventSource cujo fluxo acabou volta sozinho, e com um 204 desiste
     response.writeHead(204, common_headers());
     response.end();
@@ -3110,7 +3356,7 @@ async function dispatch(turn: request_turn): Promise<void> {
   await check_rate(request);
   if (turn.interrupted) throw new Error('interrompido');
   if (request.method === 'HEAD') {
-    response.writeHead(200, stream_headers(choose_media_type(accept)));
+    response.writeHead(200, stream_headers(choose_media_type(request.headers.accept)));
     response.end();
     return;
   }
@@ -3132,7 +3378,7 @@ async function answer_failure(turn: request_turn, error: unknown): Promise<void>
     log('error', 'request_error', { reason: String((error as Error).stack) });
   }
   if (response.headersSent) {
-    response.end();
+    cut_response(turn); // um fim normal passaria a parte por todo
     return;
   }
   const fallback = new refusal(turn.interrupted ? 'stopping' : 'internal');

@@ -380,7 +380,7 @@ test('corpo, busca, valores de cabeçalhos e linhas nunca vão para o log', asyn
   assert.equal(await proxy.stop(), 0);
   const log = proxy.stdout() + proxy.stderr();
   assert.match(log, / task task=\S+ method=POST path=\/caminho body=7 receivers=1\n/);
-  for (const tag of ['header_refused', 'head_dropped', 'create_failed', 'stream_error']) {
+  for (const tag of ['header_refused', 'head_as_line', 'create_failed', 'stream_error']) {
     assert.match(log, new RegExp(` ${tag} `));
   }
   assert.doesNotMatch(log, new RegExp(secret));

@@ -631,7 +631,7 @@ test('quem lia o log vai embora e o serviço continua', async () => {
     const stream = open_stream(proxy);
     const task = await worker.next();
     await worker.client.rPush(task.task_list, ['HTTP 999', '{"n":1}', 'EOF']);
-    assert.deepEqual(await stream.rest(), ['{"n":1}']);
+    assert.deepEqual(await stream.rest(), ['HTTP 999', '{"n":1}']);
     assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
     assert.equal(proxy.process.exitCode, null);
     assert.equal(proxy.process.signalCode, null);
