@@ -433,7 +433,7 @@ for (const [name, reason, code, refuse, undo] of [
     assert.equal(reply.headers['content-type'], 'application/json');
     assert.equal(reply.body, `{"error": "${reason}"}\n`);
     await proxy.wait_for(new RegExp(` create_failed task=\\S+ reason="${code} `));
-    await proxy.wait_for(new RegExp(` refused status=503 .* reason="${reason}"\n`));
+    await proxy.wait_for(new RegExp(` refused status=503 .* reason="${reason}" `));
     const undoing = undo || refuse.replace('1', '0').replace('-publish', '+publish');
     await db.sendCommand(undoing.split(' '));
     assert.deepEqual([await db.keys('*'), worker.pending], [[], []]);
