@@ -228,7 +228,7 @@ async function is_reusable({ process: child, stdout, stderr }: proxy): Promise<b
  */
 function fresh_view(proxy: proxy): proxy {
   const [boot = ''] =
-    /^(?:\S+ (?:start|wakeup|process_ready|listen) .*\n)*/.exec(proxy.stdout()) ?? [];
+    /^(?:\S+ (?:start|wakeup|metrics|process_ready|listen) .*\n)*/.exec(proxy.stdout()) ?? [];
   const [out_mark, err_mark] = [proxy.stdout().length, proxy.stderr().length];
   const stdout = () => boot + proxy.stdout().slice(Math.max(out_mark, boot.length));
   const stderr = () => proxy.stderr().slice(err_mark);

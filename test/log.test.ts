@@ -109,7 +109,7 @@ async function live_a_little(channel: string, args: string[]) {
   const asked = fetch_all(proxy, { path: '/a?segredo=1', body: '{"b": 2}' });
   const task = await worker.next();
   await worker.client.rPush(task.task_list, ['HTTP 999', '{"n": 1}', 'EOF']);
-  assert.equal((await asked).body, '{"n": 1}\n');
+  assert.equal((await asked).body, 'HTTP 999\n{"n": 1}\n');
   const failing = fetch_all(proxy);
   const { task_list } = await worker.next();
   await worker.client.set(task_list, 'não é lista');
@@ -157,7 +157,7 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
     const [out, err] = [json.program.stdout(), json.program.stderr()].map(read_json);
     assert.deepEqual(settle(out ?? []), settle(read_text(text.program.stdout(), 'info')));
     const by_tag = new Map((err ?? []).map(({ tag, level }) => [tag, level]));
-    const levels = { head_dropped: 'warn', stream_error: 'error', end: 'error', refused: 'warn' };
+    const levels = { head_as_line: 'warn', stream_error: 'error', end: 'error', refused: 'warn' };
     assert.deepEqual(Object.fromEntries(by_tag), levels);
     const spoken = read_text(text.program.stderr(), '').map((line) => {
       return { ...line, level: by_tag.get(line.tag) ?? '' };
@@ -230,9 +230,9 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
 
 describe('LOG_LEVEL', { concurrency: 3 }, () => {
   const expected: Record<string, { out: boolean; tags: string[] }> = {
-    warn: { out: false, tags: ['end', 'head_dropped', 'refused', 'stream_error'] },
+    warn: { out: false, tags: ['end', 'head_as_line', 'refused', 'stream_error'] },
     error: { out: false, tags: ['end', 'stream_error'] },
-    info: { out: true, tags: ['end', 'head_dropped', 'refused', 'stream_error'] },
+    info: { out: true, tags: ['end', 'head_as_line', 'refused', 'stream_error'] },
   };
   for (const [level, { out, tags }] of Object.entries(expected)) {
     test(`${level}: sai o que é dessa gravidade, e o mais grave`, async () => {

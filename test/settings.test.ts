@@ -46,6 +46,7 @@ const contract: [string, string | undefined, string, string][] = [
   ['MAXTASKS', undefined, 'maxtasks', '10000'],
   ['FAILFAST', undefined, 'failfast', 'off'],
   ['HEARTBEAT', undefined, 'heartbeat', '0'],
+  ['HEAD_WAIT', undefined, 'head-wait', '10000'],
   ['API_KEY', undefined, 'api-key', ''],
   ['API_KEY_FILE', undefined, 'api-key-file', ''],
   ['REDIS_PASSWORD_FILE', undefined, 'secret-file', ''],
@@ -82,6 +83,7 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   MAXTASKS: { by_environment: '71', by_argument: '72' },
   FAILFAST: { by_environment: 'on', by_argument: '1' },
   HEARTBEAT: { by_environment: '15001', by_argument: '15002' },
+  HEAD_WAIT: { by_environment: '10001', by_argument: '10002' },
   API_KEY: { by_environment: `${secret}-a`, by_argument: `${secret}-b` },
   API_KEY_FILE: { by_environment: '/run/a', by_argument: '/run/b' },
   REDIS_PASSWORD_FILE: { by_environment: '/run/c', by_argument: '/run/d' },
@@ -117,6 +119,7 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   MAXTASKS: { value: '0', accepted: 'um inteiro de 1 a 1000000' },
   FAILFAST: { value: 'sim', accepted: 'on, off, 1, 0, true ou false' },
   HEARTBEAT: { value: '15s', accepted: 'um inteiro de 0 a 2147483647 ms' },
+  HEAD_WAIT: { value: '1s', accepted: 'um inteiro de 0 a 2147483647 ms' },
   API_KEY: { value: `${secret} b`, accepted: 'uma ou mais chaves em ASCII visível' },
   API_KEY_FILE: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
   REDIS_PASSWORD_FILE: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
@@ -602,10 +605,29 @@ const wrong_arguments: [string, string[], string[]][] = [
   ['variável dada como argumento', [`REDIS_PASSWORD=${secret}`], ['argumento inesperado']],
   ['URL solta', [`redis://ana:${secret}@h/1`], ['argumento inesperado']],
   ['senha colada em --secret', [`--secret${secret}`], ['opção desconhecida: --secret']],
+  ['--env-file depois do programa', ['--env-file=.env'], ['node --env-file=.env json-proxy.js']],
+  ['--env-file com o valor à parte', ['--env-file', '.env'], ['node --env-file=.env ']],
+  ['o -m do original', ['-m', '45000'], ['desconhecida: -m; aqui é -t (MAXTIME, em ms)']],
+  ['o -d do original', ['-d'], ['desconhecida: -d; ', 'LOG_LEVEL']],
+  ['o --debug do original', ['--debug'], ['desconhecida: --debug; ', 'LOG_LEVEL']],
+  [
+    'o --key-prefix do original',
+    ['--key-prefix', 'x'],
+    ['desconhecida: --key-prefix; aqui é -X (REDIS_PREFIX)', 'ndjson_task_'],
+  ],
+  [
+    'a porta das métricas igual à outra',
+    ['-p', '81', '--metrics-port', '81'],
+    ['METRICS_PORT', '81'],
+  ],
   ['URL colada em --redis', [`--redis:redis://:${secret}@h`], ['opção desconhecida: --redis']],
 ];
 
 describe('argumentos que não se entendem', () => {
+  test('métricas desligadas e porta livre não são a mesma porta', () => {
+    const { action } = load_settings(['-p', '0', '--metrics-port', '0'], { REDIS_KEY_PREFIX: '' });
+    assert.equal(action, 'run');
+  });
   for (const [title, args, pieces] of wrong_arguments) {
     test(title, () => {
       assert_usage_error(args, {}, pieces);
@@ -657,6 +679,11 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
     'prefixo da tarefa igual ao da reserva',
     { REDIS_PREFIX: 'ndjson_claim_' },
     ['REDIS_PREFIX "ndjson_claim_"', 'aceito: diferentes'],
+  ],
+  [
+    'o prefixo do original',
+    { REDIS_KEY_PREFIX: 'ndjson_task' },
+    ['REDIS_KEY_PREFIX (ambiente)', 'REDIS_PREFIX', 'ndjson_task_'],
   ],
   [
     'prefixo da lista igual ao da reserva',

@@ -283,7 +283,7 @@ describe('o worker em redis-cli', { skip: !has_redis_cli && 'não há redis-cli'
       const shell = start_program('sh', ['-c', script, 'sh', String(redis.port), task_key]);
       assert.equal(await shell.exited, 0, shell.stderr());
       const { body } = await reply;
-      assert.equal(body, '{"n": 1}\n{"n": 2}\n{  "texto": "em várias linhas"}\n');
+      assert.equal(body, '{"n": 1}\n{"n": 2}\n{   "texto": "em várias linhas" }\n');
       await assert_done({ uuid: task_key.replace('ndjson_task_', '') }, 3);
       await subscriber.stop();
     });
