@@ -114,7 +114,6 @@ describe('o Accept escolhe', () => {
     '*/*',
     'application/json',
     'application/json, text/plain, */*',
-    'text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8',
     'text/*',
     'text/event-stream;q=0, */*',
     'application/jsonl, text/event-stream',

@@ -525,7 +525,7 @@ function expected_lines(prefix: string, pid: number | undefined): RegExp {
   const start =
     `start version=${version} node=${process.version} pid=${pid} ` +
     `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_ ` +
-    'api_key=off rate=off tls=off';
+    'maxtime=45000 api_key=off rate=off tls=off';
   const wakeup = 'wakeup mode=tracking';
   const listen = 'listen url=http://127\\.0\\.0\\.1:(\\d+)';
   const lines = [start.replaceAll('.', '\\.'), wakeup, listen];
@@ -581,6 +581,22 @@ describe('log da subida', { concurrency: 3 }, () => {
     assert.equal(await program.exited, 1);
     const expected = /^<6>start [^\n]+\n<3>fatal redis=\S+ reason="o Redis exige senha; [^\n]+\n$/;
     assert.match(program.stdout(), expected);
+  });
+  test('o que costuma ser engano de quem vem do original é dito, e nada mais', async () => {
+    const args = ['-X', 'ndjson_task', '-L', 'ndjson_list', '-t', '999'];
+    const proxy = await start_proxy(redis, args, plain_log);
+    const found = [...proxy.stderr().matchAll(/ odd_setting setting=(\S+) value=(\S+) hint="/g)];
+    assert.deepEqual(
+      found.map(([, ...pair]) => pair),
+      [
+        ['REDIS_PREFIX', 'ndjson_task'],
+        ['REDIS_LIST_PREFIX', 'ndjson_list'],
+        ['MAXTIME', '999'],
+      ],
+    );
+    assert.match(proxy.stdout(), / start .* maxtime=999 /);
+    const usual = ['-X', 'app:task:', '-L', 'app-list-', '-t', '1000'];
+    assert.equal((await start_proxy(redis, usual, plain_log)).stderr(), '');
   });
   test('o endereço IPv6 sai entre colchetes', {
     skip: no_ipv6,
