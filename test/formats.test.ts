@@ -127,7 +127,7 @@ describe('o Accept escolhe', () => {
     });
   }
 
-  test('a barra de endereço de um navegador: as mesmas linhas, em texto que ele mostra', async () => {
+  test('a barra de endereço de um navegador recebe as mesmas linhas, em texto', async () => {
     const headers = { accept: 'text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8' };
     const { reply, task } = await ask(common, { headers });
     await common.db.rPush(task.task_list, [line, 'é', 'EOF']);
