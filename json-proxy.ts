@@ -3786,9 +3786,6 @@ const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
 /** O que pede a parada graciosa: o serviço, o Ctrl-C, o terminal que se fecha. */
 const stop_signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
-/** De quanto em quanto tempo, no máximo, se diz que uma conexão não pôde ser aceita. */
-const accept_failure_ms = 1000;
-
 /** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
 const usage_exit_code = 2;
 
@@ -3874,8 +3871,11 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
   return `${is_tls ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
 
+/** De quanto em quanto tempo, no máximo, se diz que uma conexão não pôde ser aceita. */
+const accept_failure_ms = 1000;
+
 /**
- * Abre uma porta.
+ * Abre uma porta. O que falhar nela depois disso é registrado, e não encerra o programa.
  * @param server o servidor
  * @param port a porta; 0 escolhe uma livre
  * @param host endereço em que escutar
@@ -3884,6 +3884,12 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
  */
 async function listen(server: http.Server, port: number, host: string): Promise<number> {
   await once(server.listen(port, host), 'listening');
+  let told_at = -Infinity;
+  server.on('error', ({ message: reason }) => {
+    if (now() - told_at < accept_failure_ms) return; // sem descritores, falham todas
+    told_at = now();
+    log('error', 'accept_failed', { reason });
+  });
   return (server.address() as address_info).port;
 }
 
@@ -3985,12 +3991,6 @@ async function serve(): Promise<void> {
     const reason = explain_listen_error(error as Error, 'HTTP_PORT (-p)', 'HTTP_HOST (--host)');
     die({ host: HTTP_HOST, port: HTTP_PORT, reason });
   }
-  let told_at = -Infinity;
-  lifetime.server.on('error', ({ message: reason }) => {
-    if (now() - told_at < accept_failure_ms) return; // sem descritores, falham todas
-    told_at = now();
-    log('error', 'accept_failed', { reason });
-  });
   void redis_watch();
   if (worker_slot <= 1) void redis_sweep();
 }
