@@ -121,7 +121,9 @@ function logged_tags(): Map<string, { levels: Set<string>; fields: Set<string> }
   for (const [, fields = ''] of deaths) found.push(["'error'", 'fatal', fields]);
   for (const [level = '', tag = '', fields = ''] of found) {
     const entry = tags.get(tag) ?? { levels: new Set(), fields: new Set() };
-    for (const [, name = ''] of level.matchAll(/'(\w+)'/g)) entry.levels.add(name);
+    const is_ending = level.endsWith('.level'); // a gravidade de um fim está na tabela deles
+    const words = is_ending ? program.matchAll(/level: '(\w+)'/g) : level.matchAll(/'(\w+)'/g);
+    for (const [, name = ''] of words) entry.levels.add(name);
     const names = [...fields.matchAll(/[{,]\s*(\w+)\s*(?=[:,}])/g)];
     for (const [, name = ''] of names) entry.fields.add(name);
     tags.set(tag, entry);
@@ -290,7 +292,7 @@ describe('os manuais e o programa', () => {
 
   test('os motivos de fatal e redis_down são os que o programa dá, na mesma ordem', () => {
     const explainers = program.match(/^function explain_\w+[\s\S]*?^}/gm) ?? [];
-    const texts = [...explainers.join('').matchAll(/(?:\/i?,|\w:)\s+['`]([^;'`]+)/g)];
+    const texts = [...explainers.join('').matchAll(/(?:\/i?,|hang_up,|\w:)\s+['`]([^;'`]+)/g)];
     const expected = [...new Set(texts.map(([, text]) => text))];
     assert.ok(explainers.length === 2 && expected.length > 15);
     for (const manual of manuals) assert.deepEqual(first_column(manual, 'Reason'), expected);
