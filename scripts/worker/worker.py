@@ -440,7 +440,7 @@ class WsgiResponse:
 def serve_wsgi(app, stop=None, **options):
     """
     Põe uma aplicação WSGI (Flask, Django, Bottle…) a atender as tarefas; o que ela entrega aos
-    poucos chega aos poucos. Uma exceção antes do primeiro byte é um 500; depois, a conexão é cortada.
+    poucos chega aos poucos. Uma exceção antes do primeiro byte é um 500; depois, corta a conexão.
 
     app: a aplicação; stop e options: como em serve
     """
