@@ -194,7 +194,7 @@ describe('o worker original em Python', () => {
     assert.equal((await fetch_all(proxy, { method: 'HEAD', path: '/a' })).status, 200);
     const raw = await open_socket(proxy.port);
     raw.send('GET /ação HTTP/1.1\r\nHost: a\r\n\r\n');
-    await raw.wait_for(/^HTTP\/1\.1 400 [^]* percent-encoded"\}\n$/);
+    await raw.wait_for(/^HTTP\/1\.1 400 [\s\S]* percent-encoded"\}\n$/);
     const stream = open_stream(proxy, { path: '/a%C3%A7%C3%A3o' });
     const { task_key, task } = await original_work(side);
     assert.equal(task.url, '/a%C3%A7%C3%A3o', 'é a primeira tarefa que o worker ouve');
