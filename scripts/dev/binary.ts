@@ -32,7 +32,6 @@ const postject = require.resolve('postject/dist/cli.js');
  * Monta o executável.
  * @param outfile caminho do arquivo a escrever
  * @param node o Node que vai dentro: um de nodejs.org, do 20 em diante
- * @returns o tamanho em bytes
  * @throws Error se este Node não serve
  */
 export async function build_binary(outfile: string, node = process.execPath): Promise<number> {
