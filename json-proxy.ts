@@ -19,7 +19,7 @@
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
  *   WORKERS                                                  quantos processos atendem
  *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
- *   MAXTASKS  FAILFAST  HEARTBEAT                            o que fazer em apuros
+ *   MAXTASKS  FAILFAST  HEARTBEAT  HEAD_WAIT                 o que fazer em apuros
  *   LOG_FORMAT  LOG_LEVEL  METRICS_PORT  METRICS_HOST        o que se vê de fora
  *
  * CHAVES NO REDIS
@@ -29,15 +29,18 @@
  *   ndjson_jobs           canal   a chave de cada tarefa nova
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
- *   {"n": 1}                     uma linha; CR e LF são retirados; elemento em branco é ignorado
+ *   {"n": 1}                     uma linha; com quebras dentro, várias se cada uma é JSON
  *   HTTP 404 {"X-Nome": "v"}     só como primeiro elemento: status e cabeçalhos da resposta
+ *   RAW 200 {"X-Nome": "v"}      o mesmo, e daí em diante cada elemento segue byte a byte
  *   EOF                          fim (também EOL, END-OF-FILE e END-OF-LIST), em vez do DEL
+ *   HTTP ABORT                   falhou: a conexão é cortada, para que o cliente saiba
  *
  * RESPOSTAS HTTP
  *   200 fluxo, ou "pong" em /ping    204 OPTIONS, EventSource que volta  400 pedido malformado
- *   401 sem a chave de API_KEY              408 pedido lento demais  413 corpo acima de MAXBODY
- *   417 Expect desconhecido                 429 acima de RATE        431 cabeçalhos grandes
- *   500 /ping sem Redis                     501 CONNECT          505 nem HTTP/1.0 nem 1.1
+ *   401 sem a chave de API_KEY       403 página de outra origem          408 pedido lento demais
+ *   413 corpo acima de MAXBODY       417 Expect desconhecido             429 acima de RATE
+ *   431 cabeçalhos grandes           500 /ping sem Redis                 501 CONNECT
+ *   505 nem HTTP/1.0 nem 1.1
  *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
  *   Numa porta à parte, METRICS_PORT: /metrics, /live e /ready
@@ -45,6 +48,7 @@
  * FORMATOS (pelo Accept do pedido)
  *   text/event-stream      um evento por linha, para o EventSource; o último, "end", diz o fim
  *   qualquer outra coisa   NDJSON
+ *   RAW, se o worker o escolhe: os bytes dele, sem mais nada
  *
  * COMO UM FLUXO TERMINA (campo ending= da linha de log "end")
  *   done  timeout  client_gone  redis_lost  failed  shutdown      (a tabela está em ending_rules)
@@ -70,9 +74,9 @@
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
- * As seções seguem o caminho dos dados: configurações, log, contadores, Redis, HTTP, tarefa, fluxo,
- * pedido, métricas, vida do processo. Nada aponta para cima: toda função está acima de quem a
- * chama.
+ * As seções seguem o caminho dos dados: configurações, log, contadores, Redis, HTTP, tarefa,
+ * elementos, fluxo, pedido, métricas, vida do processo. Nada aponta para cima: toda função está
+ * acima de quem a chama.
  */
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
@@ -100,13 +104,16 @@ import {
   isIPv6 as is_ipv6,
   Server as net_server,
   type Socket as net_socket,
+  SocketAddress as socket_address,
 } from 'node:net';
 import { availableParallelism as available_parallelism } from 'node:os';
 import type { Duplex as duplex_stream } from 'node:stream';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as next_turn, setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
+import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
+  ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
   ErrorReply as error_reply,
   RESP_TYPES as resp_types,
@@ -168,6 +175,7 @@ let CORS_ORIGIN: string[];
 let MAXTASKS: number;
 let FAILFAST: boolean;
 let HEARTBEAT: number;
+let HEAD_WAIT: number;
 let TLS_CERT: string;
 let TLS_KEY: string;
 let LOG_FORMAT: log_format;
@@ -338,9 +346,12 @@ export function parse_rate(text: string): rate_limit | undefined {
 export function parse_origins(text: string): string[] {
   if (text === '') return [];
   const origins = text.split(',').map((origin) => origin.trim());
-  const is_origin = (origin: string) => URL.canParse(origin) && new URL(origin).origin === origin;
-  if (origins.every((origin) => origin === '*' || is_origin(origin))) return origins;
-  throw new Error('* ou origens separadas por vírgula, como https://exemplo.com.br');
+  const is_origin = (origin: string) =>
+    !origin.includes('*') && URL.canParse(origin) && new URL(origin).origin === origin;
+  const bad = origins.find((origin) => origin !== '*' && !is_origin(origin));
+  if (bad === undefined) return origins;
+  const form = '* ou origens separadas por vírgula, como https://exemplo.com.br';
+  throw new Error(`${form}, sem curinga nem barra no fim; ${JSON.stringify(bad)} nunca casaria`);
 }
 
 /**
@@ -387,16 +398,16 @@ export function parse_redis_server(text: string): redis_address {
   throw new Error(`${redis_forms}; porta de 1 a 65535`);
 }
 
-/**
- * Esconde o que pode ser senha dentro de um endereço, mesmo malformado.
- * @param text endereço como o usuário o deu
- * @returns o texto com "***" no lugar do que vem antes do último "@" e do que pode ser segredo
- */
+/** O que se mostra de um endereço: outra forma, malformada, pode ter a senha em qualquer lugar. */
+const harmless_addresses = [
+  /^(rediss?:\/\/)?(\*\*\*@)?(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(\/\d{0,10})?$/i,
+  /^(unix:(\/\/(\*\*\*@)?)?)?\/[^?\x00-\x1f]*(\?db=\d*)?$/i,
+];
+
+/** Devolve o endereço `text`, que pode ser malformado, com "***" em vez do que pode ser senha. */
 export function redact_address(text: string): string {
-  return text
-    .replace(/^([a-z]+:\/\/)?.*@/is, '$1***@')
-    .replace(/^([a-z]+:\/\/[^@:/[]*:)(?!\d{1,5}(?:\/|$))[^@]*$/is, '$1***')
-    .replace(/\?(?!db=\d*$).*$/s, '?***');
+  const shown = text.replace(/^([a-z]+:\/\/)?.*@/is, '$1***@');
+  return harmless_addresses.some((form) => form.test(shown)) ? shown : '***';
 }
 
 /**
@@ -490,6 +501,9 @@ export const settings_table = [
   row('HEARTBEAT --heartbeat 0', 'ms sem enviar nada até um keepalive; 0 desliga', (text) => {
     HEARTBEAT = parse_integer(text, 0, max_timer_ms, 'ms');
   }),
+  row('HEAD_WAIT --head-wait 10000', 'ms que os cabeçalhos esperam pelo worker', (text) => {
+    HEAD_WAIT = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
   row('API_KEY --api-key', 'chaves que os clientes devem mandar, com vírgulas', (text) => {
     API_KEY = text === '' ? [] : parse_api_keys(text);
   }),
@@ -547,6 +561,15 @@ function show_setting(of: ReturnType<typeof row>, text: string): string {
   return of.name === 'REDIS_SERVER' ? redact_address(text) : text;
 }
 
+/** O que existe noutro lugar e não aqui, o Node ou o py-ndjson-proxy, e o que usar. */
+const foreign_names = new Map([
+  ['env-file', 'é do Node, e vai antes do programa: node --env-file=.env json-proxy.js'],
+  ['m', 'aqui é -t (MAXTIME, em ms)'],
+  ['d', 'não há modo debug; veja LOG_LEVEL (--log-level)'],
+  ['debug', 'não há modo debug; veja LOG_LEVEL (--log-level)'],
+  ['key-prefix', 'aqui é -X (REDIS_PREFIX), com o separador no fim: ndjson_task_'],
+]);
+
 /**
  * Separa os argumentos da linha de comando. Nenhum erro mostra um valor, nem um argumento solto:
  * pode ser uma senha que escapou da sua opção (`--secret= abc`, `-secret abc`).
@@ -574,7 +597,8 @@ function read_arguments(argv: string[]): Map<string, { text: string; label: stri
     const known = Object.hasOwn(options, token.name) && options[token.name];
     if (!known) {
       const shown = label.replace(/^(--(?:secret|redis|api-key)).+$/s, '$1…');
-      throw new usage_error(`opção desconhecida: ${shown}; --help mostra as aceitas`);
+      const advice = foreign_names.get(token.name) ?? '--help mostra as aceitas';
+      throw new usage_error(`opção desconhecida: ${shown}; ${advice}`);
     }
     const text = known.type === 'boolean' ? '' : token.value;
     if (text === undefined) throw new usage_error(`falta o valor de ${label}; veja --help`);
@@ -615,10 +639,18 @@ function check_settings_together(gathered: gathered_settings): void {
     );
   }
   const is_given = (name: string) => (gathered.get(name)?.text ?? '') !== '';
+  for (const name of ['API_KEY', 'API_KEY_FILE']) {
+    // uma variável que o shell não achou deixaria a porta aberta; no ambiente, vazia é ausente
+    if (is_given(name) || gathered.get(name)?.source !== 'argument') continue;
+    throw new usage_error(`${name} dado vazio; aceito: uma chave ao menos, ou a opção ausente`);
+  }
   for (const [plain, file] of rival_settings) {
     if (is_given(plain) && is_given(file)) {
       throw new usage_error(`${plain} e ${file} dados ao mesmo tempo; aceito: só um deles`);
     }
+  }
+  if (METRICS_PORT > 0 && METRICS_PORT === HTTP_PORT) {
+    throw new usage_error(`METRICS_PORT inválido: "${METRICS_PORT}"; aceito: não a de HTTP_PORT`);
   }
   check_tls_settings();
 }
@@ -646,6 +678,10 @@ export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
   }
   if (given.has('help')) return { action: 'help' as const, gathered };
   if (given.has('version')) return { action: 'version' as const, gathered };
+  if (env.REDIS_KEY_PREFIX) {
+    const advice = foreign_names.get('key-prefix');
+    throw new usage_error(`REDIS_KEY_PREFIX (ambiente) desconhecida; ${advice}`);
+  }
   for (const entry of settings_table) {
     const { text, label } = gathered.get(entry.name) ?? { text: '', label: '' };
     try {
@@ -665,7 +701,7 @@ export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
  * @param gathered texto em vigor de cada configuração
  * @returns o texto, com a tabela gerada de `settings_table`
  */
-function help_text(gathered: gathered_settings): string {
+export function help_text(gathered: gathered_settings): string {
   const lines = [
     `json-proxy ${version}: HTTP que responde em NDJSON o que um worker põe no Redis.`,
     '',
@@ -707,6 +743,9 @@ const max_logged_text = 300;
  */
 const max_log_write = 2000;
 
+/** Bytes que esperam por quem lê o log, numa saída; além deles, as linhas são só contadas. */
+const max_log_waiting = 1024 * 1024;
+
 /** Por onde o supervisor diz aos outros processos o número de cada um. */
 const slot_variable = 'JSON_PROXY_SLOT';
 
@@ -719,6 +758,9 @@ type log_fields = Record<string, string | number>;
 /** O que cada saída recebe: JSON, o texto do journald, o texto, ou o texto com cores. */
 type log_style = 'json' | 'journal' | 'plain' | 'color';
 
+/** O que o JSON não escapa e um terminal obedece (C1), ou alguém toma por quebra de linha. */
+const unsafe_characters = /[\x7f-\x9f\u2028\u2029]/g;
+
 /** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora; e o fim de uma cor. */
 const log_colors = { error: '\x1b[31m', warn: '\x1b[33m', info: '\x1b[36m', time: '\x1b[2m' };
 const log_color_off = '\x1b[0m';
@@ -730,7 +772,7 @@ const log_color_off = '\x1b[0m';
  */
 function format_log_value(value: string | number): string {
   const text = String(value);
-  return /^[^\s"=\x00-\x1f]+$/.test(text) ? text : JSON.stringify(text);
+  return /^[^\s"=\x00-\x1f\x7f-\x9f]+$/.test(text) ? text : JSON.stringify(text);
 }
 
 /**
@@ -777,6 +819,7 @@ const log_queue = {
   target: process.stdout as NodeJS.WriteStream,
   text: '',
   styles: new Map<number, log_style>(),
+  dropped: { info: 0, warn: 0 },
 };
 
 /**
@@ -797,7 +840,18 @@ function flush_log(): void {
 function log(level: log_level, tag: string, fields: log_fields): void {
   if (log_priority[level] > log_priority[LOG_LEVEL]) return;
   const target = level === 'info' ? process.stdout : process.stderr;
-  const { styles } = log_queue;
+  const { styles, dropped } = log_queue;
+  if (target.writableLength > max_log_waiting) {
+    const output = level === 'info' ? 'info' : 'warn';
+    dropped[output] += 1;
+    if (dropped[output] > 1) return;
+    target.once('drain', () => {
+      const lines = dropped[output];
+      dropped[output] = 0;
+      log(output === 'info' ? 'info' : 'warn', 'log_dropped', { lines });
+    });
+    return;
+  }
   const style = styles.get(target.fd) ?? choose_log_style(target);
   styles.set(target.fd, style);
   const shown: log_fields = {};
@@ -806,7 +860,10 @@ function log(level: log_level, tag: string, fields: log_fields): void {
     shown[name] = typeof value === 'string' ? value.slice(0, max_logged_text) : value;
   }
   if (worker_slot > 0) shown.worker = worker_slot;
-  const line = format_log_line(style, level, tag, shown);
+  const line = format_log_line(style, level, tag, shown).replace(
+    unsafe_characters,
+    (unsafe) => `\\u${unsafe.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
   const is_full = log_queue.text.length + line.length > max_log_write;
   if (is_full || target !== log_queue.target) flush_log(); // a ordem entre as duas se mantém
   if (log_queue.text === '') setImmediate(flush_log);
@@ -888,6 +945,8 @@ const try_later = { 'Retry-After': '5' };
  */
 export const refusal_rules = {
   malformed: { status: 400, text: 'malformed request' },
+  not_https: { status: 400, text: 'this port speaks HTTP, not HTTPS' },
+  bad_url: { status: 400, text: 'the URL has characters that must be percent-encoded' },
   two_hosts: { status: 400, text: 'more than one Host header', headers: closing },
   no_host: { status: 400, text: 'missing Host header', headers: closing },
   bad_coding: { status: 400, text: 'unsupported Transfer-Encoding', headers: closing },
@@ -896,6 +955,7 @@ export const refusal_rules = {
     text: 'missing or unknown API key',
     headers: { 'WWW-Authenticate': 'Bearer' },
   },
+  other_origin: { status: 403, text: 'requests from pages of other origins are not allowed' },
   slow_request: { status: 408, text: 'request not received in time' },
   slow_body: { status: 408, text: 'request body stopped arriving' },
   large_body: { status: 413, text: 'request body larger than % bytes' },
@@ -912,11 +972,13 @@ export const refusal_rules = {
     headers: { ...closing, 'Retry-After': '1' },
   },
   full: { status: 503, text: 'too many streams', headers: try_later },
+  many_bodies: { status: 503, text: 'too many large bodies at once', headers: try_later },
   no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
   redis_full: { status: 503, text: 'redis is out of memory' },
   redis_read_only: { status: 503, text: 'redis is read-only' },
   redis_unsaved: { status: 503, text: 'redis cannot save to disk' },
   redis_denied: { status: 503, text: 'redis denied access' },
+  aborted: { status: 503, text: 'the worker aborted the answer' },
   redis_refused: { status: 503, text: 'redis refused a command' },
   redis_silent: { status: 504, text: 'redis does not answer' },
   bad_version: {
@@ -972,12 +1034,28 @@ function observe(histogram: histogram, ms: number): void {
   histogram.sum += ms / 1000;
 }
 
-/**
- * Conta uma recusa.
- * @param status status HTTP
- */
-function count_refusal(status: number): void {
+/** Quantas recusas de um status ganham linha própria a cada tanto; das demais só se diz a soma. */
+const logged_refusals = { count: 100, window_ms: 60_000 };
+
+/** Recusas por status, desde que a primeira delas abriu a janela corrente. */
+const recent_refusals = new Map<number, number>();
+
+/** Diz no log quantas recusas não ganharam linha própria, e fecha a janela. */
+function sum_refusals(): void {
+  for (const [status, count] of recent_refusals) {
+    const more = count - logged_refusals.count;
+    if (more > 0) log('warn', 'refused_more', { status, count: more });
+  }
+  recent_refusals.clear();
+}
+
+/** Conta uma recusa com `status`; devolve se ela ganha linha no log, que ninguém deve encher. */
+function note_refusal(status: number): boolean {
   tally.refusals.set(status, (tally.refusals.get(status) ?? 0) + 1);
+  if (recent_refusals.size === 0) setTimeout(sum_refusals, logged_refusals.window_ms).unref();
+  const count = (recent_refusals.get(status) ?? 0) + 1;
+  recent_refusals.set(status, count);
+  return count <= logged_refusals.count;
 }
 
 // ── Redis ───────────────────────────────────────────────────────────────────────────────────────
@@ -986,8 +1064,13 @@ function count_refusal(status: number): void {
 // que falha encerra o programa; depois dela, reconecta-se para sempre. Sem conexão nada fica em
 // fila: o pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
 
-/** Do início ao primeiro PING respondido; o programa promete desistir em menos de 5 s. */
+/**
+ * O maior silêncio de quem ainda não atendeu: um Redis que falha faz o programa sair em menos de
+ * 5 s; um que só é lento, ou uma máquina que o é, não. Até o primeiro PING respondido ele é contado
+ * em batidas do laço de eventos, que rareiam quando o programa pouco roda, e recomeça a cada byte.
+ */
 const connect_limit_ms = 3500;
+const connect_beat_ms = 100;
 
 /** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
 const ping_limit_ms = 1500;
@@ -1027,11 +1110,17 @@ const retry_ms = 1000;
 /** Página do SCAN da varredura, e a pausa entre páginas, para não pesar em milhões de chaves. */
 const sweep_page = { keys: 500, pause_ms: 10 };
 
+/** O menor TTL de uma lista adotada, em s: três renovações de quem tem um REDIS_TTL comum. */
+const least_adopted_ttl_s = 600;
+
 /** LPOP com quantidade existe desde o Redis 6.2. */
 const pop_count_version = 6.2;
 
 /** Erros de um Redis que está voltando ou ocupado: valem como ausência, não como recusa. */
 const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b/;
+
+/** Erros de um servidor que desliga sem responder. */
+const hang_up = /closed unexpectedly|ECONNRESET/;
 
 const uuid_v4_pattern = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
@@ -1071,8 +1160,9 @@ function redis_make_client(tracking: boolean) {
   const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
   const options = {
     connectTimeout: connect_limit_ms,
-    reconnectStrategy: (retries: number) =>
-      redis_link.was_ready && Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
+    reconnectStrategy: (retries: number, cause: Error) =>
+      (redis_link.was_ready || cause instanceof connection_timeout) &&
+      Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
   };
   const where = socket_path ? { path: socket_path } : { host, port };
   const secret = REDIS_PASSWORD || password;
@@ -1097,7 +1187,8 @@ function redis_make_client(tracking: boolean) {
 
 /**
  * O estado da conexão, único no processo. `uuid_head` é o começo do UUID de toda tarefa deste
- * processo, por que se pedem os avisos; `identity` diz de que servidor e dados se trata (o run_id,
+ * processo, por que se pedem os avisos: curto, para que ele seja aleatório no resto; ouvir algumas
+ * das tarefas dos outros não faz mal; `identity` diz de que servidor e dados se trata (o run_id,
  * com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões já
  * houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
  * já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último motivo registrado;
@@ -1105,7 +1196,7 @@ function redis_make_client(tracking: boolean) {
  * das mudanças; `asks_news`, se isso foi pedido; `pending_cleanups`, o que espera a volta dele.
  */
 const redis_link = {
-  uuid_head: random_uuid().slice(0, 8),
+  uuid_head: random_uuid().slice(0, 2),
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
   buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined,
   identity: '',
@@ -1187,7 +1278,8 @@ function hide_arguments(message: string): string {
 }
 
 /**
- * Explica um erro de conexão em uma frase que diz o que fazer.
+ * Explica um erro de conexão em uma frase que diz o que fazer. Quem já atendeu por minutos tem as
+ * configurações certas: dele não se duvida.
  * @param error erro da node-redis, do sistema ou do prazo
  * @returns frase em português, sem senha
  */
@@ -1206,23 +1298,30 @@ function explain_redis_error(error: unknown): string {
     [/without any password configured/, 'o Redis não tem senha; retire REDIS_PASSWORD (-S)'],
     [/NOAUTH/, 'o Redis exige senha; dê REDIS_PASSWORD (-S)'],
     [/NOPERM/, 'o usuário do Redis não tem permissão para os comandos do proxy'],
+    [
+      /^ sentinel$|unknown command '?SELECT/i,
+      'é um Sentinel, que não guarda dados; dê em REDIS_SERVER (-R) o endereço do próprio Redis',
+    ],
+    [
+      /^ cluster$|SELECT is not allowed in cluster/,
+      'é um nó de um cluster, que só tem parte das chaves; aceito: um Redis só, sem cluster',
+    ],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
     [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
     [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
     [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
-    [
-      /closed unexpectedly|ECONNRESET/,
-      'o servidor fechou a conexão; a porta é do Redis? pede TLS? está em modo protegido?',
-    ],
+    [hang_up, 'o servidor fechou a conexão; a porta é do Redis? pede TLS? está em modo protegido?'],
     [
       /timeout|ETIMEDOUT|sem resposta/i,
       'não respondeu a tempo; confira REDIS_SERVER (-R) e a rede; a porta é do Redis? fala TLS?',
     ],
   ];
   const found = explanations.find(([pattern]) => pattern.test(`${code} ${message}`));
-  return found ? found[1] : hide_arguments(message) || code || 'erro desconhecido';
+  if (!found) return hide_arguments(message) || code || 'erro desconhecido';
+  const doubt = /;? [^;?]*(REDIS_SERVER|a porta é do Redis).*/;
+  return redis_link.was_ready ? found[1].replace(doubt, '') : found[1];
 }
 
 /**
@@ -1249,19 +1348,21 @@ async function redis_ping(fresh_ms = 0): Promise<boolean> {
 /**
  * Descobre qual servidor atende a conexão nova e o que ele sabe fazer. Onde o INFO é proibido, cada
  * conexão conta como um servidor diferente: na dúvida, dados sumidos não passam por sucesso.
+ * @returns o redis_mode: "standalone", "sentinel" ou "cluster"; vazio se não se sabe
  */
-async function redis_identify(): Promise<void> {
+async function redis_identify(): Promise<string> {
   const fallback = `conexão ${++redis_link.connection_count}`;
   redis_link.identity = '';
   let info = '';
   try {
     info = await redis_ready().client.info('server');
   } catch (error) {
-    if (!(error instanceof error_reply)) return; // caiu de novo; a próxima conexão pergunta
+    if (!(error instanceof error_reply)) return ''; // caiu de novo; a próxima conexão pergunta
   }
   const redis_version = Number(/^redis_version:(\d+\.\d+)/m.exec(info)?.[1] ?? 0);
   redis_link.pops_many = redis_version >= pop_count_version;
   redis_link.identity = /^run_id:(\w+)/m.exec(info)?.[1] ?? fallback;
+  return /^redis_mode:(\w+)/m.exec(info)?.[1] ?? '';
 }
 
 /**
@@ -1344,15 +1445,15 @@ async function redis_create_task(task: task_record): Promise<number> {
 
 /**
  * Conta um pedido de um endereço na janela corrente, comum a todos os proxies.
- * @param address o endereço
+ * @param network o endereço, ou a rede dele, na forma de network_of
  * @param seconds duração da janela
  * @returns quantos ele já fez nela, este incluído, e em quantos segundos ela acaba
  * @throws deadline_error, ErrorReply ou erro de conexão
  */
-async function redis_count_request(address: string, seconds: number) {
+async function redis_count_request(network: string, seconds: number) {
   const clock_s = Date.now() / 1000;
   const window = Math.floor(clock_s / seconds);
-  const key = `${rate_prefix}${address}_${window}`;
+  const key = `${rate_prefix}${network}_${window}`;
   const counted = redis_ready().client.multi().incr(key).expire(key, seconds).exec();
   const [count] = await within(counted, answer_limit_ms);
   return { count: Number(count), wait_s: Math.ceil((window + 1) * seconds - clock_s) };
@@ -1408,9 +1509,18 @@ async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
 }
 
 /**
+ * Dá o TTL de uma lista sem dono, em s. Nunca curto: se ela for, apesar de tudo, de outra
+ * instalação com o mesmo prefixo, o dono o renova antes que as linhas se percam.
+ */
+function adopted_ttl_s(): number {
+  return Math.max(REDIS_TTL, least_adopted_ttl_s);
+}
+
+/**
  * Varre o Redis, agora e a cada REDIS_TTL, atrás de listas sem TTL cuja tarefa não existe mais (um
- * proxy morto com kill -9, um worker atrasado que nenhum EOF alcançou), e lhes dá um TTL. Dois
- * proxies podem varrer ao mesmo tempo: repetir o EXPIRE não faz mal. Não lança.
+ * proxy morto com kill -9, um worker atrasado que nenhum EOF alcançou) e em que ninguém mexe há
+ * REDIS_TTL, e lhes dá um TTL. Dois proxies podem varrer ao mesmo tempo: repetir o EXPIRE não faz
+ * mal. Não lança.
  */
 async function redis_sweep(): Promise<void> {
   const pattern = `${REDIS_LIST_PREFIX.replace(/[\\*?[\]^]/g, '\\$&')}*`;
@@ -1420,9 +1530,13 @@ async function redis_sweep(): Promise<void> {
     if (!uuid_v4_pattern.test(uuid)) return;
     const { client } = redis_ready();
     const [task_key] = redis_keys(uuid);
-    const [ttl, task_exists] = await Promise.all([client.ttl(list), client.exists(task_key)]);
-    if (ttl !== -1 || task_exists) return;
-    const count = await client.expire(list, REDIS_TTL);
+    const [ttl, task_exists, idle_s] = await Promise.all([
+      client.ttl(list),
+      client.exists(task_key),
+      client.objectIdleTime(list).catch(() => REDIS_TTL), // com LFU não se sabe
+    ]);
+    if (ttl !== -1 || task_exists || Number(idle_s) < REDIS_TTL) return;
+    const count = await client.expire(list, adopted_ttl_s());
     adopted += count; // só depois da espera: outras somam enquanto isso
   };
   try {
@@ -1435,7 +1549,7 @@ async function redis_sweep(): Promise<void> {
     const is_closed = !redis_link.was_ready; // pela parada: não é uma falha
     if (!is_closed) log('warn', 'sweep_failed', { reason: explain_redis_error(error) });
   }
-  if (adopted > 0) log('info', 'sweep', { adopted, ttl: REDIS_TTL });
+  if (adopted > 0) log('info', 'sweep', { adopted, ttl: adopted_ttl_s() });
   setTimeout(redis_sweep, REDIS_TTL * 1000).unref();
 }
 
@@ -1474,7 +1588,7 @@ async function redis_settled(): Promise<boolean> {
  * Pede ao servidor que avise das mudanças nas chaves deste processo (NOLOOP: não as nossas). O modo
  * é o BCAST, por prefixo: o outro, por chave lida, guarda no Redis cada chave consultada até que
  * ela mude, e a lista e a tarefa que se foram não mudam mais; cada tarefa deixaria lá 300 bytes.
- * Como o prefixo leva uuid_head, cada processo só ouve das suas.
+ * Como o prefixo leva uuid_head, um processo ouve das suas e de uma em 256 dos outros.
  * @throws ErrorReply se o servidor recusa, ou erro de conexão
  */
 async function redis_track(): Promise<void> {
@@ -1507,8 +1621,9 @@ function redis_log_wakeup(reason = ''): void {
 async function redis_note_ready(): Promise<void> {
   const { asks_news } = redis_link;
   redis_link.tracking = false;
+  if (!redis_link.was_ready) return; // a primeira conexão cuida de si
   void redis_identify();
-  if (!redis_link.was_ready || !(await redis_settled())) return;
+  if (!(await redis_settled())) return;
   let refused = '';
   try {
     if (asks_news) await redis_track();
@@ -1558,18 +1673,38 @@ function redis_open(asks_news: boolean) {
 }
 
 /**
+ * Espera algo do Redis enquanto ele der sinal de vida.
+ * @param promise o que se espera
+ * @returns o valor dela
+ * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
+ */
+function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
+  return new Promise((resolve, reject) => {
+    let [beats, bytes_seen] = [0, 0];
+    const listen_on = () => {
+      const bytes = redis_link.socket?.bytesRead ?? 0;
+      beats = bytes === bytes_seen ? beats + 1 : 0;
+      bytes_seen = bytes;
+      if (beats * connect_beat_ms >= connect_limit_ms) reject(new deadline_error('sem resposta'));
+    };
+    const timer = setInterval(listen_on, connect_beat_ms);
+    promise.then(resolve, reject).finally(() => clearInterval(timer));
+  });
+}
+
+/**
  * Tenta a primeira conexão de um modo, e a confirma com um PING.
  * @param asks_news se o servidor deve avisar das mudanças
- * @param ms prazo em milissegundos
  * @throws o erro da conexão, do PING ou do prazo
  */
-async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> {
+async function redis_try_connect(asks_news: boolean): Promise<void> {
   const client = redis_open(asks_news);
   const confirmed = client
     .connect()
-    .then(() => Promise.all([client.ping(), asks_news && redis_track()]));
+    .then(() => Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]));
   try {
-    await within(confirmed, ms);
+    const [mode] = await redis_while_heard(confirmed);
+    if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
   } catch (error) {
     client.destroy();
     throw error;
@@ -1578,24 +1713,34 @@ async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> 
 
 /**
  * Faz a primeira conexão. Se o servidor recusa RESP 3 ou os avisos (Redis antigo, ACL, alguns
- * clones), conecta sem eles e o laço consulta a cada INTERVAL.
+ * clones) ou desliga ao ouvir falar deles, conecta sem eles e o laço consulta a cada INTERVAL. Um
+ * que ainda carrega os dados não falhou: espera-se por ele.
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
 async function redis_connect(): Promise<void> {
   subscribe('net.client.socket', (message) => {
     redis_link.socket = (message as { socket: net_socket }).socket; // só ao Redis se conecta
   });
-  const deadline = now() + connect_limit_ms;
-  let reason = 'WAKEUP off';
-  if (WAKEUP) {
+  const redis = format_redis_address(REDIS_SERVER);
+  let [asks_news, reason, is_told] = [WAKEUP, 'WAKEUP off', false];
+  for (;;) {
     try {
-      await redis_try_connect(true, connect_limit_ms);
+      await redis_try_connect(asks_news);
+      break;
     } catch (error) {
-      if (!(error instanceof error_reply)) throw error;
-      reason = hide_arguments(error.message);
+      const { message, code = '' } = error as NodeJS.ErrnoException;
+      const is_reply = error instanceof error_reply;
+      if (is_reply && /^LOADING\b/.test(message)) {
+        if (!is_told) log('warn', 'redis_loading', { redis });
+        is_told = true;
+        await sleep(retry_ms);
+        continue;
+      }
+      if (!asks_news || !(is_reply || hang_up.test(`${code} ${message}`))) throw error;
+      reason = hide_arguments(message);
+      asks_news = false;
     }
   }
-  if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now());
   redis_link.was_ready = true;
   redis_log_wakeup(reason);
 }
@@ -1665,6 +1810,9 @@ const probe_after_ms = 30_000;
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
 
+/** O primeiro byte de uma conexão TLS, que não começa nenhum pedido HTTP. */
+const tls_handshake = 0x16;
+
 /** Pedidos sem resposta numa conexão: quem enfileira de verdade (pipelining) manda uma dúzia. */
 const max_pipelined = 64;
 
@@ -1697,6 +1845,7 @@ type request_turn = {
   response: http.ServerResponse;
   interrupted: interruption | undefined;
   on_interrupt: () => void;
+  body_bytes: number; // o que o corpo dele ocupa, até a tarefa estar guardada
 };
 
 /**
@@ -1721,12 +1870,13 @@ const connections = new Map<duplex_stream, connection_state>();
 const live_requests = new Set<request_turn>();
 
 /**
- * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS e se a parada já
- * começou.
+ * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS, quanto ocupam os
+ * corpos deles e se a parada já começou.
  */
 const lifetime = {
   server: undefined as http.Server | undefined,
   tasks: 0,
+  body_bytes: 0,
   stopping: false,
 };
 
@@ -1792,18 +1942,41 @@ function is_authorized(request: http.IncomingMessage): boolean {
 }
 
 /**
+ * Lê um endereço IP, sem porta nem colchetes, na única forma em que é contado e mostrado.
+ * @param text como veio: "203.0.113.7:50001", "[::1]:80", "::FFFF:198.51.100.9"
+ * @returns por exemplo "203.0.113.7", "::1", "198.51.100.9"; vazio se não é um endereço
+ */
+export function parse_address(text: string): string {
+  const bare = text.trim().replace(/^\[(.*)\](?::\d*)?$|^([\d.]+):\d*$/, '$1$2');
+  if (!is_ip(bare)) return '';
+  const family = is_ipv6(bare) ? 'ipv6' : 'ipv4';
+  return new socket_address({ address: bare, family }).address.replace(/^::ffff:(?=.*\.)/, '');
+}
+
+/**
+ * Dá a quem pertence um endereço: um assinante recebe um /64 inteiro de IPv6, e muda dentro dele.
+ * @param address na forma de parse_address
+ * @returns o próprio, se é IPv4; ou por exemplo "2001:db8:0:1::/64"
+ */
+export function network_of(address: string): string {
+  if (!address.includes(':')) return address;
+  const [head = [], tail = []] = address
+    .split('::')
+    .map((part) => part.split(':').filter((group) => group !== ''));
+  const zeros = Array<string>(Math.max(0, 8 - head.length - tail.length)).fill('0');
+  return `${[...head, ...zeros, ...tail].slice(0, 4).join(':')}::/64`;
+}
+
+/**
  * Diz de que endereço veio um pedido. O último X-Forwarded-For é o que escreveu o proxy que está à
  * nossa frente; os anteriores, qualquer um pode inventar.
  * @param request o pedido
- * @returns o endereço, sem o prefixo de IPv4 em IPv6; vazio se o cliente já se foi
+ * @returns na forma de parse_address; vazio se o cliente já se foi
  */
-function remote_address_of(request: http.IncomingMessage): string {
-  const forwarded = TRUST_PROXY ? request.headers['x-forwarded-for'] : undefined;
-  const last = String(forwarded ?? '')
-    .split(',')
-    .at(-1)
-    ?.trim();
-  return (last || request.socket.remoteAddress || '').replace(/^::ffff:/, '');
+function remote_address_of({ headers, socket }: http.IncomingMessage): string {
+  const forwarded = TRUST_PROXY ? String(headers['x-forwarded-for'] ?? '') : '';
+  const last = parse_address(forwarded.split(',').at(-1) ?? '');
+  return last || parse_address(socket.remoteAddress ?? '');
 }
 
 /**
@@ -1830,25 +2003,28 @@ function error_headers(body: string): Record<string, string> {
   };
 }
 
-/**
- * Dá o caminho de um alvo de pedido, sem a busca; aceita também a forma absoluta.
- * @param target alvo como veio, por exemplo "/ping?x=1" ou "http://h/ping"
- * @returns por exemplo "/ping"
- */
+/** Dá o caminho e a busca de `target`: "/a?x=1", também de "http://h/a?x=1". */
+export function url_of(target: string): string {
+  const url = target.replace(/^[a-z][a-z0-9+.-]*:\/\/[^/?#]*/i, '');
+  return /^[^?#]/.test(url) ? url : `/${url}`;
+}
+
+/** Dá o caminho de `target`, sem a busca: "/ping" de "http://h/ping?x=1". */
 export function path_of(target: string): string {
-  const path = target.replace(/^[a-z][a-z0-9+.-]*:\/\/[^/?#]*/i, '');
-  return path.split(/[?#]/, 1)[0] || '/';
+  return url_of(target).replace(/[?#].*/s, '');
 }
 
 /**
  * Escolhe o tipo de mídia da resposta.
  * @param accept cabeçalho Accept do pedido
- * @returns o primeiro de stream_types que o Accept nomeia sem q=0, ou application/x-ndjson
+ * @returns o primeiro de stream_types que o Accept nomeia sem q=0; senão texto para quem aceita
+ *   páginas, que um navegador mostra em vez de baixar, e application/x-ndjson para os outros
  */
 export function choose_media_type(accept = ''): string {
   const wanted = accept.split(',').filter((item) => !/;\s*q=0(\.0*)?\s*(;|$)/i.test(item));
   const named = wanted.map((item) => (item.split(';')[0] ?? '').trim().toLowerCase());
-  return named.find((type) => stream_types.includes(type)) ?? 'application/x-ndjson';
+  const fallback = named.includes('text/html') ? 'text/plain' : 'application/x-ndjson';
+  return named.find((type) => stream_types.includes(type)) ?? fallback;
 }
 
 /**
@@ -1920,12 +2096,21 @@ function response_sent(response: http.ServerResponse): Promise<void> {
   });
 }
 
+/** O que um pedaço de corpo ocupa além dos seus bytes: um cliente pode mandá-los um a um. */
+const chunk_cost = 256;
+
+/**
+ * A parte da memória do V8 que cabe aos corpos a caminho: cada um ainda vira texto e JSON, de até o
+ * dobro do tamanho e com até dois bytes por caractere.
+ */
+const body_budget = heap_statistics().heap_size_limit / 8;
+
 /**
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
  * @param turn a vez do pedido; interrompida, a leitura para
  * @returns os bytes do corpo, vazio se não há
- * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, ou a do analisador; Error se o
- *   cliente sair no meio
+ * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, 503 se já há corpos demais em
+ *   memória, ou a do analisador; Error se o cliente sair no meio
  */
 function read_body(turn: request_turn): Promise<Buffer> {
   const { request, response } = turn;
@@ -1934,9 +2119,9 @@ function read_body(turn: request_turn): Promise<Buffer> {
   const waits = request.headers.expect !== undefined && request.httpVersion !== '1.0';
   if (waits) response.writeContinue(); // check_request só deixou passar o 100-continue
   const state = connections.get(request.socket);
+  const chunks: Buffer[] = [];
   let timer: NodeJS.Timeout;
   const body = new Promise<Buffer>((resolve, reject) => {
-    const chunks: Buffer[] = [];
     let size = 0;
     const stalled = () => reject(new refusal('slow_body'));
     timer = setTimeout(stalled, body_limit_ms);
@@ -1948,16 +2133,21 @@ function read_body(turn: request_turn): Promise<Buffer> {
     request.on('data', (chunk: Buffer) => {
       timer.refresh();
       size += chunk.length;
-      if (size <= MAXBODY) chunks.push(chunk);
-      else reject(too_large());
+      if (size > MAXBODY) return reject(too_large());
+      chunks.push(chunk);
+      turn.body_bytes += chunk.length + chunk_cost;
+      lifetime.body_bytes += chunk.length + chunk_cost;
+      if (lifetime.body_bytes > Math.max(body_budget, 2 * MAXBODY))
+        reject(new refusal('many_bodies'));
     });
-    request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
+    request.once('end', () => resolve(Buffer.concat(chunks)));
     request.once('error', reject);
     turn.on_interrupt = () => reject(new Error('interrompido'));
     if (turn.interrupted) turn.on_interrupt();
   });
   return body.finally(() => {
     request.removeAllListeners('data'); // o que ainda vier não religa o prazo
+    chunks.length = 0; // nada fica com o pedido
     clearTimeout(timer);
   });
 }
@@ -1969,13 +2159,11 @@ function read_body(turn: request_turn): Promise<Buffer> {
  * @param why a recusa
  */
 async function send_refusal({ request, response }: request_turn, why: refusal): Promise<void> {
-  count_refusal(why.status);
-  log('warn', 'refused', {
-    status: why.status,
-    method: request.method ?? '',
-    path: path_of(request.url ?? ''),
-    reason: why.message,
-  });
+  const { status, message: reason } = why;
+  const { method = '', url = '' } = request;
+  const address = remote_address_of(request);
+  const path = path_of(url);
+  if (note_refusal(status)) log('warn', 'refused', { status, method, path, reason, address });
   const body = `${error_line(why.message)}\n`;
   if (!request.complete) await new Promise((resolve) => setImmediate(resolve)); // veio junto?
   const closing = !request.complete && { Connection: 'close' };
@@ -2009,8 +2197,8 @@ function destroy_later(socket: duplex_stream): void {
  */
 function end_connection(socket: duplex_stream, why: refusal, reason: string): void {
   const { status, message } = why;
-  count_refusal(status);
-  log('warn', 'refused', { status, reason });
+  const address = parse_address((socket as net_socket).remoteAddress ?? '');
+  if (note_refusal(status)) log('warn', 'refused', { status, reason, address });
   const is_over = connections.get(socket)?.last_response?.shouldKeepAlive === false;
   const body = `${error_line(message)}\n`;
   const headers = { ...error_headers(body), Date: new Date().toUTCString(), ...closing };
@@ -2035,23 +2223,27 @@ async function refuse_broken_request(
   if (!state) {
     // não chegou a haver conexão; quem só abre e fecha a porta (um balanceador) não é notícia
     const is_news = TLS_CERT !== '' && error.code !== 'ECONNRESET';
-    const peer = (socket as net_socket).remoteAddress ?? '';
-    if (is_news) log('warn', 'tls_failed', { peer, reason: error.code ?? error.message });
+    const address = parse_address((socket as net_socket).remoteAddress ?? '');
+    if (is_news) log('warn', 'tls_failed', { address, reason: error.code ?? error.message });
     socket.destroy();
     return;
   }
   if (state.broken) return; // cada pedaço que chega depois repete o erro
+  const is_tls = Reflect.get(error, 'rawPacket')?.[0] === tls_handshake;
+  const code = is_tls ? 'HTTPS' : (error.code ?? '');
   const answers: Record<string, keyof typeof refusal_rules> = {
+    HTTPS: 'not_https',
+    HPE_INVALID_URL: 'bad_url',
     HPE_HEADER_OVERFLOW: 'large_headers',
     HPE_CHUNK_EXTENSIONS_OVERFLOW: 'large_chunks',
     ERR_HTTP_REQUEST_TIMEOUT: 'slow_request',
   };
-  state.broken = new refusal(answers[error.code ?? ''] ?? 'malformed');
+  state.broken = new refusal(answers[code] ?? 'malformed');
   const is_body = state.last_response?.req.complete === false;
   if (is_body) state.on_broken();
   await state.last_turn;
   if (is_body || error.code === 'ECONNRESET') destroy_later(socket);
-  else end_connection(socket, state.broken, error.code ?? error.message);
+  else end_connection(socket, state.broken, `${code || error.message}: ${state.broken.message}`);
 }
 
 // ── Tarefa ──────────────────────────────────────────────────────────────────────────────────────
@@ -2066,7 +2258,8 @@ const max_header_names = 500;
 function capitalize_header(name: string): string {
   const known = header_names.get(name);
   if (known) return known;
-  const capitalized = name.toLowerCase().replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
+  const dashed = name.toLowerCase().replaceAll('_', '-'); // no WSGI os dois são um só
+  const capitalized = dashed.replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
   if (header_names.size < max_header_names) header_names.set(name, capitalized);
   return capitalized;
 }
@@ -2074,7 +2267,7 @@ function capitalize_header(name: string): string {
 /**
  * Junta os cabeçalhos de um pedido.
  * @param raw_headers nomes e valores alternados, como o Node os dá
- * @returns valores por nome; repetidos unidos por ", "
+ * @returns valores por nome; repetidos unidos por ", ", e os de Cookie por "; "
  */
 export function collect_headers(raw_headers: string[]): Record<string, string> {
   const headers = new Map<string, string>();
@@ -2082,7 +2275,8 @@ export function collect_headers(raw_headers: string[]): Record<string, string> {
     const name = capitalize_header(raw_headers[index] ?? '');
     const value = raw_headers[index + 1] ?? '';
     const before = headers.get(name);
-    headers.set(name, before === undefined ? value : `${before}, ${value}`);
+    const separator = name === 'Cookie' ? '; ' : ', ';
+    headers.set(name, before === undefined ? value : before + separator + value);
   }
   return Object.fromEntries(headers);
 }
@@ -2102,6 +2296,19 @@ function hide_api_keys(headers: Record<string, string>): Record<string, string> 
 }
 
 /**
+ * Diz se os controles de um corpo, que em JSON são seis bytes cada, o fariam maior que em base64.
+ * As quebras de linha, as aspas e a barra, comuns em textos, são dois e não contam.
+ */
+function is_control_heavy(body: Buffer): boolean {
+  let controls = 0;
+  for (let index = 0; index < body.length; index += 1) {
+    const byte = body[index] ?? 0;
+    if (byte < 0x20 && (byte < 0x08 || byte > 0x0d || byte === 0x0b)) controls += 1;
+  }
+  return 5 * controls > body.length / 3;
+}
+
+/**
  * Monta a tarefa de um pedido.
  * @param request o pedido
  * @param body os bytes do corpo
@@ -2110,7 +2317,7 @@ function hide_api_keys(headers: Record<string, string>): Record<string, string> 
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
   const uuid = redis_link.uuid_head + random_uuid().slice(redis_link.uuid_head.length);
   const [task_key, task_list] = redis_keys(uuid);
-  const is_text = is_utf8(body);
+  const is_text = is_utf8(body) && !is_control_heavy(body);
   return {
     task_name: uuid,
     uuid,
@@ -2118,12 +2325,206 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
     task_list,
     request_time: Date.now() / 1000,
     method: request.method ?? '',
-    url: request.url ?? '',
+    url: url_of(request.url ?? ''),
     remote_address: remote_address_of(request),
     headers: hide_api_keys(collect_headers(request.rawHeaders)),
     body: body.toString(is_text ? 'utf8' : 'base64'),
     ...(!is_text && { body_encoding: 'base64' as const }),
   };
+}
+
+// ── Elementos ───────────────────────────────────────────────────────────────────────────────────
+// O que um worker pode dizer. Um elemento da lista é uma linha; só o primeiro pode ser uma cabeça;
+// uma palavra de fim ou HTTP ABORT encerra. O que não é exatamente isso é linha: nada do que foi
+// empurrado some. Depois de uma cabeça RAW nada mais é lido: cada elemento segue byte a byte.
+
+/** Palavras e cabeças são curtas; elementos maiores que isto são linhas, sem mais exame. */
+const max_head_bytes = 64 * 1024;
+
+const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
+
+const abort_word = 'HTTP ABORT';
+const abort_bytes = Buffer.from(abort_word);
+
+/** Os bytes por que começam as palavras, as cabeças e os elementos em branco. */
+const word_starts = new Set(Buffer.from('EHR \t\r\n'));
+const blanks = new Set(Buffer.from(' \t\r\n'));
+
+const head_pattern = /^(?:HTTP|RAW)[ \t]+\d+(?:[\s{]|$)/;
+const valid_head_pattern = /^(HTTP|RAW)[ \t]+(\d{3})\s*(\{.*\})?$/s;
+
+/** Status de respostas sem corpo. */
+const bodyless_statuses = new Set([204, 205, 304]);
+
+/** Cabeçalhos que conduzem a resposta, ou que a identificam: são só do proxy. */
+const reserved_header =
+  /^(connection|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
+
+/** Os que descrevem os bytes do corpo, que só em RAW são os do worker. */
+const body_header = /^content-(length|encoding)$/i;
+
+/** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
+const examined_piece_bytes = 64 * 1024;
+
+/** Numa linha maior que isto, de um elemento com quebras, só os extremos dizem se é JSON. */
+const max_parsed_bytes = 1024 * 1024;
+
+/** Os cabeçalhos que um worker pede. */
+type worker_headers = Record<string, string | string[]>;
+
+/** Uma cabeça; `dropped` são os nomes dos cabeçalhos recusados. */
+type head_element = {
+  kind: 'head';
+  is_raw: boolean;
+  status: number;
+  headers: worker_headers;
+  dropped: string[];
+};
+
+/** Um elemento da lista, já entendido. `flaw` é por que uma linha parecida não é uma cabeça. */
+export type list_element =
+  | { kind: 'blank' }
+  | { kind: 'end' }
+  | { kind: 'abort' }
+  | { kind: 'line'; bytes: Buffer; flaw?: string }
+  | head_element;
+
+/** O worker desistiu, ou pediu o que não se pode cumprir: nada disso pode passar por inteiro. */
+class worker_fault extends Error {}
+
+/**
+ * Confere um cabeçalho pedido por um worker.
+ * @param name nome
+ * @param value valor, como veio no JSON
+ * @param owns_body se o corpo é do worker, byte a byte
+ * @returns o valor como o Node o aceita, ou undefined se o cabeçalho não pode ser usado
+ */
+function usable_header(name: string, value: unknown, owns_body: boolean) {
+  const values = Array.isArray(value) ? value : [value];
+  const is_plain = values.every((item) => /^(string|number|boolean)$/.test(typeof item));
+  if (!is_plain || reserved_header.test(name)) return undefined;
+  if (body_header.test(name) && !owns_body) return undefined;
+  if (/^content-length$/i.test(name) && !/^\d{1,15}$/.test(String(value))) return undefined;
+  try {
+    validate_header_name(name);
+    for (const item of values) validate_header_value(name, String(item));
+  } catch {
+    return undefined;
+  }
+  return Array.isArray(value) ? value.map(String) : String(value);
+}
+
+/**
+ * Entende uma cabeça.
+ * @param text por exemplo 'HTTP 404 {"Content-Type": "application/json"}'
+ * @returns a cabeça, ou por que ela não vale
+ */
+function parse_head(text: string): head_element | string {
+  const [, word = '', digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
+  const status = Number(digits);
+  if (!word) return 'não é HTTP ou RAW <status> {cabeçalhos}';
+  if (status < 200 || status > 599) return `status ${status} não é aceito`;
+  let given: Record<string, unknown>;
+  try {
+    given = JSON.parse(json);
+  } catch {
+    return 'os cabeçalhos não são um objeto JSON';
+  }
+  const is_raw = word === 'RAW';
+  const has_length = status !== 204 && status !== 205; // neles o HTTP não o permite
+  const headers: [string, string | string[]][] = [];
+  const dropped: string[] = [];
+  for (const [name, value] of Object.entries(given)) {
+    const usable = usable_header(name, value, is_raw && has_length);
+    if (usable === undefined) dropped.push(name);
+    else headers.push([name, usable]);
+  }
+  return { kind: 'head', is_raw, status, headers: Object.fromEntries(headers), dropped };
+}
+
+/** Entende um elemento de uma resposta em linhas: devolve linha, cabeça, palavra ou nada. */
+export function parse_element(bytes: Buffer): list_element {
+  // quase toda linha começa por outro byte, e não precisa virar texto
+  const is_plain = bytes.length > 0 && !word_starts.has(bytes[0] ?? 0);
+  const is_long = bytes.length > max_head_bytes && !bytes.every((byte) => blanks.has(byte));
+  if (is_plain || is_long) return { kind: 'line', bytes };
+  const text = bytes.toString('utf8').trim();
+  if (text === '') return { kind: 'blank' };
+  if (text === abort_word) return { kind: 'abort' };
+  if (end_words.has(text)) return { kind: 'end' };
+  if (!head_pattern.test(text)) return { kind: 'line', bytes };
+  const head = parse_head(text);
+  return typeof head === 'string' ? { kind: 'line', bytes, flaw: head } : head;
+}
+
+/** Entende um elemento de uma resposta RAW: devolve os bytes, HTTP ABORT ou nada. */
+export function parse_chunk(bytes: Buffer): list_element {
+  if (bytes.length === 0) return { kind: 'blank' };
+  return bytes.equals(abort_bytes) ? { kind: 'abort' } : { kind: 'line', bytes };
+}
+
+/** Devolve se há quebras de linha em `bytes`. */
+function has_breaks(bytes: Buffer): boolean {
+  return bytes.includes('\n') || bytes.includes('\r');
+}
+
+/** Devolve uma a uma as linhas de `bytes`, sem as quebras; as vazias não contam. */
+function* lines_within(bytes: Buffer): Generator<Buffer> {
+  const find = (mark: string, after: number) => {
+    const found = bytes.indexOf(mark, after);
+    return found < 0 ? bytes.length : found;
+  };
+  let [return_at, feed_at] = [-1, -1];
+  for (let from = 0, end = 0; from < bytes.length; from = end + 1) {
+    if (return_at < from) return_at = find('\r', from);
+    if (feed_at < from) feed_at = find('\n', from);
+    end = Math.min(return_at, feed_at);
+    if (end > from) yield bytes.subarray(from, end);
+  }
+}
+
+/** Devolve se `line` é um texto JSON. */
+function is_json(line: Buffer): boolean {
+  if (line.length > max_parsed_bytes) {
+    return /^(\{.*\}|\[.*\]|".*")$/.test(String.fromCharCode(line[0] ?? 0, line.at(-1) ?? 0));
+  }
+  try {
+    JSON.parse(line.toString('latin1')); // basta: o que não é ASCII só pode estar entre aspas
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Dá as linhas de um elemento com quebras: se cada uma é JSON, são linhas; senão é uma só, e cada
+ * quebra vira um espaço. Um elemento enorme é examinado aos pedaços, e nunca vira texto inteiro.
+ * @param element os bytes; podem ser reescritos no lugar
+ */
+export async function split_element(element: Buffer): Promise<Iterable<Buffer>> {
+  let examined = 0;
+  let all_json = true;
+  for (const line of lines_within(element)) {
+    all_json = is_json(line);
+    if (!all_json) break;
+    examined += line.length;
+    if (examined < examined_piece_bytes) continue;
+    examined = 0;
+    await next_turn();
+  }
+  if (all_json) return lines_within(element);
+  let [size, from, last] = [0, 0, element.length];
+  const is_break = (at: number) => element[at] === 0x0a || element[at] === 0x0d;
+  while (is_break(from)) from += 1;
+  while (is_break(last - 1)) last -= 1;
+  for (let end = from; from < last; from = end) {
+    end = Math.min(from + examined_piece_bytes, last);
+    if (element[end - 1] === 0x0d && element[end] === 0x0a) end += 1; // uma quebra só
+    const piece = element.toString('latin1', from, end).replace(/\r\n?|\n/g, ' ');
+    size += element.write(piece, size, 'latin1');
+    if (end < last) await next_turn();
+  }
+  return [element.subarray(0, size)];
 }
 
 // ── Fluxo ───────────────────────────────────────────────────────────────────────────────────────
@@ -2134,12 +2535,19 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
 /** Os modos como um fluxo termina. */
 export type ending = 'done' | 'timeout' | 'redis_lost' | 'failed' | interruption;
 
-/** O que cada fim faz: status se nada foi enviado, e última linha. Só em "done" o worker acabou. */
-type ending_rule = { status: number; last_line: (stream: stream_state) => string | undefined };
+/**
+ * O que cada fim faz: gravidade no log, status se nada foi enviado, e última linha. Só em "done" o
+ * worker acabou.
+ */
+type ending_rule = {
+  level: log_level;
+  status: number;
+  last_line: (stream: stream_state) => string | undefined;
+};
 
 /**
- * Como as linhas vão para o cliente: o que fica antes e depois de cada uma, o que HEARTBEAT envia,
- * e o que fecha o fluxo.
+ * Como as linhas vão para o cliente: o que fica antes e depois de cada uma, o que HEARTBEAT envia
+ * (vazio se o cliente não o entenderia), e o que fecha o fluxo.
  */
 type stream_format = {
   before: Buffer;
@@ -2153,7 +2561,9 @@ type wait_kind = 'interval' | 'pause' | 'drain';
 
 /**
  * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `is_complete` diz que o
- * worker apagou a tarefa: ninguém mais escreve na lista.
+ * worker apagou a tarefa: ninguém mais escreve na lista; `said_end`, que empurrou uma palavra de
+ * fim; `opening` é o que vai antes do primeiro evento; `bytes_left`, o que falta do Content-Length
+ * do worker; `is_cut`, que o fim tem de ser um corte.
  */
 type stream_state = {
   task: task_names;
@@ -2162,6 +2572,8 @@ type stream_state = {
   media_type: string;
   format: stream_format;
   receivers: number;
+  was_fed: boolean;
+  was_claimed: boolean;
   started_at: number;
   last_pop_at: number;
   resume_at: number;
@@ -2169,11 +2581,18 @@ type stream_state = {
   expires_at: number;
   identity: string;
   is_complete: boolean;
+  said_end: boolean;
   keys_left: boolean;
   batch: number;
   elements: number;
   lines: number;
   bytes: number;
+  bytes_left: number;
+  opening: string;
+  is_sending: boolean;
+  odd_head: boolean;
+  dropped: number;
+  is_cut: boolean;
   failure: string;
   open_timer: NodeJS.Timeout | undefined;
   beat_timer: NodeJS.Timeout | undefined;
@@ -2183,36 +2602,17 @@ type stream_state = {
   wake: () => void;
 };
 
-/** Os cabeçalhos saem com a primeira linha, ou depois disto: um worker rápido escolhe o status. */
-const open_after_ms = 1000;
-
 /** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
 const max_batch = { lines: 512, bytes: 256 * 1024 };
 
 /** O que se escreve por vez: um cliente que lê ao menos isto a cada MAXTIME está vivo. */
 const write_slice_bytes = 64 * 1024;
 
+/** Até aqui linhas são copiadas juntas para uma só escrita; além, vão como vieram. */
+const max_copied_bytes = 1024 * 1024;
+
 /** O TTL é renovado a cada fração destas dele: duas renovações podem falhar sem dano. */
 const renewals_per_ttl = 3;
-
-/** Palavras de fim e cabeças são curtas; elementos maiores que isto são linhas, sem mais exame. */
-const max_head_bytes = 64 * 1024;
-
-const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
-
-/** Os bytes por que começam as palavras de fim, as cabeças e os elementos em branco. */
-const word_starts = new Set(Buffer.from('EH \t'));
-const blanks = new Set(Buffer.from(' \t'));
-
-const head_pattern = /^HTTP[ \t]+\d+(?:[ \t{]|$)/;
-const valid_head_pattern = /^HTTP[ \t]+(\d{3})[ \t]*(\{.*\})?$/;
-
-/** Status que a cabeça não pode pedir: o HTTP não lhes permite corpo. */
-const bodyless_statuses = new Set([204, 205, 304]);
-
-/** Cabeçalhos que enquadram ou conduzem a resposta, ou que a identificam: são só do proxy. */
-const reserved_header =
-  /^(connection|content-(length|encoding)|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
 
 /**
  * Com avisos, a consulta periódica é só proteção. O sorteio em volta de `every_ms` espalha os
@@ -2228,110 +2628,38 @@ const ndjson_format: stream_format = {
   closing: () => '',
 };
 
+/** O mesmo, com um Content-Type que o worker escolheu: só ele sabe o que cabe entre as linhas. */
+const typed_format: stream_format = { ...ndjson_format, heartbeat: '' };
+
+/** Os bytes do worker, e nada mais. */
+const raw_format: stream_format = { ...typed_format, after: Buffer.alloc(0) };
+
 /**
  * Um evento por linha. Um EventSource reconecta sozinho depois de qualquer fim, e criaria outra
  * tarefa: o evento "end" deixa a página fechá-lo antes, e o id, que ele repete em Last-Event-ID,
- * deixa reconhecer quem volta (dispatch). O id vai duas vezes: sozinho, para quem cai antes
- * da primeira linha, e no primeiro evento, porque o Firefox só guarda o de um que tenha dados.
+ * deixa reconhecer quem volta (dispatch). O id vai só com o primeiro evento que tem dados: sozinho,
+ * muitos clientes o entregariam como uma mensagem vazia.
  */
 const event_format: stream_format = {
   before: Buffer.from('data: '),
   after: Buffer.from('\n\n'),
-  heartbeat: ': keepalive\n', // sem linha em branco: ela fecharia o evento que o id já começou
-  closing: (how) => `event: end\ndata: ${how}\n\n`,
+  heartbeat: ': keepalive\n', // sem linha em branco, que também seria uma mensagem vazia
+  closing: (how) => `event: end\ndata: {"ending": "${how}"}\n\n`,
 };
 
 /** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
 const ending_rules: Record<ending, ending_rule> = {
-  done: { status: 200, last_line: () => undefined },
-  timeout: { status: 200, last_line: () => MAXTIME_ERROR },
-  client_gone: { status: 0, last_line: () => undefined },
-  redis_lost: { status: 504, last_line: () => error_line('redis lost') },
-  failed: { status: 503, last_line: (stream) => error_line(stream.failure) },
-  shutdown: { status: 503, last_line: () => error_line(refusal_rules.stopping.text) },
+  done: { level: 'info', status: 200, last_line: () => undefined },
+  timeout: { level: 'warn', status: 200, last_line: () => MAXTIME_ERROR },
+  client_gone: { level: 'info', status: 0, last_line: () => undefined },
+  redis_lost: { level: 'error', status: 504, last_line: () => error_line('redis lost') },
+  failed: { level: 'error', status: 503, last_line: (stream) => error_line(stream.failure) },
+  shutdown: {
+    level: 'info',
+    status: 503,
+    last_line: () => error_line(refusal_rules.stopping.text),
+  },
 };
-
-/** Um elemento da lista, já entendido. */
-export type list_element =
-  | { kind: 'blank' }
-  | { kind: 'end' }
-  | { kind: 'line'; bytes: Buffer }
-  | { kind: 'head'; status: number; headers: Record<string, string | string[]>; dropped: string[] }
-  | { kind: 'bad_head'; reason: string };
-
-/**
- * Retira CR e LF, que quebrariam a linha em duas.
- * @param element bytes como vieram
- * @returns os mesmos bytes, ou uma cópia sem as quebras
- */
-function strip_line_breaks(element: Buffer): Buffer {
-  if (!element.includes('\n') && !element.includes('\r')) return element;
-  return Buffer.from(element.toString('latin1').replace(/[\r\n]+/g, ''), 'latin1');
-}
-
-/**
- * Confere um cabeçalho pedido por um worker.
- * @param name nome
- * @param value valor, como veio no JSON
- * @returns o valor como o Node o aceita, ou undefined se o cabeçalho não pode ser usado
- */
-function usable_header(name: string, value: unknown): string | string[] | undefined {
-  const values = Array.isArray(value) ? value : [value];
-  const is_plain = values.every((item) => /^(string|number|boolean)$/.test(typeof item));
-  if (reserved_header.test(name) || !is_plain) return undefined;
-  try {
-    validate_header_name(name);
-    for (const item of values) validate_header_value(name, String(item));
-  } catch {
-    return undefined;
-  }
-  return Array.isArray(value) ? value.map(String) : String(value);
-}
-
-/**
- * Entende uma cabeça.
- * @param text por exemplo 'HTTP 404 {"Content-Type": "application/json"}'
- * @returns status e cabeçalhos, com os nomes dos recusados em `dropped`; ou por que ela não vale
- */
-function parse_head(text: string): list_element {
-  const [, digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
-  const status = Number(digits);
-  if (!digits) return { kind: 'bad_head', reason: 'não é HTTP <status> {cabeçalhos}' };
-  if (status < 200 || status > 599 || bodyless_statuses.has(status)) {
-    return { kind: 'bad_head', reason: `status ${status} não é aceito` };
-  }
-  let given: Record<string, unknown>;
-  try {
-    given = JSON.parse(json);
-  } catch {
-    return { kind: 'bad_head', reason: 'os cabeçalhos não são um objeto JSON' };
-  }
-  const headers: [string, string | string[]][] = [];
-  const dropped: string[] = [];
-  for (const [name, value] of Object.entries(given)) {
-    const usable = usable_header(name, value);
-    if (usable === undefined) dropped.push(name);
-    else headers.push([name, usable]);
-  }
-  return { kind: 'head', status, headers: Object.fromEntries(headers), dropped };
-}
-
-/**
- * Entende um elemento da lista.
- * @param raw bytes como o worker os empurrou
- * @returns linha, fim, cabeça ou nada
- */
-export function parse_element(raw: Buffer): list_element {
-  const bytes = strip_line_breaks(raw);
-  // quase toda linha começa por outro byte, e não precisa virar texto
-  const is_plain = bytes.length > 0 && !word_starts.has(bytes[0] ?? 0);
-  const is_long = bytes.length > max_head_bytes && !bytes.every((byte) => blanks.has(byte));
-  if (is_plain || is_long) return { kind: 'line', bytes };
-  const text = bytes.toString('utf8').trim();
-  if (text === '') return { kind: 'blank' };
-  if (end_words.has(text)) return { kind: 'end' };
-  return head_pattern.test(text) ? parse_head(text) : { kind: 'line', bytes };
-}
 
 /**
  * Dá os cabeçalhos de um fluxo.
@@ -2341,7 +2669,8 @@ export function parse_element(raw: Buffer): list_element {
  */
 function stream_headers(media_type: string, task?: task_names): Record<string, string> {
   const headers = common_headers();
-  headers['Content-Type'] = media_type === event_type ? `${media_type}; charset=utf-8` : media_type;
+  const charset = media_type.startsWith('text/') ? '; charset=utf-8' : '';
+  headers['Content-Type'] = media_type + charset;
   headers['Cache-Control'] = 'no-store, no-transform';
   headers['X-Accel-Buffering'] = 'no';
   headers['X-Content-Type-Options'] = 'nosniff';
@@ -2363,6 +2692,11 @@ function tell_stream(stream: stream_state): void {
   if (stream.waiting === 'interval') stream.wake();
 }
 
+/** Devolve se a resposta, já aberta, não pode ter corpo. */
+function is_bodyless({ response }: stream_state): boolean {
+  return response.headersSent && bodyless_statuses.has(response.statusCode);
+}
+
 /**
  * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço. O
  * formato é o do Content-Type que sai: quem pediu eventos não os recebe num erro, que é JSON, nem
@@ -2370,25 +2704,40 @@ function tell_stream(stream: stream_state): void {
  * @param stream o fluxo
  * @param status status HTTP
  * @param headers cabeçalhos pedidos pelo worker; vencem os do fluxo
+ * @param is_raw se o worker escolheu RAW
  */
 function open_response(
   stream: stream_state,
   status = 200,
-  headers: Record<string, string | string[]> = {},
+  headers: worker_headers = {},
+  is_raw = false,
 ): void {
-  const { response } = stream;
+  const { response, media_type, task } = stream;
   clearTimeout(stream.open_timer);
   if (response.headersSent) return;
   if (response.req.httpVersion === '1.0') response.useChunkedEncodingByDefault = false;
-  const ours = stream_headers(stream.media_type, stream.task);
+  const { 'Content-Type': our_type = '', ...ours } = stream_headers(media_type, task);
+  if (!bodyless_statuses.has(status)) response.setHeader('Content-Type', our_type);
   for (const name in ours) response.setHeader(name, ours[name] ?? '');
+  const exposed = response.getHeader('Access-Control-Expose-Headers');
+  if (exposed) {
+    const names = [exposed, ...Object.keys(headers)].join(', ');
+    response.setHeader('Access-Control-Expose-Headers', names);
+  }
   for (const name in headers) response.setHeader(name, headers[name] ?? '');
+  if (status === 205) response.setHeader('Content-Length', '0');
   response.writeHead(status);
-  const sent_type = stream.media_type === event_type && response.getHeader('Content-Type');
-  if (!sent_type || !String(sent_type).toLowerCase().startsWith(event_type)) return;
-  stream.format = event_format;
-  const id = `id: ${stream.task.uuid}\n`;
-  response.write(`${id}\n${id}`);
+  const has_own_type = Object.keys(headers).some((name) => /^content-type$/i.test(name));
+  const sent_type = String(response.getHeader('Content-Type')).toLowerCase();
+  if (is_raw) {
+    stream.format = raw_format;
+    if (!is_bodyless(stream))
+      stream.bytes_left = Number(response.getHeader('Content-Length') ?? Infinity);
+  } else if (is_bodyless(stream)) stream.format = typed_format;
+  else if (media_type === event_type && sent_type.startsWith(event_type)) {
+    stream.format = event_format;
+    stream.opening = `id: ${task.uuid}\n`;
+  } else if (has_own_type) stream.format = typed_format;
 }
 
 /**
@@ -2405,6 +2754,8 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     media_type: choose_media_type(turn.request.headers.accept),
     format: ndjson_format,
     receivers: 0,
+    was_fed: false,
+    was_claimed: false,
     started_at: now(),
     last_pop_at: now(),
     resume_at: 0,
@@ -2412,11 +2763,18 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     expires_at: now() + REDIS_TTL * 1000,
     identity: redis_link.identity,
     is_complete: false,
+    said_end: false,
     keys_left: true,
     batch: 1,
     elements: 0,
     lines: 0,
     bytes: 0,
+    bytes_left: Infinity,
+    opening: '',
+    is_sending: false,
+    odd_head: false,
+    dropped: 0,
+    is_cut: false,
     failure: '',
     open_timer: undefined,
     beat_timer: undefined,
@@ -2432,13 +2790,14 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
 
 /**
  * Envia uma linha de vida se nada foi enviado há HEARTBEAT, e marca a próxima. Nunca no meio de uma
- * linha grande, que só espera por "drain"; e ela não conta como linha do worker.
+ * linha que ainda está saindo; e ela não conta como linha do worker.
  * @param stream o fluxo
  */
 function send_heartbeat(stream: stream_state): void {
   const quiet_ms = now() - stream.sent_at;
-  if (quiet_ms >= HEARTBEAT && stream.waiting !== 'drain') {
+  if (quiet_ms >= HEARTBEAT && !stream.is_sending) {
     open_response(stream);
+    if (stream.format.heartbeat === '') return;
     stream.response.write(stream.format.heartbeat);
     stream.sent_at = now();
   }
@@ -2540,6 +2899,8 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     const { elements, list_exists, task_exists, claim_exists } = poll;
     const has_lines = list_exists || elements.length > 0;
     stream.keys_left = list_exists || task_exists || claim_exists;
+    stream.was_fed ||= has_lines;
+    stream.was_claimed ||= claim_exists;
     // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
     const is_proof = task_exists || (stream.is_complete && has_lines);
     if (is_proof) stream.identity = identity || stream.identity;
@@ -2568,89 +2929,153 @@ function next_batch(batch: number, elements: Buffer[]): number {
 }
 
 /**
- * Aplica a cabeça do worker, se ela vale e chegou a tempo; senão a descarta e registra.
+ * Aplica a cabeça do worker, se ela chegou a tempo.
  * @param stream o fluxo
  * @param head a cabeça
  * @param is_first se é o primeiro elemento da lista
+ * @returns se chegou; senão, é uma linha como outra
+ * @throws worker_fault se é RAW e chegou tarde: o que vem depois não são linhas
  */
-function take_head(
-  stream: stream_state,
-  head: Extract<list_element, { kind: 'head' | 'bad_head' }>,
-  is_first: boolean,
-): void {
-  const too_late = !is_first || stream.response.headersSent;
-  if (head.kind === 'bad_head' || too_late) {
-    const reason = head.kind === 'bad_head' ? head.reason : 'chegou tarde: a resposta já começou';
-    log('warn', 'head_dropped', { task: stream.task.uuid, reason });
-    return;
-  }
+function take_head(stream: stream_state, head: head_element, is_first: boolean): boolean {
+  const is_late = !is_first || stream.response.headersSent;
+  if (is_late && head.is_raw) throw new worker_fault('RAW chegou tarde: a resposta já começou');
+  if (is_late) return false;
   if (head.dropped.length > 0) {
     log('warn', 'header_refused', { task: stream.task.uuid, names: head.dropped.join(',') });
   }
-  open_response(stream, head.status, head.headers);
+  open_response(stream, head.status, head.headers, head.is_raw);
   stream.response.flushHeaders();
+  return true;
 }
 
 /**
- * Envia linhas e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
- * retirado da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê; quem
- * não lê nada por MAXTIME perde a conexão.
+ * Registra, uma vez por fluxo, que uma linha parece uma cabeça e não é.
  * @param stream o fluxo
- * @param lines linhas sem quebra
+ * @param reason por que não é
  */
-async function send_lines(stream: stream_state, lines: Buffer[]): Promise<void> {
+function note_odd_head(stream: stream_state, reason: string): void {
+  if (!stream.odd_head) log('warn', 'head_as_line', { task: stream.task.uuid, reason });
+  stream.odd_head = true;
+}
+
+/**
+ * Escreve bytes e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
+ * retirado da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê, e cede
+ * a vez depois de cada uma; quem não lê nada por MAXTIME perde a conexão.
+ * @param stream o fluxo
+ * @param parts as partes, na ordem
+ * @param size quantos bytes têm
+ * @throws worker_fault se passam do Content-Length que o worker deu
+ */
+async function send_parts(stream: stream_state, parts: Buffer[], size: number): Promise<void> {
+  stream.bytes_left -= size;
+  if (stream.bytes_left < 0) throw new worker_fault('a resposta é maior que o seu Content-Length');
+  for (const part of size > max_copied_bytes ? parts : [Buffer.concat(parts, size)]) {
+    for (let from = 0; from < part.length; from += write_slice_bytes) {
+      const slice = part.subarray(from, from + write_slice_bytes);
+      stream.bytes += slice.length;
+      tally.bytes += slice.length;
+      stream.sent_at = now();
+      stream.response.write(slice);
+      if (slice.length === write_slice_bytes) await next_turn();
+      if (!stream.response.writableNeedDrain) continue;
+      if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
+        log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
+        interrupt(stream.turn, 'client_gone');
+        stream.response.destroy();
+      }
+      stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
+      if (stream.turn.interrupted === 'client_gone') return;
+    }
+  }
+}
+
+/**
+ * Envia linhas, muitas pequenas de uma vez.
+ * @param stream o fluxo
+ * @param lines linhas sem quebra, ou os bytes de uma resposta RAW; ao menos uma
+ */
+async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promise<void> {
+  let [parts, size, count]: [Buffer[], number, number] = [[], 0, 0];
+  const is_gone = () => stream.turn.interrupted === 'client_gone';
+  const flush = async () => {
+    await send_parts(stream, parts, size);
+    if (is_gone()) return;
+    stream.lines += count;
+    tally.lines += count;
+    [parts, size, count] = [[], 0, 0];
+  };
   open_response(stream);
-  if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
   const { before, after } = stream.format;
-  const parts: Buffer[] = [];
+  if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
+  if (stream.opening !== '') stream.response.write(stream.opening);
+  stream.opening = '';
   for (const line of lines) {
     if (before.length > 0) parts.push(before);
-    parts.push(line, after);
+    parts.push(line);
+    if (after.length > 0) parts.push(after);
+    size += before.length + line.length + after.length;
+    count += 1;
+    if (size >= write_slice_bytes) await flush();
+    if (is_gone()) return;
   }
-  const bytes = Buffer.concat(parts);
-  for (let from = 0; from < bytes.length; from += write_slice_bytes) {
-    const slice = bytes.subarray(from, from + write_slice_bytes);
-    stream.bytes += slice.length;
-    tally.bytes += slice.length;
-    stream.sent_at = now();
-    if (stream.response.write(slice)) continue;
-    if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
-      log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
-      interrupt(stream.turn, 'client_gone');
-      stream.response.destroy();
-    }
-    stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
-    if (stream.turn.interrupted === 'client_gone') return;
-  }
-  stream.lines += lines.length;
-  tally.lines += lines.length;
+  if (count > 0) await flush();
+}
+
+/**
+ * Entende um elemento, e faz o que ele manda se não é uma linha.
+ * @param stream o fluxo
+ * @param raw bytes como o worker os empurrou
+ * @returns os bytes a enviar, se ele é uma linha
+ * @throws worker_fault se o worker desistiu, ou se uma cabeça RAW chegou tarde
+ */
+function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
+  const element = stream.format === raw_format ? parse_chunk(raw) : parse_element(raw);
+  if (element.kind === 'blank') return undefined;
+  const is_first = stream.elements === 0;
+  stream.elements += 1;
+  if (element.kind === 'abort') throw new worker_fault('o worker mandou HTTP ABORT');
+  if (element.kind === 'end') stream.said_end = true;
+  if (element.kind === 'end') return undefined;
+  if (element.kind === 'head') {
+    if (take_head(stream, element, is_first)) return undefined;
+    note_odd_head(stream, 'chegou tarde: a resposta já começou');
+  } else if (element.flaw && is_first) note_odd_head(stream, element.flaw);
+  if (!is_bodyless(stream)) return raw;
+  stream.dropped += 1;
+  return undefined;
 }
 
 /**
  * Entrega ao cliente o que foi retirado da lista, e marca até quando vai a pausa depois disso.
  * @param stream o fluxo
  * @param elements elementos na ordem da lista
- * @returns true se o worker disse que terminou
+ * @throws worker_fault se o worker desistiu; o que vinha antes é entregue
  */
-async function deliver(stream: stream_state, elements: Buffer[]): Promise<boolean> {
-  const lines: Buffer[] = [];
-  let finished = false;
-  stream.last_pop_at = now();
-  for (const raw of elements) {
-    const element = parse_element(raw);
-    if (element.kind === 'blank') continue;
-    const is_first = stream.elements === 0;
-    stream.elements += 1;
-    if (element.kind === 'line') lines.push(element.bytes);
-    else if (element.kind !== 'end') take_head(stream, element, is_first);
-    finished = element.kind === 'end';
-    if (finished) break;
-  }
-  if (lines.length > 0) {
-    await send_lines(stream, lines);
+async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> {
+  let lines: Buffer[] = [];
+  const send = async (some: Iterable<Buffer>) => {
+    lines = [];
+    stream.is_sending = true;
+    await send_lines(stream, some);
+    stream.is_sending = false;
     stream.resume_at = now() + PAUSE;
+  };
+  stream.last_pop_at = now();
+  try {
+    for (const raw of elements) {
+      const line = take_element(stream, raw);
+      if (!line) continue;
+      if (stream.format === raw_format || !has_breaks(line)) {
+        lines.push(line);
+        continue;
+      }
+      if (lines.length > 0) await send(lines);
+      await send(await split_element(line));
+    }
+  } finally {
+    if (lines.length > 0) await send(lines);
   }
-  return finished;
 }
 
 /**
@@ -2683,7 +3108,7 @@ function idle_interval(stream: stream_state): number {
  * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
  * @param stream o fluxo
  * @returns como terminou
- * @throws ErrorReply se o Redis recusa a consulta
+ * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu
  */
 async function stream_loop(stream: stream_state): Promise<ending> {
   const { turn } = stream;
@@ -2699,10 +3124,11 @@ async function stream_loop(stream: stream_state): Promise<ending> {
     const verdict = poll && !poll.task_exists && judge_absence(stream);
     if (poll && poll.elements.length > 0) {
       stream.batch = next_batch(stream.batch, poll.elements);
-      if (await deliver(stream, poll.elements)) return verdict || 'done';
+      await deliver(stream, poll.elements);
     }
     if (poll?.refusal) throw poll.refusal;
     if (poll?.list_exists) continue;
+    if (poll && stream.said_end) return verdict || 'done';
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
     if (poll?.task_exists && poll.elements.length > 0 && !redis_link.tracking) continue;
     if (verdict) return verdict;
@@ -2723,45 +3149,85 @@ async function run_stream(stream: stream_state): Promise<ending> {
     open_response(stream);
     stream.response.flushHeaders();
   };
-  stream.open_timer = setTimeout(open, open_after_ms);
+  stream.open_timer = setTimeout(open, HEAD_WAIT);
   if (HEARTBEAT > 0) stream.beat_timer = setTimeout(send_heartbeat, HEARTBEAT, stream);
   try {
-    return await stream_loop(stream);
+    const how = await stream_loop(stream);
+    const is_short = how === 'done' && stream.bytes_left > 0 && stream.bytes_left < Infinity;
+    if (is_short) throw new worker_fault('a resposta é menor que o seu Content-Length');
+    return how;
   } catch (error) {
     const { message, stack = message } = error as Error;
-    const reason = is_refusal(error) ? message : stack;
-    stream.failure = refusal_rules[is_refusal(error) ? refusal_reason(error) : 'internal'].text;
+    stream.is_cut = error instanceof worker_fault;
+    const reason = stream.is_cut || is_refusal(error) ? message : stack;
+    const rule = is_refusal(error) ? refusal_reason(error) : 'internal';
+    stream.failure = refusal_rules[stream.is_cut ? 'aborted' : rule].text;
     log('error', 'stream_error', { task: stream.task.uuid, reason });
     return 'failed';
   }
 }
 
 /**
- * Registra o fim de um fluxo. Um silêncio completo apesar de alguém ter ouvido o anúncio quase
- * sempre é um worker em outro banco: o canal é comum a todos os bancos, as chaves não.
+ * Registra o que num fluxo terminado costuma ser um engano de instalação, e onde procurar.
+ * @param stream o fluxo
+ * @param how como terminou
+ */
+function log_suspicion(stream: stream_state, how: ending): void {
+  const { task, receivers, was_fed } = stream;
+  const { database } = REDIS_SERVER;
+  if (how === 'timeout' && !was_fed && receivers > 0) {
+    const others =
+      database === 0 ? 'REDIS_SERVER sem /N é o 0' : 'o n8n e o redis-cli começam no 0';
+    const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
+    log('warn', 'silent_worker', { task: task.uuid, receivers, hint });
+  }
+  if (how === 'done' && !was_fed) {
+    const hint =
+      `nada foi empurrado nesta lista: o worker usa outra? valem REDIS_PREFIX ${REDIS_PREFIX} e ` +
+      `REDIS_LIST_PREFIX ${REDIS_LIST_PREFIX}, e nada se acrescenta a eles`;
+    log('warn', 'empty_stream', { task: task.uuid, list: task.task_list, hint });
+  }
+  if (receivers > 1 && was_fed && !stream.was_claimed) {
+    const hint = 'mais de um ouviu e nenhum a reservou: se dois respondem, as linhas se misturam';
+    log('warn', 'unclaimed', { task: task.uuid, receivers, hint });
+  }
+}
+
+/**
+ * Registra o fim de um fluxo.
  * @param stream o fluxo
  * @param how como terminou
  */
 function log_ending(stream: stream_state, how: ending): void {
-  const { task, receivers, lines, bytes, started_at, response } = stream;
+  const { task, lines, bytes, started_at, response } = stream;
   tally.endings[how] += 1;
-  if (how === 'timeout' && stream.elements === 0 && receivers > 0) {
-    const hint =
-      `${receivers} assinante(s) ouviram e nenhuma linha veio: o worker está no banco ` +
-      `${REDIS_SERVER.database}? (a credencial Redis do n8n começa no banco 0)`;
-    log('warn', 'silent_worker', { task: task.uuid, hint });
-  }
+  log_suspicion(stream, how);
   const status = response.headersSent ? response.statusCode : 0;
+  if (stream.dropped > 0) {
+    log('warn', 'body_dropped', { task: task.uuid, status, elements: stream.dropped });
+  }
   const ms = Math.round(now() - started_at);
-  const is_fault = how === 'redis_lost' || how === 'failed';
   const reason = stream.failure && { reason: stream.failure };
   const fields = { task: task.uuid, ending: how, status, lines, bytes, ms };
-  log(is_fault ? 'error' : 'info', 'end', { ...fields, ...reason });
+  log(ending_rules[how].level, 'end', { ...fields, ...reason });
+}
+
+/**
+ * Corta a conexão no meio da resposta, depois do que já foi escrito. Um cliente HTTP/1.0 não tem
+ * pedaços, e para ele fechar seria o fim normal: só um RST lhe diz que falta algo.
+ * @param turn a vez do pedido
+ */
+function cut_response({ request }: request_turn): void {
+  const { socket, httpVersion: http_version } = request;
+  const needs_reset = http_version === '1.0' && TLS_CERT === ''; // em TLS falta o close_notify
+  socket.write('', () => (needs_reset ? socket.resetAndDestroy() : socket.destroy()));
 }
 
 /**
  * Encerra um fluxo: última linha, limpeza, fim da resposta e log, nesta ordem. O cliente só vê o
- * fim depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms.
+ * fim depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms. Uma resposta
+ * RAW que não acabou é cortada: a nossa linha de erro, no meio do formato de outro, passaria por
+ * parte dela, ou nem seria lida.
  * @param stream o fluxo
  * @param how como terminou
  */
@@ -2771,18 +3237,23 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const worker_may_write = how !== 'done';
   clearTimeout(stream.open_timer);
   clearTimeout(stream.beat_timer);
-  if (how === 'client_gone') response.destroy();
-  else {
+  const is_gone = how === 'client_gone';
+  const is_broken = stream.is_cut || (stream.format === raw_format && how !== 'done');
+  const is_cut = is_broken && response.headersSent && !is_bodyless(stream);
+  if (is_gone) response.destroy();
+  else if (!is_cut) {
     open_response(stream, status, status === 200 ? {} : { 'Content-Type': 'application/json' });
     const { before, after } = stream.format;
-    const line = last_line(stream);
-    if (line !== undefined) response.write(`${before}${line}${after}`);
+    const line = is_bodyless(stream) ? undefined : last_line(stream);
+    if (line !== undefined) response.write(`${stream.opening}${before}${line}${after}`);
+    if (line !== undefined) stream.opening = '';
   }
   if (stream.keys_left || worker_may_write) {
     const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write });
     await within(cleaned, clean_limit_ms).catch(() => {});
   }
-  if (how !== 'client_gone') response.end(stream.format.closing(how));
+  if (is_cut && !is_gone) cut_response(stream.turn);
+  else if (!is_gone) response.end(stream.opening + stream.format.closing(how));
   redis_listeners.delete(task.uuid);
   log_ending(stream, how);
 }
@@ -2790,6 +3261,12 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
 // ── Pedido ──────────────────────────────────────────────────────────────────────────────────────
 // Um despachante curto decide o que cada pedido é. Tudo o que for lançado daqui para baixo termina
 // a resposta e é registrado; um pedido ruim nunca derruba o processo.
+
+/** Chaves erradas, por rede, na janela corrente; a tabela tem tamanho certo, venha quem vier. */
+const wrong_keys = new Map<string, number>();
+
+/** Quantas erradas não custam espera, quanto custam as outras, e os limites de wrong_keys. */
+const guessing = { free: 10, delay_ms: 1000, window_ms: 60_000, networks: 10_000 };
 
 /**
  * Traduz o que deu errado no Redis antes de haver fluxo.
@@ -2859,7 +3336,10 @@ async function serve_task(turn: request_turn): Promise<void> {
   if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
   try {
-    const stream = await open_stream(turn, await read_body(turn));
+    const opening = read_body(turn).then((body) => open_stream(turn, body));
+    const stream = await opening.finally(() => {
+      lifetime.body_bytes -= turn.body_bytes;
+    });
     await finish_stream(stream, await run_stream(stream));
   } finally {
     lifetime.tasks -= 1;
@@ -2894,13 +3374,65 @@ function check_request(request: http.IncomingMessage): void {
  */
 async function check_rate(request: http.IncomingMessage): Promise<void> {
   if (!RATE) return;
-  const address = remote_address_of(request);
-  const counted = redis_count_request(address, RATE.seconds);
+  const network = network_of(remote_address_of(request));
+  const counted = redis_count_request(network, RATE.seconds);
   const { count, wait_s } = await counted.catch((error) => {
     throw refusal_for(error);
   });
   if (count <= RATE.count) return;
   throw new refusal('over_rate', '', { 'Retry-After': String(wait_s) });
+}
+
+/**
+ * Diz se é um EventSource que volta: o id que ele repete é o de um fluxo. Outro id é assunto do
+ * worker.
+ * @param request o pedido
+ * @returns true se é; há quem, sem poder mandar o cabeçalho, ponha o id na busca
+ */
+function is_returning({ headers, url = '' }: http.IncomingMessage): boolean {
+  if (choose_media_type(headers.accept) !== event_type) return false;
+  const query = new URLSearchParams(url.split('?')[1]).get('lastEventId');
+  return [headers['last-event-id'], query].some((id) => uuid_v4_pattern.test(String(id)));
+}
+
+/**
+ * Confere a chave de um pedido. A errada conta em RATE; sem ele, quem já errou muitas espera antes
+ * que a próxima seja olhada, certa ou errada: recusar também a certa deixaria um estranho trancar
+ * quem divide o endereço com ele.
+ * @param request o pedido
+ * @throws refusal 401; ou a de check_rate
+ */
+async function check_key(request: http.IncomingMessage): Promise<void> {
+  if (API_KEY.length === 0) return;
+  const network = network_of(remote_address_of(request));
+  const wrong = wrong_keys.get(network) ?? 0;
+  if (wrong >= guessing.free) await sleep(guessing.delay_ms);
+  if (is_authorized(request)) return;
+  if (RATE) await check_rate(request);
+  else if (wrong > 0 || wrong_keys.size < guessing.networks) {
+    if (wrong_keys.size === 0) setTimeout(() => wrong_keys.clear(), guessing.window_ms).unref();
+    wrong_keys.set(network, (wrong_keys.get(network) ?? 0) + 1);
+  }
+  throw new refusal('bad_key');
+}
+
+/**
+ * Recusa o pedido que uma página de outra origem faz: o navegador a deixa pedir, só não deixa que
+ * leia. A regra é a do CrossOriginProtection do Go, mas aqui também um GET cria tarefa: dele só
+ * passa quem navega até cá. Quem não é navegador não manda estes cabeçalhos.
+ * @param request o pedido
+ * @throws refusal 403
+ */
+function check_origin({ method, headers }: http.IncomingMessage): void {
+  const { origin, host = '' } = headers;
+  if (CORS_ORIGIN.includes('*') || (origin && CORS_ORIGIN.includes(origin))) return;
+  const { 'sec-fetch-site': site, 'sec-fetch-mode': mode, 'sec-fetch-dest': target } = headers;
+  if (site === 'same-origin' || site === 'none') return;
+  if (method === 'GET' && mode === 'navigate' && target === 'document') return;
+  // um navegador antigo, ou que não fala HTTPS conosco, só diz a origem, e só às vezes
+  const from = origin?.replace(/^https?:\/\//, '').toLowerCase();
+  if (site === undefined && (from === undefined || from === host.toLowerCase())) return;
+  throw new refusal('other_origin');
 }
 
 /**
@@ -2920,9 +3452,9 @@ async function dispatch(turn: request_turn): Promise<void> {
     await answer_ping(turn);
     return;
   }
-  if (!is_authorized(request)) throw new refusal('bad_key');
-  const { accept, 'last-event-id': last_event } = request.headers;
-  if (last_event && choose_media_type(accept) === event_type) {
+  check_origin(request);
+  await check_key(request);
+  if (is_returning(request)) {
     // um EventSource cujo fluxo acabou volta sozinho, e com um 204 desiste
     response.writeHead(204, common_headers());
     response.end();
@@ -2932,7 +3464,7 @@ async function dispatch(turn: request_turn): Promise<void> {
   await check_rate(request);
   if (turn.interrupted) throw new Error('interrompido');
   if (request.method === 'HEAD') {
-    response.writeHead(200, stream_headers(choose_media_type(accept)));
+    response.writeHead(200, stream_headers(choose_media_type(request.headers.accept)));
     response.end();
     return;
   }
@@ -2954,7 +3486,7 @@ async function answer_failure(turn: request_turn, error: unknown): Promise<void>
     log('error', 'request_error', { reason: String((error as Error).stack) });
   }
   if (response.headersSent) {
-    response.end();
+    cut_response(turn); // um fim normal passaria a parte por todo
     return;
   }
   const fallback = new refusal(turn.interrupted ? 'stopping' : 'internal');
@@ -3001,7 +3533,8 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
   const state = connections.get(socket);
   if (!state || socket.destroyed) return;
   if (state.turns.size >= max_pipelined) {
-    log('warn', 'pipeline_cut', { address: socket.remoteAddress ?? '', waiting: max_pipelined });
+    const address = parse_address(socket.remoteAddress ?? '');
+    log('warn', 'pipeline_cut', { address, waiting: max_pipelined });
     socket.destroy();
     return;
   }
@@ -3010,6 +3543,7 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
     response,
     interrupted: undefined,
     on_interrupt: () => {},
+    body_bytes: 0,
   };
   state.turns.add(turn);
   live_requests.add(turn);
@@ -3284,6 +3818,9 @@ const log_limit_ms = 2000;
  */
 const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
 
+/** O que pede a parada graciosa: o serviço, o Ctrl-C, o terminal que se fecha. */
+const stop_signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
+
 /** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
 const usage_exit_code = 2;
 
@@ -3369,8 +3906,11 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
   return `${is_tls ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
 
+/** De quanto em quanto tempo, no máximo, se diz que uma conexão não pôde ser aceita. */
+const accept_failure_ms = 1000;
+
 /**
- * Abre uma porta.
+ * Abre uma porta. O que falhar nela depois disso é registrado, e não encerra o programa.
  * @param server o servidor
  * @param port a porta; 0 escolhe uma livre
  * @param host endereço em que escutar
@@ -3379,6 +3919,12 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
  */
 async function listen(server: http.Server, port: number, host: string): Promise<number> {
   await once(server.listen(port, host), 'listening');
+  let told_at = -Infinity;
+  server.on('error', ({ message: reason }) => {
+    if (now() - told_at < accept_failure_ms) return; // sem descritores, falham todas
+    told_at = now();
+    log('error', 'accept_failed', { reason });
+  });
   return (server.address() as address_info).port;
 }
 
@@ -3401,6 +3947,9 @@ async function log_sent(): Promise<void> {
   await within(Promise.all(sent), log_limit_ms).catch(() => {});
 }
 
+/** O que se diz a quem deu um Ctrl-C num terminal e talvez não queira esperar. */
+const ctrl_c_hint = 'outro Ctrl-C sai já, sem limpar o Redis';
+
 /**
  * Para o processo: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
  * espera as limpezas e sai com 0. Chamada de novo, sai na hora.
@@ -3413,7 +3962,10 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
     process.exit(128 + signal_number);
   }
   lifetime.stopping = true;
-  log('info', 'stop', { signal: signal_name, streams: live_requests.size, grace: GRACE });
+  const streams = live_requests.size;
+  const waits = streams > 0 && signal_name === 'SIGINT' && process.stdout.isTTY;
+  const hint = waits ? ctrl_c_hint : '';
+  log('info', 'stop', { signal: signal_name, streams, grace: GRACE, ...(hint && { hint }) });
   if (lifetime.server) net_server.prototype.close.call(lifetime.server); // só a porta
   for (const state of connections.values()) close_if_idle(state);
   await requests_over(GRACE);
@@ -3421,6 +3973,7 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
   await requests_over(farewell_ms);
   lifetime.server?.closeAllConnections();
   await redis_close();
+  sum_refusals();
   log('info', 'stopped', { streams: live_requests.size });
   await log_sent();
   process.exit(0);
@@ -3483,8 +4036,7 @@ async function serve(): Promise<void> {
  * @param link este processo, visto pelo cluster
  */
 function obey_supervisor(link: cluster_worker): void {
-  process.on('SIGTERM', () => {});
-  process.on('SIGINT', () => {});
+  for (const signal of stop_signals) process.on(signal, () => {});
   const leave = (why: unknown) => {
     if (!lifetime.stopping) void stop(String(why), 0);
   };
@@ -3586,7 +4138,8 @@ function stop_crew(signal_name: string, signal_number: number): void {
     process.exit(128 + signal_number);
   }
   crew.stopping.abort();
-  log('info', 'stop', { signal: signal_name, grace: GRACE });
+  const hint = signal_name === 'SIGINT' && process.stdout.isTTY ? ctrl_c_hint : '';
+  log('info', 'stop', { signal: signal_name, grace: GRACE, ...(hint && { hint }) });
   crew.reports.clear(); // desligados, não contam mais
   for (const worker of crew.alive) {
     worker.send(signal_name);
@@ -3607,6 +4160,16 @@ async function supervise(): Promise<void> {
   process.exit(0);
 }
 
+/** Registra o que é aceito, mas costuma ser engano de quem vem do py-ndjson-proxy. */
+function log_odd_settings(): void {
+  for (const [setting, value] of Object.entries({ REDIS_PREFIX, REDIS_LIST_PREFIX })) {
+    const hint = 'sem separador no fim, e nada se acrescenta a ele: não seria ndjson_task_?';
+    if (/[a-z0-9]$/i.test(value)) log('warn', 'odd_setting', { setting, value, hint });
+  }
+  const hint = 'são ms de silêncio até o fim de um fluxo; o TTL em s é --ttl (REDIS_TTL)';
+  if (MAXTIME < 1000) log('warn', 'odd_setting', { setting: 'MAXTIME', value: MAXTIME, hint });
+}
+
 /**
  * Sobe o programa: sinais, e depois os processos ou, no caso comum, só este.
  */
@@ -3616,8 +4179,8 @@ async function start(): Promise<void> {
   if (cluster.worker && worker_slot > 0) {
     obey_supervisor(cluster.worker);
   } else {
-    process.on('SIGTERM', leads ? stop_crew : stop);
-    process.on('SIGINT', leads ? stop_crew : stop);
+    for (const signal of stop_signals) process.on(signal, leads ? stop_crew : stop);
+    const rate = RATE ? `${RATE.count}/${RATE.seconds}` : 'off';
     log('info', 'start', {
       version,
       node: process.version,
@@ -3626,8 +4189,13 @@ async function start(): Promise<void> {
       channel: REDIS_CHANNEL,
       prefix: REDIS_PREFIX,
       list_prefix: REDIS_LIST_PREFIX,
+      maxtime: MAXTIME,
+      api_key: API_KEY.length > 0 ? 'on' : 'off',
+      rate,
+      tls: TLS_CERT ? 'on' : 'off',
       ...(leads && { workers: WORKERS }),
     });
+    log_odd_settings();
   }
   if (METRICS_PORT > 0 && worker_slot === 0) await open_metrics();
   await (leads ? supervise() : serve());
@@ -3650,7 +4218,9 @@ async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
     else process.stdout.write(action === 'help' ? help_text(gathered) : `${version}\n`);
   } catch (error) {
     if (!(error instanceof usage_error)) throw error;
-    process.stderr.write(`json-proxy: ${error.message.replace(/[\x00-\x1f\x7f]+/g, ' ')}\n`);
+    process.stderr.write(
+      `json-proxy: ${error.message.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]+/g, ' ')}\n`,
+    );
     process.exitCode = usage_exit_code;
     if (cluster.isWorker) process.exit(usage_exit_code); // o canal com o supervisor o seguraria
   }

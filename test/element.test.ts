@@ -9,8 +9,11 @@ import {
   choose_media_type,
   collect_headers,
   type list_element,
+  parse_chunk,
   parse_element,
   path_of,
+  split_element,
+  url_of,
 } from '../json-proxy';
 
 /** O maior elemento que ainda é examinado como palavra de fim ou cabeça. */
@@ -34,27 +37,21 @@ function label(raw: string | Buffer): string {
   return JSON.stringify(raw.toString('latin1').slice(0, 60));
 }
 
-/** Elementos que são linhas, e os bytes que devem seguir ao cliente. */
-const line_table: [string | Buffer, (string | Buffer)?][] = [
-  ['{"n":1}'],
-  ['x'],
-  ['0'],
-  ['null'],
-  ['não é JSON'],
-  ['{"emoji":"👩‍👩‍👧","combinado":"e\u0301","separador":"\u2028"}'],
-  ['  {"n": 1}\t'],
-  ['{"n":1}\n', '{"n":1}'],
-  ['{"n":1}\r\n', '{"n":1}'],
-  ['\r\n\r\n{"n":1}', '{"n":1}'],
-  ['a\rb\nc\r\nd\n\re', 'abcde'],
-  ['{\n  "a": [\r\n    1,\n    2\n  ]\n}\n', '{  "a": [    1,    2  ]}'],
-  ['{"texto":"a\\nb\\r\\nc"}'],
-  [Buffer.from([0xe9, 0xff, 0x80, 0xc0])],
-  [Buffer.from([0xe9, 0x0a, 0xff, 0x0d, 0x80]), Buffer.from([0xe9, 0xff, 0x80])],
-  [Buffer.from([0x45, 0xe9, 0xff])],
-  [Buffer.from([0x48, 0x54, 0x54, 0x50, 0x20, 0xff])],
-  [Buffer.from([0x00, 0x01, 0x00])],
-  [Buffer.from('\ufeff{"n":1}')],
+/** Elementos que são linhas. */
+const line_table: (string | Buffer)[] = [
+  '{"n":1}',
+  'x',
+  '0',
+  'null',
+  'não é JSON',
+  '{"emoji":"👩‍👩‍👧","combinado":"e\u0301","separador":"\u2028"}',
+  '  {"n": 1}\t',
+  '{"texto":"a\\nb\\r\\nc"}',
+  Buffer.from([0xe9, 0xff, 0x80, 0xc0]),
+  Buffer.from([0x45, 0xe9, 0xff]),
+  Buffer.from([0x48, 0x54, 0x54, 0x50, 0x20, 0xff]),
+  Buffer.from([0x00, 0x01, 0x00]),
+  Buffer.from('\ufeff{"n":1}'),
 ];
 
 /** Elementos parecidos com palavras de fim, mas que são linhas. */
@@ -95,19 +92,24 @@ const almost_head_table = [
   'http 404',
   'Http 404 {}',
   'H',
+  'R',
+  'RAW',
+  'RAW ',
+  'RAW data 200',
+  'RAW200',
+  'raw 200',
+  'HTTP ABORTED',
+  'HTTP  ABORT',
+  'http abort',
+  'HTTP ABORT {}',
   '"HTTP 404"',
   '{"HTTP":404}',
 ];
 
 describe('parse_element: linhas', () => {
-  for (const [raw, expected = raw] of line_table) {
-    test(`${label(raw)} segue como ${label(expected)}`, () => {
-      assert.deepEqual(parse(raw), { kind: 'line', bytes: Buffer.from(expected as string) });
-    });
-  }
-  for (const raw of [...almost_end_table, ...almost_head_table]) {
+  for (const raw of [...line_table, ...almost_end_table, ...almost_head_table]) {
     test(`${label(raw)} é uma linha`, () => {
-      assert.deepEqual(parse(raw), { kind: 'line', bytes: Buffer.from(raw) });
+      assert.deepEqual(parse(raw), { kind: 'line', bytes: Buffer.from(raw as string) });
     });
   }
 });
@@ -131,6 +133,77 @@ describe('parse_element: palavras de fim', () => {
   }
 });
 
+describe('parse_element: HTTP ABORT', () => {
+  for (const raw of ['HTTP ABORT', ' HTTP ABORT', 'HTTP ABORT\r\n']) {
+    test(`${label(raw)} é uma desistência`, () => {
+      assert.deepEqual(parse(raw), { kind: 'abort' });
+    });
+  }
+});
+
+/** Elementos de uma resposta RAW que são só bytes. */
+const chunk_table = [
+  ' ',
+  '\n',
+  'EOF',
+  'RAW 200',
+  'HTTP 404 {}',
+  'HTTP ABORT\n',
+  ' HTTP ABORT',
+  'x',
+];
+
+describe('parse_chunk', () => {
+  for (const raw of chunk_table) {
+    test(`${label(raw)} segue byte a byte`, () => {
+      assert.deepEqual(parse_chunk(Buffer.from(raw)), { kind: 'line', bytes: Buffer.from(raw) });
+    });
+  }
+
+  test('só o vazio e HTTP ABORT, exatamente, não são bytes', () => {
+    assert.deepEqual(parse_chunk(Buffer.alloc(0)), { kind: 'blank' });
+    assert.deepEqual(parse_chunk(Buffer.from('HTTP ABORT')), { kind: 'abort' });
+  });
+});
+
+const half = 600_000;
+
+/** Elementos com quebras, e as linhas que são. */
+const split_table: [string | Buffer, string[]][] = [
+  ['{"n":1}\n', ['{"n":1}']],
+  ['{"n":1}\r\n', ['{"n":1}']],
+  ['\r\n\r\n{"n":1}', ['{"n":1}']],
+  ['{"n":1}\n{"n":2}', ['{"n":1}', '{"n":2}']],
+  ['{"n":1}\r\n\r\n{"n":2}\r[3]\n', ['{"n":1}', '{"n":2}', '[3]']],
+  ['1\n"dois"\nnull\n "é 👍" ', ['1', '"dois"', 'null', ' "é 👍" ']],
+  ['{"n":1}\nfim', ['{"n":1} fim']],
+  ['First line\nSecond line', ['First line Second line']],
+  ['a\rb\nc\r\nd\n\re\n', ['a b c d  e']],
+  ['\n a\n\n b \n', [' a   b ']],
+  ['{\n  "a": [\r\n    1,\n    2\n  ]\n}\n', ['{   "a": [     1,     2   ] }']],
+  [`${'x'.repeat(half)}\r\n${'y'.repeat(half)}`, [`${'x'.repeat(half)} ${'y'.repeat(half)}`]],
+  ['x\r\n'.repeat(half).trim(), ['x '.repeat(half).trim()]],
+  [`{"a":"${'x'.repeat(2 * half)}"}\n[]`, [`{"a":"${'x'.repeat(2 * half)}"}`, '[]']],
+  [`{"a":"${'x'.repeat(2 * half)}\n[]`, [`{"a":"${'x'.repeat(2 * half)} []`]],
+];
+
+describe('split_element', () => {
+  for (const [raw, expected] of split_table) {
+    test(`${label(raw)} dá ${expected.length} linha(s)`, async () => {
+      const lines = [...(await split_element(Buffer.from(raw as string)))];
+      assert.deepEqual(
+        lines.map((line) => line.toString()),
+        expected,
+      );
+    });
+  }
+
+  test('bytes que não são UTF-8 passam intactos', async () => {
+    const [line] = await split_element(Buffer.from([0xe9, 0x0a, 0xff, 0x0d, 0x80]));
+    assert.deepEqual(line, Buffer.from([0xe9, 0x20, 0xff, 0x20, 0x80]));
+  });
+});
+
 describe('parse_element: o tamanho até o qual se examina um elemento', () => {
   test('uma palavra de fim cercada de espaços vale até o limite e é linha acima dele', () => {
     const fits = 'EOF'.padEnd(examined_bytes);
@@ -145,6 +218,7 @@ describe('parse_element: o tamanho até o qual se examina um elemento', () => {
     const element = parse(`HTTP 404 {"X-A":"${value}"}`);
     assert.deepEqual(element, {
       kind: 'head',
+      is_raw: false,
       status: 404,
       headers: { 'X-A': value },
       dropped: [],
@@ -170,6 +244,10 @@ const head_table: [string, number, Record<string, string | string[]>?][] = [
   ['HTTP 200', 200],
   ['HTTP 201', 201],
   ['HTTP 203', 203],
+  ['HTTP 204 {"X-A": "1"}', 204, { 'X-A': '1' }],
+  ['HTTP 205', 205],
+  ['HTTP 304 {"ETag": "x"}', 304, { ETag: 'x' }],
+  ['HTTP 404\n{"X-A": "1"}', 404, { 'X-A': '1' }],
   ['HTTP 206', 206],
   ['HTTP 301 {"Location": "/b"}', 301, { Location: '/b' }],
   ['HTTP 418', 418],
@@ -198,9 +276,10 @@ const bad_head_table = [
   'HTTP 101',
   'HTTP 103',
   'HTTP 199',
-  'HTTP 204',
-  'HTTP 205',
-  'HTTP 304 {"X-A": "1"}',
+  'RAW 99',
+  'RAW 200 OK',
+  'RAW 2000',
+  'RAW 200 {"X-A"}',
   'HTTP 600',
   'HTTP 999',
   'HTTP 0404',
@@ -223,14 +302,17 @@ const bad_head_table = [
 describe('parse_element: cabeças', () => {
   for (const [raw, status, headers = {}] of head_table) {
     test(`${label(raw)} dá o status ${status}`, () => {
-      assert.deepEqual(parse(raw), { kind: 'head', status, headers, dropped: [] });
+      const head = { kind: 'head', is_raw: false, status, headers, dropped: [] };
+      assert.deepEqual(parse(raw), head);
+      assert.deepEqual(parse(raw.replace('HTTP', 'RAW')), { ...head, is_raw: true });
     });
   }
   for (const raw of bad_head_table) {
-    test(`${label(raw)} não vale, e diz por quê`, () => {
+    test(`${label(raw)} é uma linha, e diz por que não é uma cabeça`, () => {
       const element = parse(raw);
-      assert.equal(element.kind, 'bad_head');
-      assert.match(element.kind === 'bad_head' ? element.reason : '', /^\S.+/);
+      assert.ok(element.kind === 'line');
+      assert.deepEqual(element.bytes, Buffer.from(raw));
+      assert.match(element.flaw ?? '', /^\S.+/);
     });
   }
 });
@@ -276,9 +358,30 @@ describe('parse_element: cabeçalhos recusados', () => {
       const element = parse(`HTTP 200 {"X-Antes": "a", "${name}": ${value}, "X-Depois": "d"}`);
       const headers = { 'X-Antes': 'a', 'X-Depois': 'd' };
       const dropped = [JSON.parse(`"${name}"`)];
-      assert.deepEqual(element, { kind: 'head', status: 200, headers, dropped });
+      const head = { kind: 'head', is_raw: false, status: 200, headers, dropped };
+      assert.deepEqual(element, head);
     });
   }
+
+  test('em RAW o corpo é do worker: Content-Length, se é um número, e Content-Encoding', () => {
+    const body = { 'Content-Length': '5', 'content-encoding': 'gzip' };
+    for (const status of [200, 304]) {
+      const element = parse(`RAW ${status} ${JSON.stringify({ ...body, Connection: 'close' })}`);
+      assert.ok(element.kind === 'head');
+      assert.deepEqual([element.headers, element.dropped], [body, ['Connection']]);
+    }
+    for (const [status, length] of [
+      [200, '5x'],
+      [200, '-1'],
+      [200, ['5', '6']],
+      [204, '5'],
+      [205, '5'],
+    ]) {
+      const element = parse(`RAW ${status} ${JSON.stringify({ 'content-length': length })}`);
+      assert.ok(element.kind === 'head');
+      assert.deepEqual(element.dropped, ['content-length']);
+    }
+  });
 
   test('os recusados são dados na ordem em que vieram', () => {
     const element = parse('HTTP 200 {"Server": "a", "X-A": "1", "Date": "b", "Upgrade": "c"}');
@@ -331,6 +434,28 @@ const path_table: [string, string][] = [
   ['*', '*'],
 ];
 
+/** Alvos e o que a tarefa guarda deles; os de origem, como vieram. */
+const url_table: [string, string][] = [
+  ['/a/b?c=d', '/a/b?c=d'],
+  ['/', '/'],
+  ['//a?b#c', '//a?b#c'],
+  ['http://h:8771/a/b?c=http://d', '/a/b?c=http://d'],
+  ['HTTPS://usuario@[::1]:1/a', '/a'],
+  ['http://h', '/'],
+  ['http://h?c=/d', '/?c=/d'],
+  ['?c=d', '/?c=d'],
+  ['/http://h/a', '/http://h/a'],
+  ['*', '*'],
+];
+
+describe('url_of', () => {
+  for (const [target, expected] of url_table) {
+    test(`${JSON.stringify(target)} dá ${JSON.stringify(expected)}`, () => {
+      assert.equal(url_of(target), expected);
+    });
+  }
+});
+
 describe('path_of', () => {
   for (const [target, expected] of path_table) {
     test(`${JSON.stringify(target)} dá ${JSON.stringify(expected)}`, () => {
@@ -363,6 +488,12 @@ const accept_table: [string | undefined, string][] = [
   ['application/jsonl, text/event-stream', 'application/jsonl'],
   ['text/event-stream;q=0, application/jsonl', 'application/jsonl'],
   ['text/*', standard_type],
+  ['text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8', 'text/plain'],
+  ['TEXT/HTML', 'text/plain'],
+  ['text/html;q=0, */*', standard_type],
+  ['text/html, text/event-stream', 'text/event-stream'],
+  ['text/html, application/x-ndjson', standard_type],
+  ['text/plain', standard_type],
 ];
 
 describe('choose_media_type', () => {
@@ -386,14 +517,15 @@ const header_table: [string[], [string, string][]][] = [
     ],
   ],
   [['accept', 'a', 'Accept', 'b', 'ACCEPT', 'c'], [['Accept', 'a, b, c']]],
-  [['cookie', 'a=1', 'cookie', 'b=2'], [['Cookie', 'a=1, b=2']]],
+  [['cookie', 'a=1', 'cookie', 'b=2'], [['Cookie', 'a=1; b=2']]],
   [
     ['x-1a', '1', 'x_b-c', '2'],
     [
       ['X-1a', '1'],
-      ['X_b-C', '2'],
+      ['X-B-C', '2'],
     ],
   ],
+  [['x_under', '1', 'X-Under', '2'], [['X-Under', '1, 2']]],
   [['sobra'], []],
 ];
 
@@ -406,7 +538,7 @@ describe('collect_headers', () => {
 
   test('um cabeçalho __proto__ chega à tarefa como qualquer outro', () => {
     const headers = collect_headers(['__proto__', 'x', 'constructor', 'y', 'a', '1']);
-    assert.equal(JSON.stringify(headers), '{"__proto__":"x","Constructor":"y","A":"1"}');
+    assert.equal(JSON.stringify(headers), '{"--Proto--":"x","Constructor":"y","A":"1"}');
     assert.equal(Object.getPrototypeOf(headers), Object.prototype);
   });
 });

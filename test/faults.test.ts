@@ -6,8 +6,7 @@
 
 import assert from 'node:assert/strict';
 import net from 'node:net';
-import { describe, test } from 'node:test';
-import { on_stop } from '../scripts/dev/local';
+import { describe } from 'node:test';
 import {
   begin,
   brisk,
@@ -16,6 +15,7 @@ import {
   end_of,
   fetch_all,
   freeze_redis,
+  on_stop,
   open_stream,
   type proxy,
   type redis_client,
@@ -27,6 +27,7 @@ import {
   start_worker,
   task_named,
   type task_names,
+  test,
   tests_at_once,
   until,
   type worker,
@@ -346,7 +347,9 @@ async function survive_restart(args: string[]): Promise<void> {
   const { redis, proxy, worker, db } = await set_scene(durable, args);
   const begun = await begin_many(proxy, worker);
   await redis.stop();
-  await proxy.wait_for(/ redis_down redis=\S+ reason=".+"\n/);
+  // quem já atendia tem as configurações certas
+  await proxy.wait_for(/ redis_down redis=\S+ reason="o servidor fechou a conexão"\n/);
+  await proxy.wait_for(/ redis_down redis=\S+ reason="ninguém escuta [^"]* está de pé\?"\n/);
   await check_refusing(proxy);
   await start_redis(durable, redis);
   await link_back(proxy);

@@ -4,7 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   brisk,
   clog,
@@ -25,6 +25,7 @@ import {
   start_redis,
   start_scene,
   type task_names,
+  test,
   tests_at_once,
   until,
 } from './harness';
@@ -77,12 +78,21 @@ function parse_events(text: string): { events: server_event[]; comments: string[
 }
 
 /**
- * Dá o que vem antes da primeira linha: o id sozinho, e de novo, para o primeiro evento.
+ * Dá o que vem antes do primeiro evento.
  * @param task a tarefa
  * @returns o texto
  */
 function opening({ uuid }: { uuid: string }): string {
-  return `id: ${uuid}\n\nid: ${uuid}\n`;
+  return `id: ${uuid}\n`;
+}
+
+/**
+ * Dá o último evento.
+ * @param how o fim
+ * @returns o texto
+ */
+function farewell(how = 'done'): string {
+  return `event: end\ndata: {"ending": "${how}"}\n\n`;
 }
 
 /**
@@ -104,7 +114,6 @@ describe('o Accept escolhe', () => {
     '*/*',
     'application/json',
     'application/json, text/plain, */*',
-    'text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8',
     'text/*',
     'text/event-stream;q=0, */*',
     'application/jsonl, text/event-stream',
@@ -118,6 +127,18 @@ describe('o Accept escolhe', () => {
     });
   }
 
+  test('a barra de endereço de um navegador recebe as mesmas linhas, em texto', async () => {
+    const headers = { accept: 'text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8' };
+    const { reply, task } = await ask(common, { headers });
+    await common.db.rPush(task.task_list, [line, 'é', 'EOF']);
+    const { body, headers: given } = await reply;
+    assert.equal(body, `${line}\né\n`);
+    const asked = await fetch_all(common.proxy, { method: 'HEAD', headers });
+    for (const { 'content-type': type } of [given, asked.headers]) {
+      assert.equal(type, 'text/plain; charset=utf-8');
+    }
+  });
+
   for (const accept of [
     'text/event-stream',
     'Text/Event-Stream; q=0.5',
@@ -129,14 +150,14 @@ describe('o Accept escolhe', () => {
       const { reply, task } = await ask(common, { headers: { accept } });
       await common.db.rPush(task.task_list, ['{"a":\r\n "é"}', '  à direita', '', 'EOF', 'depois']);
       const { status, headers, body } = await reply;
-      const data = 'data: {"a": "é"}\n\ndata:   à direita\n\n';
-      assert.equal(body, `${opening(task)}${data}event: end\ndata: done\n\n`);
+      const data = 'data: {"a":  "é"}\n\ndata:   à direita\n\ndata: depois\n\n';
+      assert.equal(body, `${opening(task)}${data}${farewell()}`);
       assert.deepEqual([status, headers['content-type']], [200, event_type]);
       assert.equal(headers['cache-control'], 'no-store, no-transform');
       assert.equal(headers['x-accel-buffering'], 'no');
       assert.equal(headers['x-task-uuid'], task.uuid);
       const end = await end_of(common.proxy, task);
-      assert.deepEqual([end.ending, end.lines], ['done', '2']);
+      assert.deepEqual([end.ending, end.lines], ['done', '3']);
       assert.equal(Number(end.bytes), Buffer.byteLength(data));
     });
   }
@@ -155,7 +176,7 @@ describe('o Accept escolhe', () => {
     const task = await worker.next();
     await db.rPush(task.task_list, ['1', 'EOF']);
     const { body } = await talk.reply();
-    assert.equal(body, `${opening(task)}data: 1\n\nevent: end\ndata: done\n\n`);
+    assert.equal(body, `${opening(task)}data: 1\n\n${farewell()}`);
   });
 });
 
@@ -187,7 +208,8 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
       }
       await provoke({ proxy, db, task });
       const { events } = parse_events(`${(await stream.rest()).join('\n')}\n`);
-      const expected = [last && ['message', last], ['end', how]].filter(Boolean);
+      const ended = ['end', `{"ending": "${how}"}`];
+      const expected = [last && ['message', last], ended].filter(Boolean);
       assert.deepEqual(
         events.map(({ event, data }) => [event, data]),
         expected,
@@ -198,32 +220,28 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
 
   test('"end" espera pela limpeza: com o Redis mudo, vem 1 s depois da última linha', async () => {
     const own = await start_redis();
-    const { proxy, worker } = await start_scene(own, [...brisk, '-t', '1500']);
+    const { proxy, worker } = await start_scene(own, [...brisk, '-t', '1500', '--head-wait', '0']);
     const stream = open_stream(proxy, accept_events);
     await worker.next();
     await freeze_redis(own);
     const lines = await stream.rest();
     own.process.kill('SIGCONT');
-    assert.deepEqual(lines.slice(3), [
+    assert.deepEqual(lines.slice(1), [
       'data: {"error": "redis lost"}',
       '',
-      'event: end',
-      'data: redis_lost',
-      '',
+      ...farewell('redis_lost').split('\n').slice(0, -1),
     ]);
-    const [, , , last = 0, , end = 0] = stream.arrivals;
+    const [, last = 0, , end = 0] = stream.arrivals;
     assert.ok(end - last > 500, `${end - last} ms`);
   });
 
-  test('um fluxo sem linhas abre em 1 s, com o id, e termina com "end"', async () => {
-    const { proxy, worker, db } = await start_scene(redis, brisk);
+  test('sem linhas: abre depois de HEAD_WAIT, e termina com "end", que leva o id', async () => {
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, '--head-wait', '50']);
     const stream = open_stream(proxy, accept_events);
     const task = await worker.next();
     assert.equal((await stream.head()).headers['content-type'], event_type);
-    assert.equal(await stream.next(), `id: ${task.uuid}`);
     await db.del(task.task_key);
-    const rest = `${opening(task)}event: end\ndata: done\n`.split('\n').slice(1);
-    assert.deepEqual(await stream.rest(), rest);
+    assert.deepEqual(await stream.rest(), `${opening(task)}${farewell()}`.split('\n').slice(0, -1));
   });
 
   test('HEARTBEAT são comentários, que o navegador não entrega à página', async () => {
@@ -231,13 +249,13 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
     const stream = open_stream(scene.proxy, accept_events);
     const task = await scene.worker.next();
     const lines: (string | undefined)[] = [];
-    for (let n = 0; n < 8; n += 1) lines.push(await stream.next()); // o id, e comentários
+    for (let n = 0; n < 8; n += 1) lines.push(await stream.next()); // comentários
     await scene.db.rPush(task.task_list, ['1', 'EOF']);
     lines.push(...(await stream.rest()));
     const { events, comments } = parse_events(`${lines.join('\n')}\n`);
     assert.deepEqual(
       events.map(({ data }) => data),
-      ['1', 'done'],
+      ['1', '{"ending": "done"}'],
     );
     assert.deepEqual([...new Set(comments)], ['keepalive']);
   });
@@ -253,7 +271,7 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
     await db.rPush(task.task_list, [...sent, 'EOF']);
     const { events } = parse_events(`${(await stream.rest()).join('\n')}\n`);
     const got = events.map(({ data }) => data);
-    assert.equal(got.pop(), 'done');
+    assert.equal(got.pop(), '{"ending": "done"}');
     assert.ok(got.length === sent.length && got.every((line, n) => line === sent[n]));
     assert.deepEqual([...new Set(events.map(({ id }) => id))], [task.uuid]);
     const end = await end_of(proxy, task);
@@ -272,7 +290,8 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
     await db.rPush(task.task_list, 'EOF');
     const { events } = parse_events(`${(await stream.rest(30_000)).join('\n')}\n`);
     const lengths = events.map(({ data }) => data.length);
-    assert.deepEqual(lengths, [...Array(clog.lines).fill(clog.bytes), 'done'.length]);
+    const last = '{"ending": "done"}'.length;
+    assert.deepEqual(lengths, [...Array(clog.lines).fill(clog.bytes), last]);
   });
 });
 
@@ -298,7 +317,7 @@ describe('o formato é o do Content-Type que sai', () => {
       await common.db.rPush(task.task_list, [head, ...lines]);
       const { status, headers, body } = await reply;
       assert.deepEqual([status, headers['content-type']], [404, type]);
-      const events = `${opening(task)}data: {"a": 1}\n\nevent: end\ndata: done\n\n`;
+      const events = `${opening(task)}data: {"a": 1}\n\n${farewell()}`;
       assert.equal(body, expected ?? events);
     });
   }
@@ -321,7 +340,8 @@ describe('o formato é o do Content-Type que sai', () => {
 });
 
 describe('um EventSource que volta', () => {
-  const returning = { accept: 'text/event-stream', 'last-event-id': 'qualquer' };
+  const uuid = '6f1c2f64-5c6e-4b4e-9d36-0a3b9a1f7d11';
+  const returning = { accept: 'text/event-stream', 'last-event-id': uuid };
 
   test('recebe 204 e nenhuma tarefa nasce, nem com o Redis fora', async () => {
     const own = await start_redis();
@@ -341,6 +361,21 @@ describe('um EventSource que volta', () => {
     await ask_again();
   });
 
+  test('o id também pode vir na busca, de quem não pode mandar o cabeçalho', async () => {
+    const path = `/a?b=1&lastEventId=${uuid}`;
+    assert.equal((await fetch_all(common.proxy, { ...accept_events, path })).status, 204);
+    for (const other of [
+      { path },
+      { ...accept_events, path: '/a?lastEventId=42' },
+      { ...accept_events, path: `/lastEventId=${uuid}` },
+    ]) {
+      const { reply, task } = await ask(common, other);
+      assert.equal(task.url, other.path);
+      await common.db.rPush(task.task_list, 'EOF');
+      assert.equal((await reply).status, 200);
+    }
+  });
+
   test('sem a chave de API_KEY recebe 401, que também o faz desistir', async () => {
     const proxy = await start_proxy(redis, ['--api-key', 'chave']);
     assert.equal((await fetch_all(proxy, { headers: returning })).status, 401);
@@ -349,9 +384,11 @@ describe('um EventSource que volta', () => {
   });
 
   for (const headers of [
-    { 'last-event-id': 'qualquer' },
+    { 'last-event-id': uuid },
     { ...returning, accept: 'application/json' },
     { ...returning, 'last-event-id': '' },
+    { ...returning, 'last-event-id': '42' },
+    { ...returning, 'last-event-id': `${uuid}x` },
   ]) {
     test(`mas ${JSON.stringify(headers)} é um pedido como outro`, async () => {
       const { reply, task } = await ask(common, { headers });
@@ -397,7 +434,7 @@ describe('clientes de verdade', { concurrency: tests_at_once }, () => {
       }
       await db.del(task.task_key);
       assert.equal(await curl.exited, 0);
-      assert.equal(curl.stdout(), index === 0 ? expected : `${expected}event: end\ndata: done\n\n`);
+      assert.equal(curl.stdout(), index === 0 ? expected : `${expected}${farewell()}`);
     }
   });
 });

@@ -6,8 +6,8 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
-import { parse_origins, parse_rate } from '../json-proxy';
+import { before, describe } from 'node:test';
+import { network_of, parse_address, parse_origins, parse_rate } from '../json-proxy';
 import { probe_env, take_probe } from '../scripts/dev/probe';
 import {
   begin,
@@ -20,6 +20,7 @@ import {
   type local_redis,
   open_socket,
   open_stream,
+  type proxy,
   run_proxy,
   served,
   start_proxy,
@@ -27,6 +28,7 @@ import {
   start_scene,
   start_worker,
   temp_dir,
+  test,
   tests_at_once,
   until,
   usage_error_of,
@@ -157,6 +159,24 @@ describe('API_KEY', { concurrency: tests_at_once }, () => {
     assert.equal((await fetch_all(proxy, { method: 'OPTIONS' })).status, 204);
   });
 
+  test('quem errou muitas espera antes da próxima, certa ou errada; os outros, não', async () => {
+    const args = [...keys, '--trust-proxy', 'on', '-t', '1'];
+    const proxy = await start_proxy(redis, args);
+    const ask = (from: string, key: string) =>
+      fetch_all(proxy, { headers: { 'X-Forwarded-For': from, 'X-API-Key': key } });
+    const guesses = Array.from({ length: 10 }, (_, n) => ask(`2001:db8::${n}`, `x${n}`));
+    for (const reply of await Promise.all(guesses)) assert_refused(reply, 401, no_key);
+    const asked_at = performance.now();
+    const late = Promise.all([ask('2001:db8::a', 'chave-um'), ask('2001:db8::b', 'errada')]);
+    assert.equal((await ask('2001:db8:0:1::1', 'chave-um')).status, 200);
+    assert.ok(await Promise.race([late.then(() => false), true]), 'o outro endereço esperou');
+    assert.deepEqual(
+      (await late).map(({ status }) => status),
+      [200, 401],
+    );
+    assert.ok(performance.now() - asked_at >= 1000, 'ninguém esperou');
+  });
+
   test('as chaves podem vir de um arquivo, uma por linha', async () => {
     const file = secret_file('chave-a\r\nchave-b\n');
     const { proxy, worker, db } = await start_scene(redis, ['--api-key-file', file]);
@@ -170,14 +190,18 @@ describe('API_KEY', { concurrency: tests_at_once }, () => {
 
   test('erros de uso nomeiam a configuração e não mostram segredos', async () => {
     const file = secret_file('chave-a');
-    const both = await usage_error_of(['--api-key', 'chave-a', '--api-key-file', file]);
+    const both = usage_error_of(['--api-key', 'chave-a', '--api-key-file', file]);
     assert.match(both, /^json-proxy: API_KEY e API_KEY_FILE dados ao mesmo tempo; aceito: só um/);
     assert.doesNotMatch(both, /chave-a/);
-    const missing = await usage_error_of(['--api-key-file', '/nao/existe']);
+    const missing = usage_error_of(['--api-key-file', '/nao/existe']);
     assert.match(missing, /API_KEY_FILE .*"\/nao\/existe"; aceito: o caminho .*\(ENOENT\)/);
-    const blank = await usage_error_of(['--api-key-file', secret_file('\n')]);
+    const blank = usage_error_of(['--api-key-file', secret_file('\n')]);
     assert.match(blank, /API_KEY_FILE .*inválido: .*aceito: uma ou mais chaves/);
-    const bad = await usage_error_of(['--api-key', 'com espaço']);
+    for (const option of ['--api-key', '--api-key-file']) {
+      const empty = usage_error_of([option, '']);
+      assert.match(empty, /API_KEY(_FILE)? dado vazio; aceito: uma chave ao menos, ou a opção au/);
+    }
+    const bad = usage_error_of(['--api-key', 'com espaço']);
     assert.match(bad, /API_KEY .*inválido: "\*\*\*"; aceito: uma ou mais chaves em ASCII visível/);
     const help = await run_proxy(['--help'], { API_KEY: 'chave-a' });
     assert.equal(await exit_of(help), 0);
@@ -194,7 +218,7 @@ describe('REDIS_PASSWORD_FILE', { concurrency: tests_at_once }, () => {
   });
 
   test('com REDIS_PASSWORD também, é erro de uso', async () => {
-    const line = await usage_error_of(['-S', 'a', '--secret-file', secret_file('b')]);
+    const line = usage_error_of(['-S', 'a', '--secret-file', secret_file('b')]);
     assert.match(line, /REDIS_PASSWORD e REDIS_PASSWORD_FILE dados ao mesmo tempo/);
   });
 });
@@ -272,6 +296,67 @@ describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
     assert.equal((await ask(scene, from('9.9.9.9, 10.0.0.2'))).status, 200);
   });
 
+  test('chaves erradas contam; acima do limite nem a certa é olhada', async () => {
+    const args = ['--rate', `3/${day_s}`, '--api-key', 'certa'];
+    const scene = await start_scene(await start_redis(), args);
+    const with_key = (key: string) => ask(scene, { headers: { 'X-API-Key': key } });
+    assert.equal((await with_key('certa')).status, 200);
+    for (const key of ['a', 'b']) assert.equal((await with_key(key)).status, 401);
+    for (const key of ['c', 'certa']) assert.equal((await with_key(key)).status, 429);
+  });
+
+  for (const [text, address, network] of [
+    ['203.0.113.7', '203.0.113.7', '203.0.113.7'],
+    ['203.0.113.7:50001', '203.0.113.7', '203.0.113.7'],
+    [' 203.0.113.7:', '203.0.113.7', '203.0.113.7'],
+    ['::FFFF:198.51.100.9', '198.51.100.9', '198.51.100.9'],
+    ['::ffff:c633:6409', '198.51.100.9', '198.51.100.9'],
+    ['[::ffff:198.51.100.9]:80', '198.51.100.9', '198.51.100.9'],
+    ['2001:DB8::1', '2001:db8::1', '2001:db8:0:0::/64'],
+    ['2001:0db8:0000:0001:ffff:0:0:1', '2001:db8:0:1:ffff::1', '2001:db8:0:1::/64'],
+    ['[2001:db8:0:1::]:443', '2001:db8:0:1::', '2001:db8:0:1::/64'],
+    ['1:2:3:4:5:6:7:8', '1:2:3:4:5:6:7:8', '1:2:3:4::/64'],
+    ['[::1]', '::1', '0:0:0:0::/64'],
+    ['::', '::', '0:0:0:0::/64'],
+    ['fe80::1%eth0', 'fe80::1', 'fe80:0:0:0::/64'],
+    ...[
+      '',
+      'unknown',
+      '010.0.0.1',
+      '1.2.3',
+      '1.2.3.4:x',
+      '[::1',
+      '::1]',
+      '::g',
+      '_x',
+      '1.2.3.4 5',
+    ].map((text) => [text, '', ''] as const),
+  ] as const) {
+    test(`${JSON.stringify(text)} é o endereço "${address}", da rede "${network}"`, () => {
+      assert.deepEqual([parse_address(text), network_of(parse_address(text))], [address, network]);
+    });
+  }
+
+  test('nem outra porta, outra grafia ou outro endereço do mesmo /64 passa do limite', async () => {
+    const args = ['--rate', `1/${day_s}`, '--trust-proxy', 'on'];
+    const scene = await start_scene(await start_redis(), args);
+    const ask_from = async (from: string) =>
+      (await ask(scene, { headers: { 'X-Forwarded-For': from } })).status;
+    for (const [first, ...others] of [
+      ['203.0.113.7:50001', '203.0.113.7:50002', '203.0.113.7', '::ffff:203.0.113.7'],
+      ['2001:db8::1', '2001:DB8::1', '[2001:db8::1]', '[2001:db8::1]:80', '2001:db8::ffff:2'],
+      ['unknown', 'outra palavra', '', '127.0.0.1'],
+    ] as const) {
+      assert.equal(await ask_from(first), 200, first);
+      for (const other of others) assert.equal(await ask_from(other), 429, other);
+    }
+    const stream = open_stream(scene.proxy, {
+      headers: { 'X-Forwarded-For': '[2001:DB8:A::1]:9' },
+    });
+    assert.equal((await scene.worker.next()).remote_address, '2001:db8:a::1');
+    stream.leave();
+  });
+
   test('sem TRUST_PROXY o X-Forwarded-For não conta', async () => {
     const own = await start_redis();
     const scene = await start_scene(own, ['--rate', `1/${day_s}`]);
@@ -290,6 +375,64 @@ describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
   });
 });
 
+describe('páginas de outras origens', { concurrency: tests_at_once }, () => {
+  const friend = 'https://amiga.example';
+  const visit = { 'Sec-Fetch-Mode': 'navigate', 'Sec-Fetch-Dest': 'document' };
+  const from = (site: string, others: Record<string, string> = {}) => ({
+    'Sec-Fetch-Site': site,
+    ...others,
+  });
+  let proxy: proxy;
+
+  before(async () => {
+    proxy = await start_proxy(redis, ['-t', '1', '--cors-origin', friend]);
+  });
+
+  const cases: [string, string, Record<string, string>, boolean][] = [
+    ['quem não é navegador', 'POST', {}, true],
+    ['a página da mesma origem', 'POST', from('same-origin'), true],
+    [
+      'a mesma origem atrás de um proxy',
+      'POST',
+      from('same-origin', { Origin: 'https://x' }),
+      true,
+    ],
+    ['o que o usuário digitou', 'GET', from('none', visit), true],
+    ['outro site', 'POST', from('cross-site', { Origin: 'https://x.example' }), false],
+    ['outra porta do mesmo site', 'POST', from('same-site', { Origin: 'http://h:1' }), false],
+    ['um formulário de outro site', 'POST', from('cross-site', visit), false],
+    ['um link em outro site', 'GET', from('cross-site', visit), true],
+    ['um <img> em outro site', 'GET', from('cross-site', { 'Sec-Fetch-Mode': 'no-cors' }), false],
+    [
+      'um <iframe> em outro site',
+      'GET',
+      from('cross-site', { ...visit, 'Sec-Fetch-Dest': 'iframe' }),
+      false,
+    ],
+    ['um arquivo local', 'POST', from('cross-site', { Origin: 'null' }), false],
+    ['quem está em CORS_ORIGIN', 'POST', from('cross-site', { Origin: friend }), true],
+    ['um navegador antigo, na mesma origem', 'POST', { Origin: 'http://Proxy.test' }, true],
+    ['um navegador antigo, noutra', 'POST', { Origin: 'http://proxy.test:81' }, false],
+    ['um navegador antigo, sem origem', 'POST', { Origin: 'null' }, false],
+    ['um navegador antigo, de CORS_ORIGIN', 'GET', { Origin: friend }, true],
+  ];
+  for (const [title, method, headers, is_allowed] of cases) {
+    test(`${title}: ${is_allowed ? 'passa' : '403'}`, async () => {
+      const options = { method, headers: { Host: 'proxy.test', ...headers } };
+      const reply = await fetch_all(proxy, options);
+      if (is_allowed) assert.equal(reply.status, 200);
+      else assert_error(reply, 403, 'requests from pages of other origins are not allowed');
+      assert.equal((await fetch_all(proxy, { ...options, path: '/ping' })).body, 'pong');
+    });
+  }
+
+  test('com CORS_ORIGIN * qualquer página pode', async () => {
+    const open = await start_proxy(redis, ['-t', '1', '--cors-origin', '*']);
+    const headers = from('cross-site', { Origin: 'https://x.example' });
+    assert.equal((await fetch_all(open, { headers, body: 'x' })).status, 200);
+  });
+});
+
 describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
   const page = 'https://pagina.example';
   const preflight = {
@@ -301,9 +444,20 @@ describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
     },
   };
 
-  for (const text of ['exemplo.com', 'https://a.b/', 'https://a.b/c', 'https://a.b,', 'nada']) {
+  for (const text of [
+    'https://*.a',
+    'exemplo.com',
+    'https://a.b/',
+    'https://a.b/c',
+    'https://a.b,',
+    'nada',
+  ]) {
     test(`"${text}" é recusado`, () => {
-      assert.throws(() => parse_origins(text), /^Error: \* ou origens separadas por vírgula/);
+      const bad = text.endsWith(',') ? '' : text;
+      const accepted = '* ou origens separadas por vírgula, como https://exemplo.com.br';
+      assert.throws(() => parse_origins(`*,${text}`), {
+        message: `${accepted}, sem curinga nem barra no fim; "${bad}" nunca casaria`,
+      });
     });
   }
 

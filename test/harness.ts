@@ -8,17 +8,26 @@ import assert from 'node:assert/strict';
 import http from 'node:http';
 import https from 'node:https';
 import net from 'node:net';
+import { availableParallelism as available_parallelism } from 'node:os';
 import path from 'node:path';
-import { after } from 'node:test';
+import { after, test as node_test, type TestContext } from 'node:test';
 import { createClient as create_client } from 'redis';
-import type { task_record } from '../json-proxy';
-import { build_program, program_variable } from '../scripts/dev/build';
+import { load_settings, type task_record } from '../json-proxy';
+import { build_program, code_cache_variable, program_variable } from '../scripts/dev/build';
 import {
   delay,
+  find_output,
+  has_failed,
+  is_lasting,
   type local_program,
   type local_redis,
   on_stop,
+  outside_scope,
+  patience_ms,
+  start_redis as run_redis,
+  run_scope,
   start_program,
+  stir,
   stop_all,
   temp_dir,
   until,
@@ -28,19 +37,21 @@ export type { local_program, local_redis } from '../scripts/dev/local';
 export {
   delay,
   free_port,
+  on_stop,
+  patience_ms,
   start_program,
-  start_redis,
+  stir,
   temp_dir,
   until,
 } from '../scripts/dev/local';
 
-after(stop_all);
+after(() => stop_all());
 
-/** Prazo de uma espera comum nos testes, folgado para máquinas carregadas. */
-export const patience_ms = 10_000;
+/** Prazo de um teste inteiro, que faz várias esperas. */
+const test_limit_ms = 5 * patience_ms;
 
 /** Testes de um arquivo ao mesmo tempo: quase só esperam, mas mais disputariam os processadores. */
-export const tests_at_once = 4;
+export const tests_at_once = Math.min(2 * available_parallelism(), 8);
 
 /** O REDIS_TTL de um proxy que não recebe outro, em segundos. */
 export const default_ttl_s = 600;
@@ -49,7 +60,7 @@ export const default_ttl_s = 600;
 export const brisk = ['-i', '20', '-P', '0', '--grace', '0'];
 
 /** Uma parada que daria um minuto aos fluxos: o teste que a espera desistiria antes. */
-export const long_grace = ['--grace', '60000'];
+export const long_grace = ['--grace', '600000'];
 
 /** A última linha de um fluxo que a parada cortou. */
 export const goodbye = '{"error": "server shutting down"}';
@@ -85,8 +96,63 @@ export type http_options = {
   ca?: string;
 };
 
+/** As opções de um teste do Node, o que ele dá ao corpo, e o corpo. */
+type test_options = { skip?: boolean | string; concurrency?: number; timeout?: number };
+type test_context = TestContext;
+type test_body = (context: test_context) => void | Promise<void>;
+
+/** O que um teste deixou no ar, pronto para o próximo que peça um igual. */
+const spares = new Map<string, unknown[]>();
+
+/** As portas dos Redis que duram mais que um teste. */
+const lasting_redis = new Set<number>();
+
 let built: Promise<string> | undefined;
 let scenes = 0;
+
+/**
+ * Declara um teste, como o do Node. O que sobe nele desce quando ele acaba.
+ * @param title o nome
+ * @param options as opções do Node, ou já o corpo
+ * @param body o corpo
+ */
+export function test(title: string, options: test_options | test_body, body?: test_body): void {
+  const [given, run] = typeof options === 'function' ? [{}, options] : [options, body];
+  const scoped = (context: test_context) => run_scope(async () => run?.(context));
+  void node_test(title, { timeout: test_limit_ms, ...given }, scoped);
+}
+
+/**
+ * Sobe um redis-server vazio.
+ * @param given o que `start_redis` de local.ts recebe
+ * @returns o servidor, já aceitando conexões
+ */
+export async function start_redis(...given: Parameters<typeof run_redis>): Promise<local_redis> {
+  const redis = await run_redis(...given);
+  if (is_lasting()) lasting_redis.add(redis.port);
+  return redis;
+}
+
+/**
+ * Aproveita o que outro teste já não usa ou, se não há, faz um que durará.
+ * @param key o que distingue um do outro
+ * @param make faz um
+ * @param is_fit diz, no fim do teste, se ele ainda serve a outro
+ * @returns um, só deste teste enquanto ele corre
+ */
+async function borrow<thing>(
+  key: string,
+  make: () => Promise<thing>,
+  is_fit: (used: thing) => Promise<boolean>,
+): Promise<thing> {
+  const idle = (spares.get(key) ?? []) as thing[];
+  spares.set(key, idle);
+  const taken = idle.pop() ?? (await outside_scope(make));
+  on_stop(async () => {
+    if (!has_failed() && (await is_fit(taken).catch(() => false))) idle.push(taken);
+  });
+  return taken;
+}
 
 /**
  * Monta o programa numa pasta sem mais nada, salvo se quem roda os testes já o montou.
@@ -116,12 +182,70 @@ export async function run_proxy(
   launcher: string[] = [],
 ): Promise<local_program> {
   const file = await program_file();
-  const [command = '', ...rest] = [...launcher, process.execPath, file, ...args];
+  const cache = process.env[code_cache_variable];
+  const node = [process.execPath, ...(cache ? ['--require', cache] : []), file];
+  const [command = '', ...rest] = [...launcher, ...node, ...args];
   return start_program(command, rest, env, path.dirname(file));
 }
 
 /**
- * Sobe o proxy numa porta livre, ligado a um Redis, e espera que atenda.
+ * Sobe um proxy e espera que atenda.
+ * @param args argumentos
+ * @param env variáveis de ambiente a mais
+ * @param launcher comando que o põe a rodar noutro lugar
+ * @returns o proxy
+ */
+async function launch_proxy(
+  args: string[],
+  env?: NodeJS.ProcessEnv,
+  launcher?: string[],
+): Promise<proxy> {
+  const program = await run_proxy(args, env, launcher);
+  const [, url = '', port = ''] = await program.wait_for(/ listen url=(https?:\/\/\S+?:(\d+))\n/);
+  return { ...program, url, port: Number(port) };
+}
+
+/**
+ * Diz se um proxy ainda está de pé e sem nenhum fluxo, para que outro teste o use.
+ * @param proxy o proxy
+ * @returns false se ele parou ou vai parar
+ */
+async function is_reusable({ process: child, stdout, stderr }: proxy): Promise<boolean> {
+  const is_gone = () => child.exitCode !== null || child.signalCode !== null || child.killed;
+  const is_quiet = () => {
+    const begun = stdout().match(/ task task=/g)?.length ?? 0;
+    return begun === (`${stdout()}${stderr()}`.match(/ end task=/g)?.length ?? 0);
+  };
+  await until('fim dos fluxos', () => is_gone() || is_quiet());
+  return !is_gone();
+}
+
+/**
+ * Um proxy que outros testes já usaram, como se fosse novo: dele só se veem as linhas da subida e
+ * as que vierem daqui em diante.
+ * @param proxy o proxy
+ * @returns a vista dele
+ */
+function fresh_view(proxy: proxy): proxy {
+  const [boot = ''] =
+    /^(?:\S+ (?:start|wakeup|metrics|process_ready|listen) .*\n)*/.exec(proxy.stdout()) ?? [];
+  const [out_mark, err_mark] = [proxy.stdout().length, proxy.stderr().length];
+  const stdout = () => boot + proxy.stdout().slice(Math.max(out_mark, boot.length));
+  const stderr = () => proxy.stderr().slice(err_mark);
+  const state: { exit_code?: number } = {};
+  void proxy.exited.then((exit_code) => Object.assign(state, { exit_code }));
+  const wait_for = (pattern: RegExp, ms = patience_ms) =>
+    until(
+      `${pattern} na saída do proxy`,
+      () => find_output(pattern, { stdout: stdout(), stderr: stderr(), ...state }),
+      ms,
+    );
+  return { ...proxy, stdout, stderr, wait_for };
+}
+
+/**
+ * Dá um proxy numa porta livre, ligado a um Redis, já a atender. Se o Redis é o de todo o arquivo,
+ * o proxy pode ser um que outro teste deixou.
  * @param redis o Redis
  * @param args argumentos a mais; os últimos vencem
  * @param env variáveis de ambiente a mais
@@ -129,15 +253,15 @@ export async function run_proxy(
  * @returns o proxy
  */
 export async function start_proxy(
-  redis: Pick<local_redis, 'server'>,
+  redis: Pick<local_redis, 'server'> & { port?: number },
   args: string[] = [],
-  env: NodeJS.ProcessEnv = {},
-  launcher: string[] = [],
+  env?: NodeJS.ProcessEnv,
+  launcher?: string[],
 ): Promise<proxy> {
-  const basics = ['-p', '0', '--host', '127.0.0.1', '-R', redis.server];
-  const program = await run_proxy([...basics, ...args], env, launcher);
-  const [, url = '', port = ''] = await program.wait_for(/ listen url=(https?:\/\/\S+?:(\d+))\n/);
-  return { ...program, url, port: Number(port) };
+  const all = ['-p', '0', '--host', '127.0.0.1', '-R', redis.server, ...args];
+  const is_own = is_lasting() || env || launcher || !lasting_redis.has(redis.port ?? 0);
+  if (is_own) return launch_proxy(all, env, launcher);
+  return fresh_view(await borrow(all.join(' '), () => launch_proxy(all), is_reusable));
 }
 
 /**
@@ -175,6 +299,7 @@ export async function start_worker(
   const keys: string[] = [];
   await subscriber.subscribe(channel, (task_key) => {
     keys.push(task_key);
+    stir();
   });
   const next = async (ms = patience_ms): Promise<task_record> => {
     const task_key = await until('tarefa anunciada', () => keys.shift(), ms);
@@ -191,17 +316,46 @@ export async function start_worker(
  * @param args argumentos a mais para o proxy
  * @returns o proxy, o worker, um cliente do Redis e o canal
  */
+async function make_scene(where: Pick<local_redis, 'server' | 'port'>, args: string[]) {
+  scenes += 1;
+  const channel = `jobs_${scenes}`;
+  const basics = ['-p', '0', '--host', '127.0.0.1', '-R', where.server, '-C', channel];
+  const [proxy, worker] = await Promise.all([
+    launch_proxy([...basics, ...args]),
+    start_worker(where, channel),
+  ]);
+  return { proxy, worker, db: worker.client, channel };
+}
+
+/**
+ * Diz se uma cena está como nova, para que outro teste a use.
+ * @param used a cena
+ * @returns false se o proxy parou ou o worker já não ouve o canal
+ */
+async function is_scene_reusable(used: Awaited<ReturnType<typeof make_scene>>): Promise<boolean> {
+  const { proxy, worker, db, channel } = used;
+  if (!(await is_reusable(proxy))) return false;
+  const listeners = await db.pubSubNumSub(channel);
+  await worker.subscriber.ping(); // vem atrás de todo anúncio que estivesse a caminho
+  worker.pending.splice(0);
+  return Number(listeners[channel]) === 1;
+}
+
+/**
+ * Dá um proxy com um canal só dele e um worker que o ouve. Se o Redis é o de todo o arquivo, a cena
+ * pode ser uma que outro teste deixou.
+ * @param where o Redis
+ * @param args argumentos a mais para o proxy
+ * @returns o proxy, o worker, um cliente do Redis e o canal
+ */
 export async function start_scene(
   where: Pick<local_redis, 'server' | 'port'>,
   args: string[] = [],
 ) {
-  scenes += 1;
-  const channel = `jobs_${scenes}`;
-  const [proxy, worker] = await Promise.all([
-    start_proxy(where, ['-C', channel, ...args]),
-    start_worker(where, channel),
-  ]);
-  return { proxy, worker, db: worker.client, channel };
+  if (is_lasting() || !lasting_redis.has(where.port)) return make_scene(where, args);
+  const key = `cena ${where.server} ${args.join(' ')}`;
+  const scene = await borrow(key, () => make_scene(where, args), is_scene_reusable);
+  return { ...scene, proxy: fresh_view(scene.proxy) };
 }
 
 /**
@@ -265,6 +419,7 @@ export function open_stream(proxy: Pick<proxy, 'port' | 'host'>, options: http_o
     const response = await arrived;
     response.setEncoding('utf8');
     response.on('data', (text: string) => {
+      stir();
       const parts = (state.tail + text).split('\n');
       state.tail = parts.pop() ?? '';
       lines.push(...parts);
@@ -272,16 +427,20 @@ export function open_stream(proxy: Pick<proxy, 'port' | 'host'>, options: http_o
     });
     response.once('end', () => {
       state.ended = true;
+      stir();
     });
     response.once('error', (error) => {
       state.error = error;
+      stir();
     });
     return response;
   };
   const head = read();
   head.catch((error) => {
     state.error = error;
+    stir();
   });
+  on_stop(async () => request.destroy());
   const next = async (ms = patience_ms): Promise<string | undefined> => {
     await until('linha ou fim', () => lines.length > 0 || state.ended || state.error, ms);
     if (lines.length === 0 && state.error) throw state.error;
@@ -317,10 +476,12 @@ export async function open_socket(port: number, host = '127.0.0.1') {
   let is_closed = false;
   socket.setEncoding('latin1').on('data', (text) => {
     received += text;
+    stir();
   });
   socket.on('error', () => {});
   socket.once('close', () => {
     is_closed = true;
+    stir();
   });
   on_stop(async () => socket.destroy());
   await new Promise<void>((resolve) => socket.once('connect', () => resolve()));
@@ -389,21 +550,26 @@ export async function exit_of(
   let exit: { code: number } | undefined;
   void program.exited.then((code) => {
     exit = { code };
+    stir();
   });
   return (await until('saída do programa', () => exit, ms)).code;
 }
 
 /**
- * Roda o programa com opções que ele deve recusar, numa linha só.
- * @param args opções
- * @returns a linha de erro, com a quebra
+ * Lê, como o programa, opções que ele deve recusar numa linha só. Que ele a escreva e saia com 2 é
+ * conferido na subida.
+ * @param args argumentos
+ * @param env variáveis de ambiente
+ * @returns a linha
  */
-export async function usage_error_of(args: string[]): Promise<string> {
-  const program = await run_proxy(args);
-  assert.equal(await exit_of(program), 2);
-  assert.equal(program.stdout(), '');
-  assert.match(program.stderr(), /^json-proxy: .+\n$/);
-  return program.stderr();
+export function usage_error_of(args: string[], env: NodeJS.ProcessEnv = {}): string {
+  try {
+    load_settings(args, env);
+  } catch (error) {
+    assert.equal((error as Error).constructor.name, 'usage_error');
+    return `json-proxy: ${(error as Error).message}\n`;
+  }
+  return assert.fail(`aceitos: ${JSON.stringify([args, env])}`);
 }
 
 /**

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import http from 'node:http';
-import { after, before, beforeEach as before_each, describe, test } from 'node:test';
+import { after, before, beforeEach as before_each, describe } from 'node:test';
 import {
   fetch_all,
   freeze_redis,
@@ -10,6 +10,7 @@ import {
   type proxy,
   start_proxy,
   start_redis,
+  test,
   until,
 } from './harness';
 import {
@@ -25,6 +26,10 @@ import {
 const ttl_s = 60;
 
 const channel = 'ndjson_jobs';
+
+/** O que ouve quem manda uma URL com acentos crus, e quem fala HTTPS. */
+const not_encoded = 'the URL has characters that must be percent-encoded';
+const not_https = 'this port speaks HTTP, not HTTPS';
 
 const uuid_v4 = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
@@ -182,8 +187,8 @@ describe('a tarefa', () => {
       ['Content-Length', '2'],
       ['X-Api-Key', 'k 1'],
       ['Accept', 'a/b, c/d'],
-      ['Cookie', 'a=1, b=2'],
-      ['__proto__', 'herdeiro'],
+      ['Cookie', 'a=1; b=2'],
+      ['--Proto--', 'herdeiro'],
       ['Constructor', 'c'],
       ['X-1-2b', 'v'],
       ['X-Vazio', ''],
@@ -206,9 +211,10 @@ describe('a tarefa', () => {
     assert.equal((await talk.reply()).status, 200);
   });
 
-  test('a forma absoluta do alvo é guardada como veio', async () => {
-    const { task } = await run_task({ path: 'http://outro.test:99/a/b?c=d' });
-    assert.equal(task.url, 'http://outro.test:99/a/b?c=d');
+  test('da forma absoluta do alvo a tarefa guarda o caminho e a busca', async () => {
+    const stream = open_stream(main_proxy, { path: 'http://outro.test:99/absoluta?c=d' });
+    await desk.finish(await desk.task('/absoluta?c=d'));
+    assert.deepEqual(await stream.rest(), []);
   });
 
   const methods = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'PROPFIND', 'M-SEARCH', 'TRACE'];
@@ -233,7 +239,8 @@ describe('o corpo da tarefa', () => {
     ['texto', 'a=1&b=2'],
     ['UTF-8 com emoji', 'ação 🚀 👩‍👩‍👧 \u{10ffff}'],
     ['BOM', '\ufeff{"a": 1}'],
-    ['NUL', 'a\0b\0'],
+    ['NUL', `a\0${'b'.repeat(20)}`],
+    ['aspas e quebras, que em JSON dobram', '"\\\n\t\r\b\f'],
     ['quebras de linha', 'a\r\nb\nc\r'],
     ['o caractere de substituição de verdade', 'a\ufffdb'],
     ['JSON com escapes', '{"a": "\\u0000 \\\\ \\" \u2028"}'],
@@ -252,6 +259,7 @@ describe('o corpo da tarefa', () => {
     ['UTF-8 cortado no meio', Buffer.from('🚀').subarray(0, 3)],
     ['forma longa demais', Buffer.from([0x61, 0xc0, 0x80])],
     ['substituto solto', Buffer.from([0xed, 0xa0, 0x80])],
+    ['o que em JSON ficaria seis vezes maior', Buffer.alloc(1_000_000)],
     ['gzip', Buffer.from([0x1f, 0x8b, 0x08, 0x00, 0xff])],
     ['todos os bytes', Buffer.from(Array.from({ length: 100_000 }, (_, index) => index % 256))],
   ];
@@ -400,6 +408,8 @@ describe('configurações que o contrato mostra', () => {
     assert_error(large, 413, 'request body larger than 10 bytes', name);
     const broken: [string, number, string][] = [
       ['nada disso\r\n\r\n', 400, 'malformed request'],
+      ['GET /ação HTTP/1.1\r\nHost: a\r\n\r\n', 400, not_encoded],
+      ['\x16\x03\x01\x02\x00\x01', 400, not_https],
       ['GET / HTTP/1.1\r\n\r\n', 400, 'missing Host header'],
       [raw_request('GET /', [`X: ${'x'.repeat(20_000)}`]), 431, 'request headers too large'],
       [raw_request('CONNECT a:1'), 501, 'CONNECT is not supported'],
@@ -408,6 +418,8 @@ describe('configurações que o contrato mostra', () => {
       const talk = await open_talk(custom, text);
       assert_error(await talk.reply(), status, message, name);
     }
+    const reasons = `HPE_INVALID_URL: ${not_encoded}" [^]* reason="HTTPS: ${not_https}" `;
+    assert.match(custom.stderr(), new RegExp(` refused status=400 reason="${reasons}`));
     const stream = open_stream(custom, { path: '/nome' });
     await custom_desk.finish(await custom_desk.task('/nome'));
     assert.equal((await stream.head()).headers.server, name);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import net from 'node:net';
-import { after, before, beforeEach as before_each, describe, test } from 'node:test';
+import { after, before, beforeEach as before_each, describe } from 'node:test';
 import {
   fetch_all,
   freeze_redis,
@@ -8,6 +8,7 @@ import {
   type proxy,
   start_proxy,
   start_redis,
+  test,
   until,
 } from './harness';
 import {

@@ -4,8 +4,8 @@
  */
 
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
-import { fetch_all, type local_redis, type proxy, start_proxy, start_redis } from './harness';
+import { after, before } from 'node:test';
+import { fetch_all, type local_redis, type proxy, start_proxy, start_redis, test } from './harness';
 import { assert_error, open_talk, raw_request, start_desk, type task_desk } from './http_helpers';
 
 /** Prazo dos cabeçalhos no programa, menos o arredondamento dos relógios. */

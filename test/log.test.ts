@@ -4,7 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   brisk,
   exit_of,
@@ -17,6 +17,7 @@ import {
   start_program,
   start_redis,
   start_worker,
+  test,
   until,
 } from './harness';
 
@@ -108,7 +109,7 @@ async function live_a_little(channel: string, args: string[]) {
   const asked = fetch_all(proxy, { path: '/a?segredo=1', body: '{"b": 2}' });
   const task = await worker.next();
   await worker.client.rPush(task.task_list, ['HTTP 999', '{"n": 1}', 'EOF']);
-  assert.equal((await asked).body, '{"n": 1}\n');
+  assert.equal((await asked).body, 'HTTP 999\n{"n": 1}\n');
   const failing = fetch_all(proxy);
   const { task_list } = await worker.next();
   await worker.client.set(task_list, 'não é lista');
@@ -156,7 +157,7 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
     const [out, err] = [json.program.stdout(), json.program.stderr()].map(read_json);
     assert.deepEqual(settle(out ?? []), settle(read_text(text.program.stdout(), 'info')));
     const by_tag = new Map((err ?? []).map(({ tag, level }) => [tag, level]));
-    const levels = { head_dropped: 'warn', stream_error: 'error', end: 'error', refused: 'warn' };
+    const levels = { head_as_line: 'warn', stream_error: 'error', end: 'error', refused: 'warn' };
     assert.deepEqual(Object.fromEntries(by_tag), levels);
     const spoken = read_text(text.program.stderr(), '').map((line) => {
       return { ...line, level: by_tag.get(line.tag) ?? '' };
@@ -175,6 +176,37 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
     assert.strictEqual(refused.status, 417);
     assert.equal(refused.path, path.slice(0, 300));
     assert.equal(refused.reason, 'only "Expect: 100-continue" is supported');
+  });
+
+  test('controles que um terminal obedece e quebras que não são LF saem escapados', async () => {
+    const head = 'HTTP 200 {"a\\u009b2Jb":1,"c\\u2028d":1,"e\\u2029\\u007f\\u0085":1}';
+    for (const format of ['text', 'json']) {
+      const channel = `jobs_strange_${format}`;
+      const args = ['-C', channel, '--log-format', format, '-p', '0', '--host', '127.0.0.1'];
+      const program = await run_proxy([...args, ...brisk, '-R', redis.server]);
+      const worker = await start_worker(redis, channel);
+      const [, port] = await program.wait_for(/http:\/\/127\.0\.0\.1:(\d+)/);
+      const asked = fetch_all({ port: Number(port) });
+      await worker.client.rPush((await worker.next()).task_list, [head, 'EOF']);
+      assert.equal((await asked).status, 200);
+      assert.equal(await program.stop(), 0);
+      const names = 'a\\u009b2Jb,c\\u2028d,e\\u2029\\u007f\\u0085';
+      assert.ok(program.stderr().includes(format === 'json' ? `"${names}"` : `names="${names}"`));
+    }
+  });
+
+  test('de recusas iguais 100 ganham linha; das demais, na parada, se diz a soma', async () => {
+    const proxy = await start_json_proxy(['-C', 'jobs_none']);
+    for (let n = 0; n < 120; n += 1) await fetch_all(proxy, { headers: { Expect: 'x' } });
+    assert.equal(await proxy.stop(), 0);
+    const lines = read_json(proxy.stderr());
+    assert.deepEqual(lines.map(({ tag }) => tag).splice(99), ['refused', 'refused_more']);
+    const more = [
+      ['status', '417'],
+      ['count', '20'],
+    ];
+    assert.deepEqual(lines.at(-1)?.fields, more);
+    assert.deepEqual(lines[0]?.fields.at(-1), ['address', '127.0.0.1']);
   });
 
   test('com vários processos, worker é um número no fim de cada objeto', async () => {
@@ -198,9 +230,9 @@ describe('o log em texto e em JSON', { concurrency: 3 }, () => {
 
 describe('LOG_LEVEL', { concurrency: 3 }, () => {
   const expected: Record<string, { out: boolean; tags: string[] }> = {
-    warn: { out: false, tags: ['end', 'head_dropped', 'refused', 'stream_error'] },
+    warn: { out: false, tags: ['end', 'head_as_line', 'refused', 'stream_error'] },
     error: { out: false, tags: ['end', 'stream_error'] },
-    info: { out: true, tags: ['end', 'head_dropped', 'refused', 'stream_error'] },
+    info: { out: true, tags: ['end', 'head_as_line', 'refused', 'stream_error'] },
   };
   for (const [level, { out, tags }] of Object.entries(expected)) {
     test(`${level}: sai o que é dessa gravidade, e o mais grave`, async () => {

@@ -5,9 +5,8 @@
 
 import assert from 'node:assert/strict';
 import net from 'node:net';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { metrics_table } from '../json-proxy';
-import { on_stop } from '../scripts/dev/local';
 import {
   begin,
   brisk,
@@ -19,6 +18,7 @@ import {
   goodbye,
   type local_redis,
   long_grace,
+  on_stop,
   open_socket,
   type open_stream,
   program_file,
@@ -27,6 +27,7 @@ import {
   start_redis,
   start_worker,
   type task_names,
+  test,
   until,
   type worker,
 } from './harness';

@@ -11,7 +11,7 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import { metrics_table, refusal_rules, settings_table, version } from '../json-proxy';
 import { serve } from '../scripts/worker/worker';
 import {
@@ -24,6 +24,7 @@ import {
   start_scene,
   start_worker,
   temp_dir,
+  test,
   until,
 } from './harness';
 import { labels_of } from './metrics_helpers';
@@ -52,9 +53,34 @@ const translated_spans = new Map([
   ['/db', '/banco'],
   ['redis://user:password@host:port/db', 'redis://usuário:senha@host:porta/banco'],
   ['HTTP <status> {"Name": "value"}', 'HTTP <status> {"Nome": "valor"}'],
+  ['RAW <status> {"Name": "value"}', 'RAW <status> {"Nome": "valor"}'],
   ['name=value', 'nome=valor'],
   ['NAME=value', 'NOME=valor'],
 ]);
+
+/** Os prazos e limites de que o manual fala: a constante do programa, e onde o manual a diz. */
+const cited_limits: [constant: string, english: string, portuguese: string][] = [
+  ['keep_alive_ms = 76_000', 'Idle connections are kept for 76 s', 'são mantidas por 76 s'],
+  ['headers_limit_ms = 30_000', 'headers must come within 30 s', 'cabeçalhos devem vir em 30 s'],
+  ['request_limit_ms = 300_000', 'whole request within 300 s', 'o pedido inteiro em 300 s'],
+  ['body_limit_ms = 30_000', '30 s without a byte of the body', '30 s sem um byte do corpo'],
+  ['max_head_bytes = 64 * 1024', 'longer than 64 KiB', 'passa de 64 KiB'],
+  ['max_batch = { lines: 512,', '1, 2, 4 … 512', '1, 2, 4 … 512'],
+  ['max_batch = { lines: 512, bytes: 256 * 1024 }', 'under 256 KiB', 'abaixo de 256 KiB'],
+  ['safety_poll = { every_ms: 60_000,', 'only every 45 to 75 s', 'a cada 45 a 75 s'],
+  ['renewals_per_ttl = 3', 'three times per `REDIS_TTL`', 'três vezes por `REDIS_TTL`'],
+  ['silence_limit_ms = { plain: 15_000,', 'replaced after 15 s', 'trocada depois de 15 s'],
+  ['plain: 15_000, tls: 60_000 }', 'over TLS after 60 s', 'sobre TLS, de 60 s'],
+  ['max_pipelined = 64', 'At most 64 requests', 'No máximo 64 pedidos'],
+  ['replace_ms = { first: 100,', 'replaced after 100 ms', 'substituído depois de 100 ms'],
+  ['first: 100, last: 10_000,', 'up to 10 s; one that', 'até 10 s; um que'],
+  ['last: 10_000, settled: 60_000 }', 'lives for 60 s', 'viva 60 s'],
+  ['report_every_ms = 1000', 'report to it every second', 'se reportam a cada segundo'],
+  ['certificate_check_ms = 10_000', 'read again every 10 s', 'relidos a cada 10 s'],
+  ['ping_limit_ms = 1500', '`/ping`, after 1.5 s', '`/ping`, depois de 1,5 s'],
+  ['farewell_ms = 3000', 'up to 3 s more', 'até 3 s mais'],
+  ['max_logged_text = 300', 'cut at 300 characters', 'cortados em 300 caracteres'],
+];
 
 /**
  * Acha uma tabela pelo título da primeira coluna em inglês; no outro idioma, pela posição.
@@ -95,7 +121,9 @@ function logged_tags(): Map<string, { levels: Set<string>; fields: Set<string> }
   for (const [, fields = ''] of deaths) found.push(["'error'", 'fatal', fields]);
   for (const [level = '', tag = '', fields = ''] of found) {
     const entry = tags.get(tag) ?? { levels: new Set(), fields: new Set() };
-    for (const [, name = ''] of level.matchAll(/'(\w+)'/g)) entry.levels.add(name);
+    const is_ending = level.endsWith('.level'); // a gravidade de um fim está na tabela deles
+    const words = is_ending ? program.matchAll(/level: '(\w+)'/g) : level.matchAll(/'(\w+)'/g);
+    for (const [, name = ''] of words) entry.levels.add(name);
     const names = [...fields.matchAll(/[{,]\s*(\w+)\s*(?=[:,}])/g)];
     for (const [, name = ''] of names) entry.fields.add(name);
     tags.set(tag, entry);
@@ -177,7 +205,17 @@ describe('os manuais e o programa', () => {
         assert.equal(row?.[3], expected[index], `${manual.file}: ${name}`);
       });
     }
-    assert.equal(numbers, 10);
+    assert.equal(numbers, 11);
+  });
+
+  test('os prazos e limites citados são as constantes do programa', () => {
+    const texts = manuals.map(({ prose }) => prose.replace(/\s+/g, ' '));
+    for (const [constant, ...cited] of cited_limits) {
+      assert.ok(program.includes(constant), constant);
+      cited.forEach((text, index) => {
+        assert.ok(texts[index]?.includes(text), `${constant}: "${text}"`);
+      });
+    }
   });
 
   test('toda etiqueta de log está nos manuais, com níveis e campos, e nenhuma a mais', () => {
@@ -234,12 +272,14 @@ describe('os manuais e o programa', () => {
     const [, record = ''] = /type task_record = \{\n([\s\S]*?)^\};/m.exec(program) ?? [];
     const fields = [...record.matchAll(/^ {2}(\w+)\??:/gm)].map(([, name]) => name);
     const [, words = ''] = /end_words = new Set\(\[(.*?)\]\)/.exec(program) ?? [];
-    const [, reserved = ''] = /reserved_header =\s*\/(.*)\/i;/.exec(program) ?? [];
-    assert.ok(fields.length > 5 && words && reserved);
+    const patterns = [...program.matchAll(/(?:reserved|body)_header =\s*\/(.*)\/i;/g)];
+    const reserved = patterns.map(([, pattern]) => pattern).join('|');
+    assert.ok(fields.length > 5 && words && patterns.length === 2);
     for (const manual of manuals) {
       assert.deepEqual(first_column(manual, 'Field').sort(), fields.toSorted(), manual.file);
       const elements = first_column(manual, 'Element of the list').map((word) => `'${word}'`);
-      assert.deepEqual(elements.slice(0, -1), words.split(', '), manual.file);
+      const others = ["'HTTP <status> …'", "'RAW <status> …'", "'HTTP ABORT'"];
+      assert.deepEqual(elements, [...words.split(', '), ...others], manual.file);
       const [list = ''] =
         /^- (Refused headers|Cabeçalhos recusados):[\s\S]*?\./m.exec(manual.prose) ?? [];
       const names = code_spans(list);
@@ -252,7 +292,7 @@ describe('os manuais e o programa', () => {
 
   test('os motivos de fatal e redis_down são os que o programa dá, na mesma ordem', () => {
     const explainers = program.match(/^function explain_\w+[\s\S]*?^}/gm) ?? [];
-    const texts = [...explainers.join('').matchAll(/(?:\/i?,|\w:)\s+['`]([^;'`]+)/g)];
+    const texts = [...explainers.join('').matchAll(/(?:\/i?,|hang_up,|\w:)\s+['`]([^;'`]+)/g)];
     const expected = [...new Set(texts.map(([, text]) => text))];
     assert.ok(explainers.length === 2 && expected.length > 15);
     for (const manual of manuals) assert.deepEqual(first_column(manual, 'Reason'), expected);

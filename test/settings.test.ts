@@ -3,11 +3,10 @@
  */
 
 import assert from 'node:assert/strict';
-import { writeFileSync as write_file } from 'node:fs';
-import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import {
   format_redis_address,
+  help_text,
   load_settings,
   parse_integer,
   parse_redis_server,
@@ -17,25 +16,13 @@ import {
   version,
 } from '../json-proxy';
 import { version as package_version } from '../package.json';
-import {
-  exit_of,
-  type local_program,
-  program_file,
-  run_proxy,
-  start_program,
-  temp_dir,
-} from './harness';
+import { usage_error_of } from './harness';
 
 /** A senha que não pode aparecer em lugar nenhum. */
 const secret = 'hunter2';
 
 /** Uma linha da tabela de configurações. */
 type setting = (typeof settings_table)[number];
-
-/** Nenhuma configuração no ambiente: o de quem roda os testes não pode influir. */
-const clean_env: NodeJS.ProcessEnv = Object.fromEntries(
-  settings_table.map((row) => [row.name, undefined]),
-);
 
 /** O que a especificação e o projeto fixam: variável, opção curta, opção longa e padrão. */
 const contract: [string, string | undefined, string, string][] = [
@@ -59,6 +46,7 @@ const contract: [string, string | undefined, string, string][] = [
   ['MAXTASKS', undefined, 'maxtasks', '10000'],
   ['FAILFAST', undefined, 'failfast', 'off'],
   ['HEARTBEAT', undefined, 'heartbeat', '0'],
+  ['HEAD_WAIT', undefined, 'head-wait', '10000'],
   ['API_KEY', undefined, 'api-key', ''],
   ['API_KEY_FILE', undefined, 'api-key-file', ''],
   ['REDIS_PASSWORD_FILE', undefined, 'secret-file', ''],
@@ -95,6 +83,7 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   MAXTASKS: { by_environment: '71', by_argument: '72' },
   FAILFAST: { by_environment: 'on', by_argument: '1' },
   HEARTBEAT: { by_environment: '15001', by_argument: '15002' },
+  HEAD_WAIT: { by_environment: '10001', by_argument: '10002' },
   API_KEY: { by_environment: `${secret}-a`, by_argument: `${secret}-b` },
   API_KEY_FILE: { by_environment: '/run/a', by_argument: '/run/b' },
   REDIS_PASSWORD_FILE: { by_environment: '/run/c', by_argument: '/run/d' },
@@ -130,6 +119,7 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   MAXTASKS: { value: '0', accepted: 'um inteiro de 1 a 1000000' },
   FAILFAST: { value: 'sim', accepted: 'on, off, 1, 0, true ou false' },
   HEARTBEAT: { value: '15s', accepted: 'um inteiro de 0 a 2147483647 ms' },
+  HEAD_WAIT: { value: '1s', accepted: 'um inteiro de 0 a 2147483647 ms' },
   API_KEY: { value: `${secret} b`, accepted: 'uma ou mais chaves em ASCII visível' },
   API_KEY_FILE: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
   REDIS_PASSWORD_FILE: { value: '/nao/existe', accepted: 'o caminho de um arquivo' },
@@ -145,36 +135,25 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
 };
 
 /**
- * Espera um programa sair por si.
- * @param program o programa
- * @returns código de saída e tudo o que ele escreveu
- */
-async function finished(program: local_program) {
-  const code = await exit_of(program);
-  return { code, stdout: program.stdout(), stderr: program.stderr() };
-}
-
-/**
- * Roda o programa até o fim, só com as variáveis de ambiente dadas.
+ * Diz o que o programa escreve a quem pede a ajuda ou a versão.
  * @param args argumentos
  * @param env variáveis de ambiente
- * @returns código de saída e tudo o que ele escreveu
+ * @returns o texto
  */
-async function run_once(args: string[], env: NodeJS.ProcessEnv = {}) {
-  return finished(await run_proxy(args, { ...clean_env, ...env }));
+function answer_to(args: string[], env: NodeJS.ProcessEnv = {}): string {
+  const { action, gathered } = load_settings(args, env);
+  assert.notEqual(action, 'run');
+  return action === 'help' ? help_text(gathered) : `${version}\n`;
 }
 
 /**
- * Roda o programa com --help e separa as colunas da tabela, pela posição dos títulos.
+ * Pede a ajuda e separa as colunas da tabela, pela posição dos títulos.
  * @param args argumentos a mais
  * @param env variáveis de ambiente
  * @returns opções, padrão e valor em vigor, por nome de variável
  */
-async function read_help(args: string[], env: NodeJS.ProcessEnv = {}) {
-  const { code, stdout, stderr } = await run_once([...args, '--help'], env);
-  assert.equal(stderr, '');
-  assert.equal(code, 0);
-  const lines = stdout.split('\n');
+function read_help(args: string[], env: NodeJS.ProcessEnv = {}) {
+  const lines = answer_to([...args, '--help'], env).split('\n');
   const header = lines.find((line) => line.startsWith('opção')) ?? '';
   const starts = ['variável', 'padrão', 'em vigor'].map((title) => header.indexOf(title));
   const [name_at = 0, fallback_at = 0, in_force_at = 0] = starts;
@@ -198,12 +177,12 @@ async function read_help(args: string[], env: NodeJS.ProcessEnv = {}) {
  * @param env variáveis de ambiente
  * @param expected dá o texto esperado de cada configuração
  */
-async function assert_in_force(
+function assert_in_force(
   args: string[],
   env: NodeJS.ProcessEnv,
   expected: (row: setting) => string,
 ) {
-  const shown = await read_help(args, env);
+  const shown = read_help(args, env);
   const names = settings_table.map((row) => row.name);
   assert.deepEqual([...shown.keys()], names);
   assert.deepEqual(
@@ -224,22 +203,6 @@ function displayed(row: setting, text: string): string {
 }
 
 /**
- * Dá o erro de uso que o programa diria: lê as configurações aqui mesmo, sem subir um processo.
- * @param args argumentos
- * @param env variáveis de ambiente
- * @returns a mensagem
- */
-function usage_error_in(args: string[], env: NodeJS.ProcessEnv): string {
-  try {
-    load_settings(args, env);
-  } catch (error) {
-    assert.equal((error as Error).constructor.name, 'usage_error');
-    return (error as Error).message;
-  }
-  return assert.fail(`aceitos: ${JSON.stringify([args, env])}`);
-}
-
-/**
  * Confere um erro de uso: uma linha, senha nenhuma.
  * @param args argumentos
  * @param env variáveis de ambiente
@@ -247,7 +210,7 @@ function usage_error_in(args: string[], env: NodeJS.ProcessEnv): string {
  * @returns a linha
  */
 function assert_usage_error(args: string[], env: NodeJS.ProcessEnv, pieces: string[]): string {
-  const line = usage_error_in(args, env);
+  const line = usage_error_of(args, env).replace(/^json-proxy: |\n$/g, '');
   assert.match(line, /^[^\n\r]+$/);
   assert.ok(!line.includes(secret), `a senha apareceu: ${line}`);
   for (const piece of pieces) assert.ok(line.includes(piece), `falta ${piece} em: ${line}`);
@@ -263,8 +226,6 @@ function address(parts: Partial<redis_address>): redis_address {
   const empty = { tls: false, host: '', socket_path: '', username: '', password: '' };
   return { ...empty, port: 6379, database: 0, ...parts };
 }
-
-before(program_file);
 
 describe('parse_integer', () => {
   const accepted: [string, number][] = [
@@ -426,6 +387,8 @@ describe('redact_address', () => {
     ['unix://ana:hunter2@/run/r.sock?db=1', 'unix://***@/run/r.sock?db=1'],
     ['ana:hunter2@h', '***@h'],
     ['redis://ana:x@hunter2@h', 'redis://***@h'],
+    ['unix:/run/r.sock', 'unix:/run/r.sock'],
+    ['h:porta', '***'],
   ];
   for (const [text, shown] of forms) {
     test(`mostra ${text} como ${shown}`, () => {
@@ -437,6 +400,7 @@ describe('redact_address', () => {
     ...[' redis://:hunter2@h', '"redis://:hunter2@h"', 'redis://a:x\nhunter2@h', 'x://hunter2@@h'],
     ...['redis://h?password=hunter2', 'redis://h/1?x=1&PASSWD=hunter2', '/r.sock?pass=hunter2'],
     ...['redis://:hunter2', 'redis://ana:hunter2', 'redis://ana:hunter2/1', 'rediss://:x/hunter2'],
+    ...['ana:hunter2:6379', 'redis://h/hunter2', 'rediss//ana:hunter2/h', 'h:6379:hunter2/1'],
     ...['redis://ana:hunter2%40h:6379/1', 'redis://ana:hunter2\n', 'redis://h:1/2?auth=hunter2'],
   ];
   for (const text of malformed) {
@@ -507,16 +471,6 @@ describe('precedência: padrão < ambiente < argumento', { concurrency: 3 }, () 
     }
   });
   test('sem ambiente nem argumentos valem os padrões', () => assert_in_force([], {}, of_fallback));
-  test('as variáveis podem vir de um arquivo, pela opção do Node', async () => {
-    const program = await program_file();
-    const file = path.join(temp_dir(), '.env');
-    write_file(file, '# comentário\nINTERVAL=321\nREDIS_CHANNEL="do_arquivo"\n');
-    const args = [`--env-file=${file}`, program, '--help'];
-    const help = start_program(process.execPath, args, clean_env);
-    assert.equal(await exit_of(help), 0);
-    assert.match(help.stdout(), / INTERVAL +200 +321\n/);
-    assert.match(help.stdout(), / REDIS_CHANNEL +ndjson_jobs +do_arquivo\n/);
-  });
   test('variável de ambiente vazia vale como ausente', () =>
     assert_in_force([], all_empty, of_fallback));
   test('a variável de ambiente vence o padrão', () => assert_in_force([], all_given, of_variable));
@@ -538,10 +492,10 @@ describe('precedência: padrão < ambiente < argumento', { concurrency: 3 }, () 
     const args = [...settings_table.flatMap(first), ...settings_table.flatMap(last)];
     return assert_in_force(args, {}, of_argument);
   });
-  test('senha vazia por argumento vence a do ambiente', async () => {
+  test('senha vazia por argumento vence a do ambiente', () => {
     const env = { REDIS_PASSWORD: secret };
-    assert.equal((await read_help([], env)).get('REDIS_PASSWORD')?.in_force, '***');
-    assert.equal((await read_help(['-S', ''], env)).get('REDIS_PASSWORD')?.in_force, '(vazio)');
+    assert.equal(read_help([], env).get('REDIS_PASSWORD')?.in_force, '***');
+    assert.equal(read_help(['-S', ''], env).get('REDIS_PASSWORD')?.in_force, '(vazio)');
   });
 });
 
@@ -556,10 +510,8 @@ const hidden: [string, string[], NodeJS.ProcessEnv][] = [
 ];
 
 describe('--help e --version', { concurrency: 3 }, () => {
-  test('a ajuda é em português, cabe em 80 colunas e mostra a tabela inteira', async () => {
-    const { code, stdout, stderr } = await run_once(['--help']);
-    assert.equal(code, 0);
-    assert.equal(stderr, '');
+  test('a ajuda é em português, cabe em 80 colunas e mostra a tabela inteira', () => {
+    const stdout = answer_to(['--help']);
     assert.match(stdout, /^json-proxy \d+\.\d+\.\d+: .*HTTP.*NDJSON/);
     assert.match(stdout, /\nUso: node json-proxy\.js \[opções\]\n/);
     assert.match(stdout, /\nPrecedência: padrão < variável de ambiente < argumento\.\n/);
@@ -568,10 +520,10 @@ describe('--help e --version', { concurrency: 3 }, () => {
     assert.match(stdout, /\n-h --help\n.*\n-V --version\n/);
     assert.match(stdout, /rediss:\/\/.*TLS/);
     assert.match(stdout, /unix:\/\S+\[\?db=N\]/);
-    assert.equal((await run_once(['-h'])).stdout, stdout);
+    assert.equal(answer_to(['-h']), stdout);
   });
-  test('cada linha traz as opções, a variável e o padrão', async () => {
-    const rows = await read_help(['-p', '1']);
+  test('cada linha traz as opções, a variável e o padrão', () => {
+    const rows = read_help(['-p', '1']);
     for (const { name, short, long, fallback } of settings_table) {
       const { flags = '', fallback: shown } = rows.get(name) ?? {};
       assert.equal(flags, short ? `-${short} --${long}` : `--${long}`);
@@ -579,27 +531,29 @@ describe('--help e --version', { concurrency: 3 }, () => {
     }
   });
   for (const [how, args, env] of hidden) {
-    test(`a ajuda nunca mostra a senha dada ${how}`, async () => {
-      const { code, stdout, stderr } = await run_once([...args, '--help'], env);
-      assert.equal(code, 0);
-      assert.match(stdout, /\*\*\*/);
-      assert.ok(!(stdout + stderr).includes(secret), stdout + stderr);
+    test(`a ajuda nunca mostra a senha dada ${how}`, () => {
+      const text = answer_to([...args, '--help'], env);
+      assert.match(text, /\*\*\*/);
+      assert.ok(!text.includes(secret), text);
     });
   }
-  test('a ajuda e a versão saem mesmo com outras configurações inválidas', async () => {
+  test('a ajuda e a versão saem mesmo com outras configurações inválidas', () => {
     const env = { HTTP_PORT: 'x', REDIS_SERVER: 'h:x', MAXTIME: '0' };
-    const rows = await read_help(['-X', 'a b', '-L', 'a b'], env);
+    const rows = read_help(['-X', 'a b', '-L', 'a b'], env);
     assert.equal(rows.get('HTTP_PORT')?.in_force, 'x');
     assert.equal(rows.get('REDIS_PREFIX')?.in_force, 'a b');
-    assert.equal((await run_once(['--version'], env)).code, 0);
+    assert.equal(answer_to(['--version'], env), `${package_version}\n`);
   });
-  for (const flag of ['--version', '-V']) {
-    test(`${flag} mostra a versão do package.json`, async () => {
-      const result = await run_once([flag]);
-      assert.deepEqual(result, { code: 0, stdout: `${package_version}\n`, stderr: '' });
-      assert.equal(version, package_version);
-    });
-  }
+  test('a versão é a do package.json', () => {
+    for (const flag of ['--version', '-V']) {
+      assert.equal(
+        answer_to([flag]),
+        `${package_version}
+`,
+        flag,
+      );
+    }
+  });
 });
 
 describe('valores ruins: código 2 e uma linha', { concurrency: 3 }, () => {
@@ -620,18 +574,6 @@ describe('valores ruins: código 2 e uma linha', { concurrency: 3 }, () => {
     test(`${row.name} ruim por variável`, () => {
       const pieces = [`${row.name} (ambiente) ${shown}`, accepted];
       assert_usage_error([], { [row.name]: value }, pieces);
-    });
-  }
-  for (const [args, env] of [
-    [['-p', 'x'], {}],
-    [[], { REDIS_SERVER: `redis://ana:${secret}@h:x/1` }],
-    [['--nada'], { PAUSE: 'x' }],
-    [['--na\nda'], {}],
-  ] as const) {
-    test(`o programa diz o mesmo e sai com 2: ${args.join(' ')} ${Object.keys(env)}`, async () => {
-      const line = usage_error_in([...args], env).replace('\n', ' '); // é sempre uma linha
-      const stderr = `json-proxy: ${line}\n`;
-      assert.deepEqual(await run_once([...args], env), { code: 2, stdout: '', stderr });
     });
   }
   test('um argumento bom encobre uma variável ruim; um ruim não é encoberto por ela', () => {
@@ -663,10 +605,29 @@ const wrong_arguments: [string, string[], string[]][] = [
   ['variável dada como argumento', [`REDIS_PASSWORD=${secret}`], ['argumento inesperado']],
   ['URL solta', [`redis://ana:${secret}@h/1`], ['argumento inesperado']],
   ['senha colada em --secret', [`--secret${secret}`], ['opção desconhecida: --secret']],
+  ['--env-file depois do programa', ['--env-file=.env'], ['node --env-file=.env json-proxy.js']],
+  ['--env-file com o valor à parte', ['--env-file', '.env'], ['node --env-file=.env ']],
+  ['o -m do original', ['-m', '45000'], ['desconhecida: -m; aqui é -t (MAXTIME, em ms)']],
+  ['o -d do original', ['-d'], ['desconhecida: -d; ', 'LOG_LEVEL']],
+  ['o --debug do original', ['--debug'], ['desconhecida: --debug; ', 'LOG_LEVEL']],
+  [
+    'o --key-prefix do original',
+    ['--key-prefix', 'x'],
+    ['desconhecida: --key-prefix; aqui é -X (REDIS_PREFIX)', 'ndjson_task_'],
+  ],
+  [
+    'a porta das métricas igual à outra',
+    ['-p', '81', '--metrics-port', '81'],
+    ['METRICS_PORT', '81'],
+  ],
   ['URL colada em --redis', [`--redis:redis://:${secret}@h`], ['opção desconhecida: --redis']],
 ];
 
 describe('argumentos que não se entendem', () => {
+  test('métricas desligadas e porta livre não são a mesma porta', () => {
+    const { action } = load_settings(['-p', '0', '--metrics-port', '0'], { REDIS_KEY_PREFIX: '' });
+    assert.equal(action, 'run');
+  });
   for (const [title, args, pieces] of wrong_arguments) {
     test(title, () => {
       assert_usage_error(args, {}, pieces);
@@ -679,7 +640,7 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
   [
     'REDIS_SERVER malformado com senha',
     { REDIS_SERVER: `redis://ana:${secret}@h:x/1` },
-    ['REDIS_SERVER (ambiente) inválido: "redis://***@h:x/1"', 'rediss://', 'unix:'],
+    ['REDIS_SERVER (ambiente) inválido: "***"', 'rediss://', 'unix:'],
   ],
   [
     'REDIS_SERVER com %XX ruim na senha',
@@ -694,7 +655,7 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
   [
     'REDIS_SERVER com quebra de linha e senha',
     { REDIS_SERVER: `redis://ana:a\n${secret}@h\nx` },
-    ['REDIS_SERVER (ambiente) inválido: "redis://***@h\\nx"'],
+    ['REDIS_SERVER (ambiente) inválido: "***"'],
   ],
   [
     'porta fora da faixa em REDIS_SERVER',
@@ -720,6 +681,11 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
     ['REDIS_PREFIX "ndjson_claim_"', 'aceito: diferentes'],
   ],
   [
+    'o prefixo do original',
+    { REDIS_KEY_PREFIX: 'ndjson_task' },
+    ['REDIS_KEY_PREFIX (ambiente)', 'REDIS_PREFIX', 'ndjson_task_'],
+  ],
+  [
     'prefixo da lista igual ao da reserva',
     { REDIS_LIST_PREFIX: 'ndjson_claim_' },
     ['REDIS_LIST_PREFIX "ndjson_claim_"', 'aceito: diferentes'],
@@ -734,30 +700,6 @@ describe('valores ruins que enganam', () => {
   }
   test('a senha de um REDIS_SERVER malformado não aparece quando vem por -R', () => {
     const args = ['-R', `redis://ana:${secret}@h:x/1`];
-    assert_usage_error(args, {}, ['REDIS_SERVER (-R) inválido: "redis://***@h:x/1"']);
-  });
-});
-
-describe('importar não inicia nada', { concurrency: 2 }, () => {
-  // PipeWrap é a própria saída do processo, que a biblioteca redis abre ao ser carregada.
-  const report =
-    'const open = process.getActiveResourcesInfo().filter((name) => name !== "PipeWrap");' +
-    'console.log(JSON.stringify(open))';
-  const root = path.join(__dirname, '..');
-
-  test('o programa montado pode ser carregado: nada fica aberto e o processo sai só', async () => {
-    const code = `require(${JSON.stringify(await program_file())}); ${report}`;
-    const result = await finished(start_program(process.execPath, ['-e', code], clean_env));
-    assert.deepEqual(result, { code: 0, stdout: '[]\n', stderr: '' });
-  });
-  test('o fonte pode ser importado: nenhum servidor, conexão ou temporizador', async () => {
-    const code = `require('./json-proxy.ts'); ${report}`;
-    const args = ['--import', 'tsx', '-e', code];
-    const program = start_program(process.execPath, args, clean_env, root);
-    const { code: exit_code, stdout, stderr } = await finished(program);
-    assert.equal(stderr, '');
-    assert.match(stdout, /^\[[^\n]*\]\n$/);
-    assert.doesNotMatch(stdout, /TCP|Timeout|Immediate|Signal|GetAddrInfo/);
-    assert.equal(exit_code, 0);
+    assert_usage_error(args, {}, ['REDIS_SERVER (-R) inválido: "***"']);
   });
 });

@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import http from 'node:http';
-import { before, test } from 'node:test';
+import { before } from 'node:test';
 import {
   begin,
   brisk,
@@ -15,20 +15,28 @@ import {
   default_ttl_s,
   exit_of,
   fetch_all,
+  free_port,
   freeze_redis,
   goodbye,
   type local_redis,
   long_grace,
   open_socket,
   open_stream,
+  program_file,
   type proxy,
   run_proxy,
+  start_program,
   start_proxy,
   start_redis,
   start_scene,
+  start_worker,
   task_named,
+  test,
   until,
 } from './harness';
+
+/** O comando script é outro fora do Linux. */
+const no_terminal = process.platform !== 'linux' && 'só no Linux';
 
 let redis: local_redis;
 
@@ -46,7 +54,7 @@ async function ask_to_stop(proxy: proxy, signal: NodeJS.Signals = 'SIGTERM'): Pr
   await proxy.wait_for(new RegExp(` stop signal=${signal} streams=\\d+ grace=\\d+\\n`));
 }
 
-for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
   test(`${signal} sem fluxos: sai com 0 na hora, apesar das conexões ociosas`, async () => {
     const { proxy } = await start_scene(redis, [...brisk, ...long_grace]);
     const agent = new http.Agent({ keepAlive: true });
@@ -58,7 +66,10 @@ for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     await ask_to_stop(proxy, signal);
     assert.equal(await exit_of(proxy), 0);
     await Promise.all([used.closed(), silent.closed()]);
-    assert.match(proxy.stdout(), / stop signal=\w+ streams=0 grace=60000\n.* stopped streams=0\n$/);
+    assert.match(
+      proxy.stdout(),
+      / stop signal=\w+ streams=0 grace=600000\n.* stopped streams=0\n$/,
+    );
     assert.equal(proxy.stderr(), '');
     agent.destroy();
   });
@@ -207,6 +218,25 @@ for (const [first, second, code] of [
     await db.del(task.task_key);
   });
 }
+
+test('num terminal o primeiro Ctrl-C diz o que o segundo faz', { skip: no_terminal }, async () => {
+  const port = await free_port();
+  const channel = 'no_terminal';
+  const worker = await start_worker(redis, channel);
+  const args = ['-p', String(port), '-R', redis.server, '-C', channel, ...long_grace];
+  const command = ['exec', process.execPath, await program_file(), ...args].join(' ');
+  const terminal = start_program('script', ['-qec', command, '/dev/null'], { SHELL: '/bin/sh' });
+  const [, pid] = await terminal.wait_for(/ pid=(\d+) /);
+  await terminal.wait_for(/ url=http/);
+  const stream = open_stream({ port });
+  await worker.client.rPush((await worker.next()).task_list, 'primeira');
+  assert.equal(await stream.next(), 'primeira');
+  process.kill(Number(pid), 'SIGINT');
+  await terminal.wait_for(/ signal=SIGINT streams=1 grace=\d+ hint="outro Ctrl-C sai já.*"\r?\n/);
+  process.kill(Number(pid), 'SIGINT');
+  assert.equal(await exit_of(terminal), 130);
+  await assert.rejects(stream.rest());
+});
 
 test('Redis fora do ar: o fluxo recebe a última linha e o programa sai com 0', async () => {
   const own = await start_redis();

@@ -160,7 +160,7 @@ describe('estilo', () => {
     const code = strip_comments(program);
     const upward = find_functions(program).filter(({ name }) => {
       const defined_at = code.search(new RegExp(`function ${name}\\b`));
-      const used_at = code.search(new RegExp(`(?<!function |\\w|[^.]\\.)${name}\\b(?![:-])`));
+      const used_at = code.search(new RegExp(`(?<!function |[\\w-]|[^.]\\.)${name}\\b(?![:-])`));
       return used_at < defined_at;
     });
     assert.deepEqual(
@@ -179,6 +179,7 @@ describe('estilo', () => {
       'Redis',
       'HTTP',
       'Tarefa',
+      'Elementos',
       'Fluxo',
       'Pedido',
       'Métricas',

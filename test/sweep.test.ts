@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import { randomUUID as random_uuid } from 'node:crypto';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import {
   begin,
   connect_redis,
@@ -18,6 +18,7 @@ import {
   start_redis,
   start_worker,
   type task_names,
+  test,
   tests_at_once,
   until,
 } from './harness';
@@ -40,13 +41,18 @@ async function set_scene() {
 }
 
 /**
- * Cria uma lista sem TTL.
+ * Cria uma lista sem TTL, em que há muito ninguém mexe.
  * @param db cliente do Redis
  * @param key nome
+ * @param idle_s há quanto tempo
  * @returns o nome
  */
-async function make_list(db: redis_client, key: string): Promise<string> {
-  await db.rPush(key, ['linha', 'atrasada']);
+async function make_list(db: redis_client, key: string, idle_s = 10_000): Promise<string> {
+  const make = `redis.call('RPUSH', KEYS[1], 'linha', 'atrasada')
+    redis.call('RESTORE', KEYS[1], 0, redis.call('DUMP', KEYS[1]), 'REPLACE', ARGV[1], ARGV[2])`;
+  const { 'maxmemory-policy': policy = '' } = await db.configGet('maxmemory-policy');
+  const age = policy.endsWith('lfu') ? ['FREQ', '1'] : ['IDLETIME', String(idle_s)];
+  await db.eval(make, { keys: [key], arguments: age });
   return key;
 }
 
@@ -83,6 +89,8 @@ const tests: Record<string, () => Promise<void>> = {
       random_uuid(),
     ];
     for (const key of untouched) await make_list(db, key);
+    const fresh = await make_list(db, `ndjson_list_${random_uuid()}`, ttl_s - 60);
+    untouched.push(fresh); // há pouco alguém mexeu nela
     const elsewhere = await connect_redis(redis, 0);
     untouched.push(`ndjson_task_${owned}`);
     await make_list(elsewhere, `ndjson_list_${orphans[0]}`);
@@ -104,12 +112,12 @@ const tests: Record<string, () => Promise<void>> = {
     const proxy = await start_proxy(redis, ['--ttl', '1']);
     for (const round of [1, 2]) {
       const orphan = await make_list(db, `ndjson_list_${random_uuid()}`);
-      await until(`órfã ${round} expirada`, async () => (await db.exists(orphan)) === 0);
+      await until(`órfã ${round} com TTL`, async () => (await db.ttl(orphan)) > ttl_s - 60);
       await until('registro', () => proxy.stdout().match(/ sweep adopted=1 /g)?.length === round);
     }
     assert.equal(await db.ttl(owned), -1);
     await db.del(`ndjson_task_${uuid}`);
-    await until('lista que perdeu a tarefa', async () => (await db.exists(owned)) === 0);
+    await until('lista que perdeu a tarefa', async () => (await db.ttl(owned)) > ttl_s - 60);
     assert.equal(proxy.stderr(), '');
   },
 
@@ -132,10 +140,15 @@ const tests: Record<string, () => Promise<void>> = {
     for (const { stream } of begun) await assert.rejects(stream.rest());
     const heir = await start_proxy(redis, args);
     await Promise.all(pushing);
-    await until('nada no Redis', async () => (await db.dbSize()) === 0);
-    const counts = [...heir.stdout().matchAll(/ sweep adopted=(\d+) ttl=2\n/g)];
-    const adopted = counts.reduce((sum, [, count]) => sum + Number(count), 0);
-    assert.ok(adopted >= fleet, `${adopted} adotadas`);
+    await until('só listas, que expiram', async () => {
+      const keys = await db.keys('*');
+      const ttls = await Promise.all(keys.map((key) => db.ttl(key)));
+      return keys.every((key) => key.startsWith('ndjson_list_')) && !ttls.includes(-1);
+    });
+    await until('adoção no log', () => {
+      const counts = [...heir.stdout().matchAll(/ sweep adopted=(\d+) ttl=600\n/g)];
+      return counts.reduce((sum, [, count]) => sum + Number(count), 0) >= fleet;
+    });
     assert.equal(heir.stderr(), '');
   },
 
@@ -156,6 +169,32 @@ const tests: Record<string, () => Promise<void>> = {
     assert.equal(await db.ttl('ndjson_list_20'), -1);
     assert.equal(await db.ttl('outra:1'), -1);
     assert.equal(proxy.stderr(), '');
+  },
+
+  'outra instalação com o mesmo prefixo de lista e um REDIS_TTL curto: nenhuma linha se perde':
+    async () => {
+      const { redis, db } = await set_scene();
+      const [proxy, worker] = await Promise.all([
+        start_proxy(redis, ['-P', '300', '-X', 'nossa_']),
+        start_worker(redis),
+      ]);
+      const { stream, task } = await begin(proxy, worker);
+      const lines = Array.from({ length: 10 }, (_, n) => `linha ${n}`);
+      await db.rPush(task.task_list, lines);
+      const neighbor = await start_proxy(redis, ['--ttl', '1', '-X', 'deles_', '-C', 'deles']);
+      for (const line of lines) assert.equal(await stream.next(), line);
+      await db.del(task.task_key);
+      assert.deepEqual(await stream.rest(), []);
+      assert.equal(neighbor.stderr(), '');
+    },
+
+  'com LFU não se sabe há quanto tempo ninguém mexe: a lista é adotada assim mesmo': async () => {
+    const redis = await start_redis(['--maxmemory-policy', 'allkeys-lfu']);
+    const db = await connect_redis(redis);
+    const orphan = await make_list(db, `ndjson_list_${random_uuid()}`);
+    const proxy = await start_proxy(redis, ['--ttl', '1000']);
+    await proxy.wait_for(/ sweep adopted=1 ttl=1000\n/);
+    assert.ok((await db.ttl(orphan)) > 900);
   },
 
   'a parada no meio de uma varredura não é uma falha dela': async () => {

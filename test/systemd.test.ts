@@ -6,15 +6,16 @@
 import assert from 'node:assert/strict';
 import { execFileSync as run } from 'node:child_process';
 import {
+  chmodSync as change_mode,
   statSync as file_stats,
   symlinkSync as make_link,
   readFileSync as read_file,
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import { settings_table, version } from '../json-proxy';
-import { program_file, start_program, temp_dir } from './harness';
+import { program_file, start_program, temp_dir, test } from './harness';
 
 const folder = path.join(__dirname, '..', 'scripts', 'deploy', 'systemd');
 const unit = read_file(path.join(folder, 'json-proxy.service'), 'utf8');
@@ -123,8 +124,10 @@ describe('install.sh', { concurrency: true }, () => {
     const command = `ExecStart=${any_node}/node /opt/json-proxy/json-proxy.js`;
     assert.equal(installed, unit.replace(/^ExecStart=.*/m, command));
     write_file(at('settings'), 'PAUSE=0\n');
+    change_mode(at('settings'), 0o644);
     const again = await install(root, [await program_file()]);
-    assert.match(again.stdout, /json-proxy\.env já existia e ficou como estava\n/);
+    assert.match(again.stdout, /json-proxy\.env já existia e ficou como estava, só o dono a lê\n/);
+    assert.equal(file_stats(at('settings')).mode & 0o777, 0o600);
     assert.equal(read_file(at('settings'), 'utf8'), 'PAUSE=0\n');
     const gone = await install(root, ['--uninstall']);
     assert.deepEqual([gone.code, gone.stderr], [0, '']);

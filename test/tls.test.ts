@@ -9,9 +9,8 @@ import { once } from 'node:events';
 import { renameSync as rename, writeFileSync as write_file } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import tls from 'node:tls';
-import { on_stop } from '../scripts/dev/local';
 import {
   brisk,
   clog,
@@ -21,12 +20,14 @@ import {
   fetch_all,
   goodbye,
   type local_redis,
+  on_stop,
   open_stream,
   run_proxy,
   see_tombstone,
   start_redis,
   start_scene,
   temp_dir,
+  test,
   tests_at_once,
   until,
   usage_error_of,
@@ -177,7 +178,7 @@ describe('quem não fala TLS', { concurrency: tests_at_once }, () => {
       const socket = net.connect(proxy.port, '127.0.0.1', () => socket.write(hello));
       socket.on('error', () => {}).resume();
       await until('fechamento', () => socket.closed);
-      await proxy.wait_for(new RegExp(` tls_failed peer=127\\.0\\.0\\.1 reason=${reason}\n`));
+      await proxy.wait_for(new RegExp(` tls_failed address=127\\.0\\.0\\.1 reason=${reason}\n`));
       const reply = await fetch_all(proxy, { path: '/ping', ca: first_pair.cert });
       assert.equal(reply.body, 'pong');
       assert.doesNotMatch(proxy.stderr(), /\bat \S+ \(|request_error|fatal/);
@@ -195,7 +196,7 @@ describe('quem não fala TLS', { concurrency: tests_at_once }, () => {
     }
     const old = { minVersion: 'TLSv1', maxVersion: 'TLSv1.1', ciphers: 'ALL:@SECLEVEL=0' } as const;
     await assert.rejects(shake_hands(proxy.port, old));
-    await proxy.wait_for(/ tls_failed peer=\S+ reason=ERR_SSL_UNSUPPORTED_PROTOCOL\n/);
+    await proxy.wait_for(/ tls_failed address=\S+ reason=ERR_SSL_UNSUPPORTED_PROTOCOL\n/);
   });
 
   test('quem só abre e fecha a porta não é notícia', async () => {
@@ -234,7 +235,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
       ['--tls-cert', cert],
       ['--tls-key', key],
     ]) {
-      const line = await usage_error_of(args);
+      const line = usage_error_of(args);
       assert.match(line, /TLS_CERT ".*" e TLS_KEY ".*" inválidos; /);
       assert.match(line, accepted);
     }
@@ -258,7 +259,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
 
   test('arquivo que não existe', async () => {
     const { cert } = write_pair(first_pair);
-    const line = await usage_error_of(['--tls-cert', cert, '--tls-key', '/nao/existe']);
+    const line = usage_error_of(['--tls-cert', cert, '--tls-key', '/nao/existe']);
     assert.match(line, /TLS_KEY .*inválido: "\/nao\/existe"; aceito: o caminho .*\(ENOENT\)/);
   });
 
@@ -272,7 +273,7 @@ describe('erros de uso', { concurrency: tests_at_once }, () => {
     ['arquivos trocados', { cert: first_pair.key, key: first_pair.cert }, 'NO_START_LINE'],
   ] as const) {
     test(what, async () => {
-      const line = await usage_error_of(write_pair(pair).args);
+      const line = usage_error_of(write_pair(pair).args);
       assert.match(line, new RegExp(`inválidos \\(.*${reason}\\); `));
       assert.match(line, accepted);
       assert.doesNotMatch(line, /PRIVATE KEY/);

@@ -7,8 +7,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
-import { on_stop } from '../scripts/dev/local';
+import { before, describe } from 'node:test';
 import { type handler, head, redis_place, serve, type settings } from '../scripts/worker/worker';
 import {
   brisk,
@@ -22,6 +21,7 @@ import {
   freeze_redis,
   type local_redis,
   next_names,
+  on_stop,
   open_stream,
   type scene,
   see_listeners,
@@ -30,6 +30,7 @@ import {
   start_redis,
   start_scene,
   temp_dir,
+  test,
   tests_at_once,
   until,
 } from './harness';

@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict';
 import { spawnSync as run } from 'node:child_process';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import type { task_record } from '../json-proxy';
 import {
   connect_redis,
@@ -19,6 +19,7 @@ import {
   start_program,
   start_proxy,
   start_redis,
+  test,
   until,
 } from './harness';
 
@@ -282,7 +283,7 @@ describe('o worker em redis-cli', { skip: !has_redis_cli && 'não há redis-cli'
       const shell = start_program('sh', ['-c', script, 'sh', String(redis.port), task_key]);
       assert.equal(await shell.exited, 0, shell.stderr());
       const { body } = await reply;
-      assert.equal(body, '{"n": 1}\n{"n": 2}\n{  "texto": "em várias linhas"}\n');
+      assert.equal(body, '{"n": 1}\n{"n": 2}\n{   "texto": "em várias linhas" }\n');
       await assert_done({ uuid: task_key.replace('ndjson_task_', '') }, 3);
       await subscriber.stop();
     });

@@ -12,7 +12,7 @@ import {
 } from 'node:fs';
 import { availableParallelism as available_parallelism } from 'node:os';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { parse_workers } from '../json-proxy';
 import {
   begin,
@@ -38,6 +38,7 @@ import {
   start_scene,
   start_worker,
   temp_dir,
+  test,
   until,
 } from './harness';
 
@@ -725,9 +726,9 @@ const stopping: Record<string, () => Promise<void>> = {
     const scene = { proxy, worker, db: worker.client, channel };
     const [first, second] = await begin_on_both(scene);
     process.kill(-(program.process.pid ?? 0), 'SIGINT');
-    await program.wait_for(/ stop signal=SIGINT grace=60000\n/);
-    await program.wait_for(/ stop signal=SIGINT streams=1 grace=60000 worker=1\n/);
-    await program.wait_for(/ stop signal=SIGINT streams=1 grace=60000 worker=2\n/);
+    await program.wait_for(/ stop signal=SIGINT grace=600000\n/);
+    await program.wait_for(/ stop signal=SIGINT streams=1 grace=600000 worker=1\n/);
+    await program.wait_for(/ stop signal=SIGINT streams=1 grace=600000 worker=2\n/);
     await finish(scene, first, ['segunda', 'terceira']);
     await finish(scene, second, ['segunda', 'terceira']);
     await check_clean_exit(proxy);
@@ -764,8 +765,8 @@ const stopping: Record<string, () => Promise<void>> = {
     await gone(proxy.process.pid ?? 0);
     for (const pid of pids) process.kill(pid, 'SIGCONT');
     for (const socket of late) await socket.closed();
-    await proxy.wait_for(/ stop signal=disconnect streams=1 grace=60000 worker=1\n/);
-    await proxy.wait_for(/ stop signal=disconnect streams=1 grace=60000 worker=2\n/);
+    await proxy.wait_for(/ stop signal=disconnect streams=1 grace=600000 worker=1\n/);
+    await proxy.wait_for(/ stop signal=disconnect streams=1 grace=600000 worker=2\n/);
     const successor = await start_proxy(redis, ['-C', channel, '-p', String(proxy.port)]);
     await finish(scene, first, ['segunda', 'terceira']);
     await finish(scene, second, ['segunda', 'terceira']);

@@ -12,7 +12,19 @@ import { temp_dir } from './local';
 /** Por onde quem roda os testes diz onde está o programa que eles devem usar. */
 export const program_variable = 'JSON_PROXY_PROGRAM';
 
+/** E o que carregar antes dele, para que suba depressa: ver code-cache.ts. */
+export const code_cache_variable = 'JSON_PROXY_CODE_CACHE';
+
 const root = path.join(__dirname, '..', '..');
+
+/**
+ * As primeiras linhas do programa: um Node velho demais é recusado. Por isso o alvo é um em que o
+ * arquivo inteiro ainda é entendido. Um ainda mais velho tropeça no `??` e mostra esta mesma linha.
+ */
+const version_check = `"use strict";
+if (parseInt(process.versions.node) < (null ?? 20)) { \
+console.error("json-proxy: precisa do Node 20 ou mais novo; este é o " + process.version); \
+process.exit(2); }`;
 
 /**
  * Monta o programa.
@@ -25,7 +37,8 @@ export async function build_program(outfile: string): Promise<void> {
     bundle: true,
     platform: 'node',
     format: 'cjs',
-    target: 'node20',
+    target: 'node14.21',
+    banner: { js: version_check },
     alias: { redis: '@redis/client' }, // sem os módulos (busca, JSON, séries…), que o proxy não usa
     legalComments: 'inline',
     logLevel: 'warning',

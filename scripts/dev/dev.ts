@@ -76,7 +76,8 @@ async function main(): Promise<void> {
   const logged = ['--log-format', 'text', '--log-level', 'info']; // a página lê o log
   const args = ['json-proxy.ts', ...argv, '--cors-origin', cors, ...logged];
   const proxy = start_part('proxy', [...watching, ...args], env);
-  const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n/);
+  const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n| fatal .*\n/);
+  if (url === '') throw new Error('o proxy não subiu'); // a linha dele, acima, diz por quê
   const names = ['REDIS_PASSWORD', 'REDIS_CHANNEL', 'REDIS_PREFIX', 'REDIS_LIST_PREFIX'];
   const shared = names.map((name) => [name, gathered.get(name)?.text]);
   const worker_env = { ...env, ...Object.fromEntries(shared) };

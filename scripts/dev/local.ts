@@ -4,6 +4,7 @@
  * desce em stop_all, na ordem inversa.
  */
 
+import { AsyncLocalStorage as async_storage } from 'node:async_hooks';
 import { type ChildProcess as child_process, spawn } from 'node:child_process';
 import { mkdtempSync as make_temp_dir, rmSync as remove } from 'node:fs';
 import net from 'node:net';
@@ -11,11 +12,18 @@ import { tmpdir as temp_root } from 'node:os';
 import path from 'node:path';
 import { settings_table } from '../../json-proxy';
 
-/** Prazo para um programa ficar pronto, folgado para máquinas carregadas. */
-const ready_limit_ms = 20_000;
+/** Prazo de uma espera: só uma rede de segurança, que nenhuma máquina lenta deve alcançar. */
+export const patience_ms = 60_000;
 
 /** Prazo para um programa sair depois do sinal, antes do SIGKILL. */
-const exit_limit_ms = 15_000;
+const exit_limit_ms = 30_000;
+
+/** Uma condição que consulta alguém (uma promessa) é conferida cada vez mais devagar, até isto. */
+const first_poll_ms = 5;
+const last_poll_ms = 40;
+
+/** As demais, quando algo acontece (`stir`); e nesta batida, pelo que não avisa. */
+const beat_ms = 25;
 
 /** Tentativas de subir o Redis: entre escolher a porta livre e usá-la, outro pode tomá-la. */
 const redis_attempts = 5;
@@ -23,7 +31,20 @@ const redis_attempts = 5;
 /** Código de saída de um Ctrl-C. */
 const interrupt_exit_code = 130;
 
-const stop_actions: (() => Promise<unknown>)[] = [];
+/** O que desfazer, do último ao primeiro. */
+type stop_actions = (() => Promise<unknown>)[];
+
+const process_actions: stop_actions = [];
+
+/** O que pertence só a um trecho (um teste), e acaba com ele; e se ele falhou. */
+const scopes = new async_storage<{ actions: stop_actions; failed: boolean }>();
+
+/** Quem espera que algo aconteça. */
+const waiting = new Set<() => void>();
+let is_stirring = false;
+
+/** O que um programa escreveu até agora, e o código com que saiu. */
+export type program_output = { stdout: string; stderr: string; exit_code?: number };
 
 /** Um programa filho, com a saída acumulada. */
 export type local_program = {
@@ -47,7 +68,36 @@ export function delay(ms: number): Promise<void> {
 }
 
 /**
- * Espera uma condição, conferindo-a de poucos em poucos milissegundos.
+ * Avisa quem espera em `until` que algo aconteceu: as condições são conferidas logo, uma vez por
+ * volta do laço de eventos.
+ */
+export function stir(): void {
+  if (is_stirring) return;
+  is_stirring = true;
+  setImmediate(() => {
+    is_stirring = false;
+    for (const wake of waiting) wake();
+  });
+}
+
+/**
+ * Dorme até que algo aconteça, ou até a batida seguinte.
+ */
+function stirred(): Promise<void> {
+  return new Promise((resolve) => {
+    const wake = () => {
+      waiting.delete(wake);
+      clearTimeout(timer);
+      resolve();
+    };
+    const timer = setTimeout(wake, beat_ms);
+    waiting.add(wake);
+  });
+}
+
+/**
+ * Espera uma condição. Uma que responde na hora é conferida a cada acontecimento; uma que consulta
+ * alguém, de tempos em tempos.
  * @param what o que se espera, para a mensagem de erro
  * @param condition devolve algo verdadeiro quando acontece
  * @param ms prazo
@@ -57,14 +107,15 @@ export function delay(ms: number): Promise<void> {
 export async function until<result>(
   what: string,
   condition: () => result | Promise<result>,
-  ms = 10_000,
+  ms = patience_ms,
 ): Promise<NonNullable<result>> {
   const deadline = performance.now() + ms;
-  for (;;) {
-    const found = await condition();
+  for (let poll_ms = first_poll_ms; ; poll_ms = Math.min(poll_ms * 1.5, last_poll_ms)) {
+    const asked = condition();
+    const found = asked instanceof Promise ? await asked : asked;
     if (found) return found as NonNullable<result>;
     if (performance.now() > deadline) throw new Error(`não aconteceu em ${ms} ms: ${what}`);
-    await delay(5);
+    await (asked instanceof Promise ? delay(poll_ms) : stirred());
   }
 }
 
@@ -84,18 +135,62 @@ export function free_port(): Promise<number> {
 }
 
 /**
- * Guarda o que deve ser desfeito por stop_all.
+ * Guarda o que deve ser desfeito no fim do trecho em que se está, ou por stop_all.
  * @param action desfaz algo; não deve lançar
  */
 export function on_stop(action: () => Promise<unknown>): void {
-  stop_actions.push(action);
+  (scopes.getStore()?.actions ?? process_actions).push(action);
 }
 
 /**
- * Desfaz tudo o que subiu, do último ao primeiro.
+ * Desfaz o que subiu, do último ao primeiro.
+ * @param actions o que desfazer; se não é dado, tudo o que o processo subiu fora de um trecho
  */
-export async function stop_all(): Promise<void> {
-  for (let action = stop_actions.pop(); action; action = stop_actions.pop()) await action();
+export async function stop_all(actions = process_actions): Promise<void> {
+  for (let action = actions.pop(); action; action = actions.pop()) await action();
+}
+
+/**
+ * Roda um trecho, e no fim, bom ou mau, desfaz o que subiu nele.
+ * @param part o trecho
+ * @returns o que ele devolve
+ */
+export async function run_scope<result>(part: () => Promise<result>): Promise<result> {
+  const scope = { actions: [], failed: true };
+  return scopes.run(scope, async () => {
+    try {
+      const result = await part();
+      scope.failed = false;
+      return result;
+    } finally {
+      await stop_all(scope.actions);
+    }
+  });
+}
+
+/**
+ * Diz se o trecho que está a ser desfeito acabou mal.
+ * @returns true se ele lançou algo
+ */
+export function has_failed(): boolean {
+  return scopes.getStore()?.failed ?? false;
+}
+
+/**
+ * Faz algo como se fora de qualquer trecho: o que sobe assim dura até stop_all.
+ * @param part o que fazer
+ * @returns o que ele devolve
+ */
+export function outside_scope<result>(part: () => result): result {
+  return scopes.exit(part);
+}
+
+/**
+ * Diz se o que subisse agora duraria além do trecho em que se está.
+ * @returns true fora de qualquer trecho
+ */
+export function is_lasting(): boolean {
+  return scopes.getStore() === undefined;
 }
 
 /**
@@ -158,27 +253,34 @@ export function start_program(
     env: { ...process.env, JOURNAL_STREAM: undefined, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  const output = { stdout: '', stderr: '' };
+  const output: program_output = { stdout: '', stderr: '' };
   child.stdout.setEncoding('utf8').on('data', (text) => {
     output.stdout += text;
+    stir();
   });
   child.stderr.setEncoding('utf8').on('data', (text) => {
     output.stderr += text;
+    stir();
   });
   const exited = new Promise<number>((resolve) => {
+    const close = (code: number) => {
+      output.exit_code = code;
+      resolve(code);
+      stir();
+    };
     child.once('error', (error) => {
       output.stderr += `${error.message}\n`;
-      resolve(127);
+      close(127);
     });
-    child.once('close', (code, signal) => resolve(code ?? (signal ? 128 : 1)));
+    child.once('close', (code, signal) => close(code ?? (signal ? 128 : 1)));
   });
   const program: local_program = {
     process: child,
     stdout: () => output.stdout,
     stderr: () => output.stderr,
     exited,
-    wait_for: (pattern, ms = ready_limit_ms) =>
-      until(`${pattern} na saída de ${command}`, () => find_output(pattern, child, output), ms),
+    wait_for: (pattern, ms = patience_ms) =>
+      until(`${pattern} na saída de ${command}`, () => find_output(pattern, output), ms),
     stop: (signal = 'SIGTERM') => stop_program(child, exited, signal),
   };
   on_stop(() => program.stop());
@@ -188,19 +290,14 @@ export function start_program(
 /**
  * Procura um padrão na saída de um programa.
  * @param pattern o que se procura
- * @param child o processo
  * @param output o que já saiu
  * @returns o achado, ou null
  * @throws Error se o programa saiu sem escrever o que se procura
  */
-function find_output(
-  pattern: RegExp,
-  child: child_process,
-  output: { stdout: string; stderr: string },
-): RegExpExecArray | null {
+export function find_output(pattern: RegExp, output: program_output): RegExpExecArray | null {
   const found = pattern.exec(output.stdout) ?? pattern.exec(output.stderr);
-  if (found || child.exitCode === null) return found;
-  throw new Error(`saiu com ${child.exitCode} sem ${pattern}:\n${output.stdout}${output.stderr}`);
+  if (found || output.exit_code === undefined) return found;
+  throw new Error(`saiu com ${output.exit_code} sem ${pattern}:\n${output.stdout}${output.stderr}`);
 }
 
 /**

@@ -138,6 +138,13 @@ ensure_systemd() {
   apt_install "apt-get install systemd (Debian); noutras, só onde o sistema já é o systemd" systemd
 }
 
+# Instala o strace; sem ele, ou noutros sistemas, as chamadas caras não são provadas.
+ensure_strace() {
+  [ "$(uname)" = Linux ] || return 0
+  command -v strace >/dev/null && return
+  (apt_install "apt-get install strace (Debian) ou dnf install strace (Fedora)" strace) || true
+}
+
 # Instala o busybox, cujo wget é o das imagens alpine.
 ensure_busybox() {
   command -v busybox >/dev/null && return
@@ -215,6 +222,7 @@ for part in "$@"; do
     chromium) ensure_chromium ;;
     firefox) ensure_firefox ;;
     systemd) ensure_systemd ;;
+    strace) ensure_strace ;;
     busybox) ensure_busybox ;;
     buildah) ensure_buildah ;;
     n8n-nodes) ensure_cached "n8n-nodes-$n8n_nodes" fill_n8n_nodes ;;
@@ -222,7 +230,7 @@ for part in "$@"; do
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl nginx prometheus chromium firefox systemd busybox buildah n8n-nodes n8n peers" >&2
+openssl nginx prometheus chromium firefox systemd strace busybox buildah n8n-nodes n8n peers" >&2
       exit 2
       ;;
   esac

@@ -10,7 +10,7 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import type { measurement } from '../../scripts/bench/context';
 import { draw_charts } from '../../scripts/bench/draw';
 import { read_options } from '../../scripts/bench/options';
@@ -24,7 +24,7 @@ import {
 } from '../../scripts/bench/report';
 import { make_line, make_meter, read_order, summarize } from '../../scripts/bench/roles/lines';
 import { option_error } from '../../scripts/dev/options';
-import { program_file, start_program, temp_dir } from '../harness';
+import { program_file, start_program, temp_dir, test } from '../harness';
 
 const root = path.join(__dirname, '..', '..');
 const bench = ['--import', 'tsx', 'scripts/bench/bench.ts'];

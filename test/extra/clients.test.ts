@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { spawnSync as run } from 'node:child_process';
 import { createRequire as create_require } from 'node:module';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import type { task_record } from '../../json-proxy';
 import {
   brisk,
@@ -17,6 +17,7 @@ import {
   start_redis,
   start_scene,
   temp_dir,
+  test,
   until,
 } from '../harness';
 import { make_part } from './chat_format';

@@ -8,8 +8,8 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
-import { free_port, start_program, until } from '../harness';
+import { before, describe } from 'node:test';
+import { free_port, start_program, test, until } from '../harness';
 import { browser_limit_ms, type page, skip_browser, start_browser } from './browser';
 
 /** O maior tamanho de uma imagem do manual, em bytes. */

@@ -16,8 +16,16 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { before, test } from 'node:test';
-import { fetch_all, free_port, start_program, start_redis, temp_dir, until } from '../harness';
+import { before } from 'node:test';
+import {
+  fetch_all,
+  free_port,
+  start_program,
+  start_redis,
+  temp_dir,
+  test,
+  until,
+} from '../harness';
 
 const root = path.join(__dirname, '..', '..');
 const compose = read_file(path.join(root, 'scripts/deploy/docker/compose.yaml'), 'utf8');

@@ -6,7 +6,7 @@
 
 import assert from 'node:assert/strict';
 import http from 'node:http';
-import { before, test } from 'node:test';
+import { before } from 'node:test';
 import { isDeepStrictEqual as is_same } from 'node:util';
 import type { task_record } from '../../json-proxy';
 import { probe_env, type probe_reading, take_probe } from '../../scripts/dev/probe';
@@ -28,6 +28,7 @@ import {
   start_proxy,
   start_redis,
   start_worker,
+  test,
   until,
   type worker,
 } from '../harness';
@@ -47,7 +48,7 @@ const soon = { ttl_s: 6, maxtime_ms: 3000 };
 
 /** As linhas de stderr que são esperadas; um aviso do Node não é. */
 const usual_log =
-  /^probe \{|^\S+ (refused|head_dropped|header_refused|silent_worker|stalled_reader) /;
+  /^probe \{|^\S+ (refused|head_as_line|header_refused|silent_worker|stalled_reader) /;
 
 const max_body = 1000;
 

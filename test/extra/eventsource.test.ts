@@ -7,17 +7,18 @@ import assert from 'node:assert/strict';
 import http from 'node:http';
 import type { AddressInfo as address_info } from 'node:net';
 import { text as read_text } from 'node:stream/consumers';
-import { before, describe, test } from 'node:test';
-import { on_stop } from '../../scripts/dev/local';
+import { before, describe } from 'node:test';
 import {
   brisk,
   end_of,
   type local_redis,
+  on_stop,
   start_program,
   start_proxy,
   start_redis,
   start_scene,
   temp_dir,
+  test,
   until,
 } from '../harness';
 import { read_manual } from '../readme_helpers';

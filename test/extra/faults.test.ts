@@ -7,8 +7,7 @@
 import assert from 'node:assert/strict';
 import { randomUUID as random_uuid } from 'node:crypto';
 import net from 'node:net';
-import { describe, test } from 'node:test';
-import { on_stop } from '../../scripts/dev/local';
+import { describe } from 'node:test';
 import {
   begin,
   check_tombstone,
@@ -19,6 +18,7 @@ import {
   fetch_all,
   freeze_redis,
   goodbye,
+  on_stop,
   type proxy,
   type redis_client,
   type scene,
@@ -28,6 +28,7 @@ import {
   start_scene,
   start_worker,
   task_named,
+  test,
   until,
 } from '../harness';
 

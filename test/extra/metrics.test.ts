@@ -1,13 +1,14 @@
 /*
- * As métricas lidas por quem as lê de verdade: o promtool confere a página e as consultas do
- * painel; um Prometheus as recolhe, e cada quadro do painel mostra algo.
+ * As métricas lidas por quem as lê de verdade: o promtool confere a página, as consultas do painel
+ * e os alertas do manual; um Prometheus as recolhe, e cada quadro do painel mostra algo.
  */
 
 import assert from 'node:assert/strict';
 import { spawnSync as run } from 'node:child_process';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
+import { metrics_table } from '../../json-proxy';
 import {
   brisk,
   fetch_all,
@@ -18,9 +19,11 @@ import {
   start_redis,
   start_worker,
   temp_dir,
+  test,
   until,
 } from '../harness';
 import { type metered_proxy, read_dashboard, start_metered } from '../metrics_helpers';
+import { read_manual } from '../readme_helpers';
 
 /** O Prometheus recolhe duas vezes antes que uma taxa exista; o resto é folga. */
 const collected_ms = 40_000;
@@ -123,6 +126,19 @@ describe('o promtool', { concurrency: 2 }, () => {
     const { status, said } = promtool(['check', 'rules', file]);
     assert.equal(status, 0, said);
     assert.match(said, new RegExp(`SUCCESS: ${rules.length} rules found`));
+  });
+
+  test('entende os alertas do manual, que só citam métricas que há', () => {
+    const { blocks } = read_manual('MANUAL.md');
+    const rules = blocks.find(({ text }) => text.includes('alert:'))?.text ?? '';
+    const file = path.join(temp_dir(), 'alerts.yml');
+    write_file(file, rules);
+    const { status, said } = promtool(['check', 'rules', file]);
+    assert.equal(status, 0, said);
+    const known = metrics_table.map(({ name }) => name);
+    const named = rules.match(/json_proxy_\w+/g) ?? [];
+    assert.equal(named.length, rules.match(/alert:/g)?.length);
+    for (const name of named) assert.ok(known.includes(name), name);
   });
 });
 

@@ -10,8 +10,7 @@
 import assert from 'node:assert/strict';
 import { mkdirSync as make_dir, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
-import { on_stop } from '../../scripts/dev/local';
+import { before, describe } from 'node:test';
 import { serve } from '../../scripts/worker/worker';
 import {
   brisk,
@@ -19,6 +18,7 @@ import {
   end_of,
   free_port,
   type local_redis,
+  on_stop,
   open_stream,
   type proxy,
   type redis_client,
@@ -28,6 +28,7 @@ import {
   task_named,
   type task_names,
   temp_dir,
+  test,
   until,
 } from '../harness';
 import { create_user, denied_objects } from '../readme_helpers';

@@ -4,7 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import { probe_env, take_probe } from '../../scripts/dev/probe';
 import {
   begin,
@@ -20,6 +20,7 @@ import {
   type redis_client,
   see_tombstone,
   type task_names,
+  test,
   until,
 } from '../harness';
 import { raw_request } from '../http_helpers';

@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import {
   brisk,
   end_of,
@@ -18,6 +18,7 @@ import {
   start_redis,
   start_scene,
   temp_dir,
+  test,
   until,
 } from '../harness';
 import { read_manual } from '../readme_helpers';

@@ -12,7 +12,7 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import { version } from '../../json-proxy';
 import { build_binary } from '../../scripts/dev/binary';
 import { install_package, pack_project } from '../../scripts/dev/package';
@@ -25,6 +25,7 @@ import {
   start_redis,
   start_worker,
   temp_dir,
+  test,
   until,
 } from '../harness';
 

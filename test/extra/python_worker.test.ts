@@ -3,8 +3,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { fetch_all, start_program, start_proxy, start_redis, temp_dir } from '../harness';
+import { fetch_all, start_program, start_proxy, start_redis, temp_dir, test } from '../harness';
 
 const python = '/usr/bin/python3';
 const worker_file = 'scripts/worker/examples/worker_example.py';

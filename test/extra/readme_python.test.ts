@@ -4,8 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { fetch_all } from '../harness';
+import { fetch_all, test } from '../harness';
 import { start_manual_worker } from '../readme_helpers';
 
 const examples = [

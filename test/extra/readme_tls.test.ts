@@ -6,8 +6,7 @@ import assert from 'node:assert/strict';
 import { execFileSync as run, spawnSync as try_run } from 'node:child_process';
 import { readFileSync as read_file } from 'node:fs';
 import path from 'node:path';
-import { test } from 'node:test';
-import { fetch_all, start_proxy, start_redis, temp_dir } from '../harness';
+import { fetch_all, start_proxy, start_redis, temp_dir, test } from '../harness';
 import { read_manual } from '../readme_helpers';
 
 for (const file of ['MANUAL.md', 'MANUAL.pt-BR.md']) {

@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { before, describe, test } from 'node:test';
+import { before, describe } from 'node:test';
 import {
   brisk,
   fetch_all,
@@ -21,6 +21,7 @@ import {
   start_redis,
   start_scene,
   temp_dir,
+  test,
   until,
 } from '../harness';
 

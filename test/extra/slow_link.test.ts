@@ -5,17 +5,17 @@
 
 import assert from 'node:assert/strict';
 import net from 'node:net';
-import { test } from 'node:test';
-import { on_stop } from '../../scripts/dev/local';
 import {
   begin,
   brisk,
   end_of,
   fetch_all,
+  on_stop,
   open_socket,
   start_proxy,
   start_redis,
   start_worker,
+  test,
   until,
 } from '../harness';
 

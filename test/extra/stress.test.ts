@@ -6,14 +6,14 @@
 import assert from 'node:assert/strict';
 import { readFileSync as read_file, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import { option_error } from '../../scripts/dev/options';
 import { make_reader } from '../../scripts/dev/resp';
 import { plan_fault } from '../../scripts/stress/faults';
 import { fault_names } from '../../scripts/stress/ledger';
 import { read_options, replay_command } from '../../scripts/stress/options';
 import { plan_visit, plan_work } from '../../scripts/stress/plan';
-import { program_file, start_program, temp_dir } from '../harness';
+import { program_file, start_program, temp_dir, test } from '../harness';
 
 const root = path.join(__dirname, '..', '..');
 const stress = ['--import', 'tsx', 'scripts/stress/stress.ts'];

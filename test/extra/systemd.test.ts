@@ -7,9 +7,8 @@ import assert from 'node:assert/strict';
 import { execFileSync as run } from 'node:child_process';
 import { copyFileSync as copy_file, cpSync as copy_tree, readFileSync as read_file } from 'node:fs';
 import path from 'node:path';
-import { test } from 'node:test';
 import { build_binary } from '../../scripts/dev/binary';
-import { exit_of, program_file, start_program, temp_dir } from '../harness';
+import { exit_of, program_file, start_program, temp_dir, test } from '../harness';
 
 const folder = path.join(__dirname, '..', '..', 'scripts', 'deploy', 'systemd');
 const unit = path.join(folder, 'json-proxy.service');

@@ -65,7 +65,8 @@ install_files() {
   sed "s|^ExecStart=.*|ExecStart=$command|" "$here/json-proxy.service" >"$root$unit"
   chmod 644 "$root$unit"
   if [ -e "$root$settings" ]; then
-    echo "$root$settings já existia e ficou como estava"
+    chmod go= "$root$settings" # quem a escreveu à mão talvez deixasse a senha à vista
+    echo "$root$settings já existia e ficou como estava, só o dono a lê"
   else
     install -D -m 600 "$here/json-proxy.env" "$root$settings"
   fi
