@@ -116,7 +116,7 @@ async function measure(options: bench_options, argv: string[]): Promise<void> {
   console.log(`\ngravado em ${options.out}`);
 }
 
-/** Lê as opções, mede, e devolve o código de saída. */
+/** Lê as opções de `argv`, mede, e devolve o código de saída. */
 async function main(argv: string[]): Promise<number> {
   const options = read_options(
     argv,

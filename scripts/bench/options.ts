@@ -116,7 +116,7 @@ function adjust_plan(
   };
 }
 
-/** Lê as opções; `scenarios`: as provas que existem, na ordem em que rodam. */
+/** Lê as opções de `argv`; `scenarios`: as provas que existem, na ordem em que rodam. */
 export function read_options(argv: string[], scenarios: string[]): bench_options {
   const values = parse_options(argv, option_table);
   const { quick = false, only, program, out } = values;

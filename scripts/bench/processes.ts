@@ -54,8 +54,8 @@ export function can_read_processes(): boolean {
   return process.platform === 'linux';
 }
 
-/** Dá o que um comando escreve; vazio se ele não existe. */
-export function command_output(...[command = '', ...args]: string[]): string {
+/** Dá o que o comando `command`, com os `args`, escreve; vazio se ele não existe. */
+export function command_output(command: string, ...args: string[]): string {
   const { stdout, stderr, error } = run(command, args, { encoding: 'utf8' });
   return error ? '' : `${stdout}${stderr}`.trim();
 }
@@ -96,7 +96,7 @@ async function kill_role(child: child_process): Promise<void> {
   await closed;
 }
 
-/** Sobe o papel `name`, um arquivo de roles/, e o devolve; uma chamada falha se ele falhar ou morrer. */
+/** Sobe o papel `name`, um arquivo de roles/, e o devolve; uma chamada falha se ele morrer. */
 export function start_role(name: string): role {
   const child = fork(path.join(roles_dir, `${name}.js`), [], {
     execArgv: [],
@@ -159,6 +159,7 @@ export async function start_bench_worker(redis: bench_redis): Promise<role> {
 /**
  * Sobe o proxy diante de um Redis, com a saída num arquivo, como num serviço, e espera que atenda.
  * @param program caminho de json-proxy.js
+ * @param args opções a mais
  * @returns o proxy
  */
 export async function start_bench_proxy(

@@ -16,7 +16,7 @@ type option_table = NonNullable<parse_config['options']>;
 const usage_exit_code = 2;
 
 /**
- * Separa os argumentos, sem o nome do programa.
+ * Separa os argumentos `argv`, sem o nome do programa.
  * @returns os textos dados, por opção
  * @throws option_error em opção desconhecida, sem valor, ou argumento solto
  */

@@ -54,7 +54,7 @@ function read_integer(flag: keyof typeof limits, text: string): number {
   throw bad_option(flag, text, `um inteiro de ${min} a ${max}`);
 }
 
-/** Lê as opções; a semente já vem sorteada, se não foi dada. */
+/** Lê as opções de `argv`; a semente já vem sorteada, se não foi dada. */
 export function read_options(argv: string[]): stress_options {
   const values = parse_options(argv, option_table);
   const {

@@ -12,7 +12,7 @@ export type redis_client = Awaited<ReturnType<typeof connect>>;
 /** Entre tentativas de um comando que o Redis não atendeu. */
 const retry_ms = 50;
 
-/** Conecta à porta `port`, no banco 1. */
+/** Conecta à porta `port`, no banco 1, e devolve o cliente. */
 export async function connect(port: number) {
   const client = create_client({
     RESP: 2,
@@ -26,7 +26,7 @@ export async function connect(port: number) {
   return client;
 }
 
-/** Insiste num comando, que repetir não deve fazer mal, até que o Redis o atenda, e dá a resposta. */
+/** Insiste num comando, que repetir não faz mal, até que o Redis o atenda; devolve a resposta. */
 export async function insist<result>(action: () => Promise<result>): Promise<result> {
   for (;;) {
     try {

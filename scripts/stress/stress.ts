@@ -112,7 +112,7 @@ async function stress(options: stress_options): Promise<number> {
   return 1;
 }
 
-/** Lê as opções, roda a prova, e devolve o código de saída. */
+/** Lê as opções de `argv`, roda a prova, e devolve o código de saída. */
 async function main(argv: string[]): Promise<number> {
   const options = read_options(argv);
   if (!options.help) return stress(options);

@@ -6,7 +6,7 @@
 import net from 'node:net';
 import { make_reader } from '../../dev/resp';
 
-/** Monta o texto de um comando, com argumentos em ASCII, como o Redis o lê. */
+/** Monta o texto de um comando, com `words` em ASCII, como o Redis o lê. */
 export function encode(...words: string[]): string {
   return `*${words.length}\r\n${words.map((word) => `$${word.length}\r\n${word}\r\n`).join('')}`;
 }
