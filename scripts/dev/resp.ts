@@ -7,7 +7,8 @@ import { Decoder as decoder } from '@redis/client/dist/lib/RESP/decoder';
 
 /**
  * Cria um leitor, que recebe os bytes em pedaços quaisquer: respostas, ou comandos. Um erro do
- * Redis é uma resposta, instância de Error; os avisos do RESP 3, que ninguém pediu, são descartados.
+ * Redis é uma resposta, instância de Error; os avisos do RESP 3, que ninguém pediu, são
+ * descartados.
  */
 export function make_reader(on_reply: (reply: unknown) => void): (chunk: Buffer) => void {
   const reader = new decoder({

@@ -41,10 +41,10 @@ type finish_figures = { last_at: number; swapped: number };
 /** Os processos que todos dividem. */
 export type bulk_scene = { redis: bench_redis; worker: role; client: role };
 
-/** Uma medida de um servidor: dado o número de fluxos e de linhas em cada um, linhas por segundo. */
+/** Mede um servidor, dados o número de fluxos e o de linhas em cada um. */
 type bulk_measure = (streams: number, lines_each: number) => ReturnType<trial['run']>;
 
-/** Um concorrente: o servidor, o caminho de cada fluxo, quem envia as linhas e quem mais trabalha. */
+/** Um concorrente: o caminho de cada fluxo, quem envia as linhas e quem mais trabalha. */
 type bulk_peer = {
   variant: keyof typeof peer_fraction;
   server: server;
