@@ -176,7 +176,7 @@ describe('o adaptador de fetch', { concurrency: tests_at_once }, () => {
     }
   });
 
-  test('uma exceção antes do primeiro byte é um 500, e o que o fetch não aceita um 400', async () => {
+  test('uma exceção antes do primeiro byte é um 500; um pedido impossível, um 400', async () => {
     const broken = () =>
       new ReadableStream({ start: (stream) => stream.error(new Error('segredo')) });
     const answers: fetch_handler[] = [

@@ -98,7 +98,11 @@ send() {
   framing=lines reply=1 line=''
   while [ "$reply" -gt 0 ] 2>/dev/null && { IFS= read -r line || [ -n "$line" ]; }; do
     reply=$(printf %s "$line" | push lines)
-    case $framing$line in lines) ;; linesRAW\ [0-9]*) framing=raw && break ;; *) framing=text ;; esac
+    case $framing$line in
+      lines) ;;
+      linesRAW\ [0-9]*) framing=raw && break ;;
+      *) framing=text ;;
+    esac
   done
   while [ "$framing" = raw ] && [ "$reply" -gt 0 ] 2>/dev/null; do
     reply=$(dd bs=65536 count=1 2>/dev/null | push raw)

@@ -234,7 +234,7 @@ describe('o kit em Python', { concurrency: true }, () => {
     assert.equal(worker.stderr(), '');
   });
 
-  test('todas as formas de REDIS_SERVER servem, e o que não serve o termina com uma linha', async () => {
+  test('as formas de REDIS_SERVER servem; o que não serve o termina com uma linha', async () => {
     const socket = `${temp_dir()}/redis.sock`;
     const own = await start_redis(['--requirepass', 'c@%: x', '--unixsocket', socket]);
     await (await connect_redis(own, 1, 'c@%: x')).configSet('bind', '127.0.0.1 ::1');

@@ -20,7 +20,7 @@ const sdk_dir = guest_dir('clients');
 /** O que cada cliente deve mostrar, um pedaço por vez. */
 export const words = ['um ', 'dois ', 'três'];
 
-/** Um cliente: o que ele mostra, aos poucos, até o fim, o erro, ou até que `signal` o mande sair. */
+/** Um cliente: o que ele mostra, aos poucos, até o fim, o erro, ou que `signal` o mande sair. */
 export type read_client = (signal: AbortSignal) => AsyncIterable<string>;
 
 /** Como o modelo acaba: bem, com uma exceção depois das palavras, ou nunca. */

@@ -124,7 +124,7 @@ describe('o worker em shell', { concurrency: true }, () => {
     await see_answer();
   });
 
-  test('uma linha sem quebra no fim, ou enorme, chega inteira, e o erro vem numa só dele', async () => {
+  test('uma linha sem quebra no fim, ou enorme, chega inteira; o erro vem noutra', async () => {
     const scene = await start_scene(redis, brisk);
     const huge = 'x'.repeat(300_000);
     const write_huge = 'head -c 300000 /dev/zero | tr "\\0" x';
@@ -172,7 +172,7 @@ describe('o worker em shell', { concurrency: true }, () => {
     assert.equal(worker.stderr(), '');
   });
 
-  test('todas as formas de REDIS_SERVER servem, e o que não serve o termina com uma linha', async () => {
+  test('as formas de REDIS_SERVER servem; o que não serve o termina com uma linha', async () => {
     const socket = `${temp_dir()}/redis.sock`;
     const own = await start_redis(['--requirepass', 'c@%: x', '--unixsocket', socket]);
     await (await connect_redis(own, 1, 'c@%: x')).configSet('bind', '127.0.0.1 ::1');
