@@ -13,6 +13,7 @@ import {
 } from 'node:fs';
 import path from 'node:path';
 import { build } from 'esbuild';
+import { temp_dir } from './local';
 
 /** Por onde quem roda os testes diz onde está o programa que eles devem usar. */
 export const program_variable = 'JSON_PROXY_PROGRAM';
@@ -49,6 +50,13 @@ export async function build_program(outfile: string): Promise<void> {
     logLevel: 'warning',
   });
   change_mode(outfile, 0o755);
+}
+
+/** Dá o programa `given`, ou um montado na hora numa pasta vazia, que stop_all remove. */
+export async function built_program(given?: string): Promise<string> {
+  const file = path.resolve(given ?? path.join(temp_dir(), 'json-proxy.js'));
+  if (!given) await build_program(file);
+  return file;
 }
 
 /**
