@@ -33,7 +33,7 @@ describe('os workflows', () => {
     assert.match((await complaints(wrong)).join('\n'), /property "nodes" is not defined/);
   });
 
-  test('rodam comandos e leem arquivos que existem, no Node mais antigo que o projeto aceita', () => {
+  test('rodam comandos e leem arquivos que existem, desde o Node mais antigo aceito', () => {
     for (const text of workflows.map((file) => read_file(file, 'utf8'))) {
       for (const [, name = ''] of text.matchAll(/npm run ([\w:]+)/g)) assert.ok(name in scripts);
       for (const [file] of text.matchAll(/scripts\/[\w/.-]+/g)) assert.ok(file_exists(file), file);
