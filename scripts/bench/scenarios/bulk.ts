@@ -57,6 +57,10 @@ export function seed_name(lines: number): string {
   return `seed_${lines}`;
 }
 
+/** O que faz das mesmas linhas uma resposta RAW, e o nome do modelo dela. */
+const raw_head = 'RAW 200 {"Content-Type": "application/x-ndjson"}';
+const raw_name = (lines: number) => `${seed_name(lines)}_raw`;
+
 /**
  * Mede um servidor que despeja linhas, e divide os gastos por elas.
  * @param pids os processos cujo gasto interessa
@@ -79,6 +83,7 @@ async function measure_rate(
  * @param proxy o proxy, com PAUSE 0
  * @param streams quantos fluxos
  * @param lines_each quantas linhas em cada um
+ * @param name a lista modelo
  * @returns linhas por segundo, e o processador gasto
  */
 export async function measure_proxy_bulk(
@@ -86,10 +91,11 @@ export async function measure_proxy_bulk(
   proxy: server,
   streams: number,
   lines_each: number,
+  name = seed_name(lines_each),
 ): Promise<Record<string, number>> {
   const { worker, client, pids } = scene;
   await worker.call('set_mode', { mode: 'fill' });
-  await worker.call('preload', { name: seed_name(lines_each), lists: streams });
+  await worker.call('preload', { name, lists: streams });
   const all = { ...pids, server: proxy.pid, worker: worker.pid, client: client.pid };
   return measure_rate(all, streams * lines_each, () =>
     client.call('run', { port: proxy.port, streams, lines_each }),
@@ -140,6 +146,11 @@ function bulk_trials(
     variant: 'json-proxy',
     run: () => measure_proxy_bulk(scene, proxy, streams, lines_each),
   };
+  const bytes_trial: trial = {
+    case_name,
+    variant: 'json-proxy raw',
+    run: () => measure_proxy_bulk(scene, proxy, streams, lines_each, raw_name(lines_each)),
+  };
   const raw_trials = raw_counts.map((count) => ({
     case_name,
     variant: `piso lpop ${count}`,
@@ -155,7 +166,7 @@ function bulk_trials(
       return measure_rate(pids, streams * lines_each, () => scene.client.call('run', where));
     },
   };
-  return [proxy_trial, ...raw_trials, http_trial];
+  return [proxy_trial, bytes_trial, ...raw_trials, http_trial];
 }
 
 /**
@@ -253,6 +264,7 @@ async function run(context: bench_context): Promise<void> {
   for (const streams of stream_cases) {
     const lines = Math.floor(plan.bulk_lines / streams);
     await worker.call('seed', { name: seed_name(lines), lines });
+    await worker.call('seed', { name: raw_name(lines), lines, head: raw_head });
     trials.push(...bulk_trials(scene, servers, streams, lines), ...peer_trials(streams));
   }
   await warm_round(context, 'bulk', trials);
