@@ -112,6 +112,7 @@ import { setImmediate as next_turn, setTimeout as sleep } from 'node:timers/prom
 import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
 import {
+  ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
   ErrorReply as error_reply,
   RESP_TYPES as resp_types,
@@ -559,6 +560,15 @@ function show_setting(of: ReturnType<typeof row>, text: string): string {
   return of.name === 'REDIS_SERVER' ? redact_address(text) : text;
 }
 
+/** O que existe noutro lugar e não aqui, o Node ou o py-ndjson-proxy, e o que usar. */
+const foreign_names = new Map([
+  ['env-file', 'é do Node, e vai antes do programa: node --env-file=.env json-proxy.js'],
+  ['m', 'aqui é -t (MAXTIME, em ms)'],
+  ['d', 'não há modo debug; veja LOG_LEVEL (--log-level)'],
+  ['debug', 'não há modo debug; veja LOG_LEVEL (--log-level)'],
+  ['key-prefix', 'aqui é -X (REDIS_PREFIX), com o separador no fim: ndjson_task_'],
+]);
+
 /**
  * Separa os argumentos da linha de comando. Nenhum erro mostra um valor, nem um argumento solto:
  * pode ser uma senha que escapou da sua opção (`--secret= abc`, `-secret abc`).
@@ -586,7 +596,8 @@ function read_arguments(argv: string[]): Map<string, { text: string; label: stri
     const known = Object.hasOwn(options, token.name) && options[token.name];
     if (!known) {
       const shown = label.replace(/^(--(?:secret|redis|api-key)).+$/s, '$1…');
-      throw new usage_error(`opção desconhecida: ${shown}; --help mostra as aceitas`);
+      const advice = foreign_names.get(token.name) ?? '--help mostra as aceitas';
+      throw new usage_error(`opção desconhecida: ${shown}; ${advice}`);
     }
     const text = known.type === 'boolean' ? '' : token.value;
     if (text === undefined) throw new usage_error(`falta o valor de ${label}; veja --help`);
@@ -637,6 +648,9 @@ function check_settings_together(gathered: gathered_settings): void {
       throw new usage_error(`${plain} e ${file} dados ao mesmo tempo; aceito: só um deles`);
     }
   }
+  if (METRICS_PORT > 0 && METRICS_PORT === HTTP_PORT) {
+    throw new usage_error(`METRICS_PORT inválido: "${METRICS_PORT}"; aceito: não a de HTTP_PORT`);
+  }
   check_tls_settings();
 }
 
@@ -663,6 +677,10 @@ export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
   }
   if (given.has('help')) return { action: 'help' as const, gathered };
   if (given.has('version')) return { action: 'version' as const, gathered };
+  if (env.REDIS_KEY_PREFIX) {
+    const advice = foreign_names.get('key-prefix');
+    throw new usage_error(`REDIS_KEY_PREFIX (ambiente) desconhecida; ${advice}`);
+  }
   for (const entry of settings_table) {
     const { text, label } = gathered.get(entry.name) ?? { text: '', label: '' };
     try {
@@ -926,6 +944,8 @@ const try_later = { 'Retry-After': '5' };
  */
 export const refusal_rules = {
   malformed: { status: 400, text: 'malformed request' },
+  not_https: { status: 400, text: 'this port speaks HTTP, not HTTPS' },
+  bad_url: { status: 400, text: 'the URL has characters that must be percent-encoded' },
   two_hosts: { status: 400, text: 'more than one Host header', headers: closing },
   no_host: { status: 400, text: 'missing Host header', headers: closing },
   bad_coding: { status: 400, text: 'unsupported Transfer-Encoding', headers: closing },
@@ -1042,8 +1062,13 @@ function note_refusal(status: number): boolean {
 // que falha encerra o programa; depois dela, reconecta-se para sempre. Sem conexão nada fica em
 // fila: o pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
 
-/** Do início ao primeiro PING respondido; o programa promete desistir em menos de 5 s. */
+/**
+ * O maior silêncio de quem ainda não atendeu: um Redis que falha faz o programa sair em menos de
+ * 5 s; um que só é lento, ou uma máquina que o é, não. Até o primeiro PING respondido ele é contado
+ * em batidas do laço de eventos, que rareiam quando o programa pouco roda, e recomeça a cada byte.
+ */
 const connect_limit_ms = 3500;
+const connect_beat_ms = 100;
 
 /** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
 const ping_limit_ms = 1500;
@@ -1092,6 +1117,9 @@ const pop_count_version = 6.2;
 /** Erros de um Redis que está voltando ou ocupado: valem como ausência, não como recusa. */
 const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b/;
 
+/** Erros de um servidor que desliga sem responder. */
+const hang_up = /closed unexpectedly|ECONNRESET/;
+
 const uuid_v4_pattern = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
 /** A tarefa como é guardada no Redis, em JSON. `request_time` em segundos, com fração. */
@@ -1130,8 +1158,9 @@ function redis_make_client(tracking: boolean) {
   const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
   const options = {
     connectTimeout: connect_limit_ms,
-    reconnectStrategy: (retries: number) =>
-      redis_link.was_ready && Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
+    reconnectStrategy: (retries: number, cause: Error) =>
+      (redis_link.was_ready || cause instanceof connection_timeout) &&
+      Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
   };
   const where = socket_path ? { path: socket_path } : { host, port };
   const secret = REDIS_PASSWORD || password;
@@ -1156,7 +1185,8 @@ function redis_make_client(tracking: boolean) {
 
 /**
  * O estado da conexão, único no processo. `uuid_head` é o começo do UUID de toda tarefa deste
- * processo, por que se pedem os avisos; `identity` diz de que servidor e dados se trata (o run_id,
+ * processo, por que se pedem os avisos: curto, para que ele seja aleatório no resto; ouvir algumas
+ * das tarefas dos outros não faz mal; `identity` diz de que servidor e dados se trata (o run_id,
  * com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões já
  * houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
  * já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último motivo registrado;
@@ -1164,7 +1194,7 @@ function redis_make_client(tracking: boolean) {
  * das mudanças; `asks_news`, se isso foi pedido; `pending_cleanups`, o que espera a volta dele.
  */
 const redis_link = {
-  uuid_head: random_uuid().slice(0, 8),
+  uuid_head: random_uuid().slice(0, 2),
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
   buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined,
   identity: '',
@@ -1246,7 +1276,8 @@ function hide_arguments(message: string): string {
 }
 
 /**
- * Explica um erro de conexão em uma frase que diz o que fazer.
+ * Explica um erro de conexão em uma frase que diz o que fazer. Quem já atendeu por minutos tem as
+ * configurações certas: dele não se duvida.
  * @param error erro da node-redis, do sistema ou do prazo
  * @returns frase em português, sem senha
  */
@@ -1279,17 +1310,16 @@ function explain_redis_error(error: unknown): string {
     [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
     [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
     [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
-    [
-      /closed unexpectedly|ECONNRESET/,
-      'o servidor fechou a conexão; a porta é do Redis? pede TLS? está em modo protegido?',
-    ],
+    [hang_up, 'o servidor fechou a conexão; a porta é do Redis? pede TLS? está em modo protegido?'],
     [
       /timeout|ETIMEDOUT|sem resposta/i,
       'não respondeu a tempo; confira REDIS_SERVER (-R) e a rede; a porta é do Redis? fala TLS?',
     ],
   ];
   const found = explanations.find(([pattern]) => pattern.test(`${code} ${message}`));
-  return found ? found[1] : hide_arguments(message) || code || 'erro desconhecido';
+  if (!found) return hide_arguments(message) || code || 'erro desconhecido';
+  const doubt = /;? [^;?]*(REDIS_SERVER|a porta é do Redis).*/;
+  return redis_link.was_ready ? found[1].replace(doubt, '') : found[1];
 }
 
 /**
@@ -1556,7 +1586,7 @@ async function redis_settled(): Promise<boolean> {
  * Pede ao servidor que avise das mudanças nas chaves deste processo (NOLOOP: não as nossas). O modo
  * é o BCAST, por prefixo: o outro, por chave lida, guarda no Redis cada chave consultada até que
  * ela mude, e a lista e a tarefa que se foram não mudam mais; cada tarefa deixaria lá 300 bytes.
- * Como o prefixo leva uuid_head, cada processo só ouve das suas.
+ * Como o prefixo leva uuid_head, um processo ouve das suas e de uma em 256 dos outros.
  * @throws ErrorReply se o servidor recusa, ou erro de conexão
  */
 async function redis_track(): Promise<void> {
@@ -1641,18 +1671,37 @@ function redis_open(asks_news: boolean) {
 }
 
 /**
+ * Espera algo do Redis enquanto ele der sinal de vida.
+ * @param promise o que se espera
+ * @returns o valor dela
+ * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
+ */
+function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
+  return new Promise((resolve, reject) => {
+    let [beats, bytes_seen] = [0, 0];
+    const listen_on = () => {
+      const bytes = redis_link.socket?.bytesRead ?? 0;
+      beats = bytes === bytes_seen ? beats + 1 : 0;
+      bytes_seen = bytes;
+      if (beats * connect_beat_ms >= connect_limit_ms) reject(new deadline_error('sem resposta'));
+    };
+    const timer = setInterval(listen_on, connect_beat_ms);
+    promise.then(resolve, reject).finally(() => clearInterval(timer));
+  });
+}
+
+/**
  * Tenta a primeira conexão de um modo, e a confirma com um PING.
  * @param asks_news se o servidor deve avisar das mudanças
- * @param ms prazo em milissegundos
  * @throws o erro da conexão, do PING ou do prazo
  */
-async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> {
+async function redis_try_connect(asks_news: boolean): Promise<void> {
   const client = redis_open(asks_news);
   const confirmed = client
     .connect()
     .then(() => Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]));
   try {
-    const [mode] = await within(confirmed, ms);
+    const [mode] = await redis_while_heard(confirmed);
     if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
   } catch (error) {
     client.destroy();
@@ -1662,24 +1711,34 @@ async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> 
 
 /**
  * Faz a primeira conexão. Se o servidor recusa RESP 3 ou os avisos (Redis antigo, ACL, alguns
- * clones), conecta sem eles e o laço consulta a cada INTERVAL.
+ * clones) ou desliga ao ouvir falar deles, conecta sem eles e o laço consulta a cada INTERVAL. Um
+ * que ainda carrega os dados não falhou: espera-se por ele.
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
 async function redis_connect(): Promise<void> {
   subscribe('net.client.socket', (message) => {
     redis_link.socket = (message as { socket: net_socket }).socket; // só ao Redis se conecta
   });
-  const deadline = now() + connect_limit_ms;
-  let reason = 'WAKEUP off';
-  if (WAKEUP) {
+  const redis = format_redis_address(REDIS_SERVER);
+  let [asks_news, reason, is_told] = [WAKEUP, 'WAKEUP off', false];
+  for (;;) {
     try {
-      await redis_try_connect(true, connect_limit_ms);
+      await redis_try_connect(asks_news);
+      break;
     } catch (error) {
-      if (!(error instanceof error_reply)) throw error;
-      reason = hide_arguments(error.message);
+      const { message, code = '' } = error as NodeJS.ErrnoException;
+      const is_reply = error instanceof error_reply;
+      if (is_reply && /^LOADING\b/.test(message)) {
+        if (!is_told) log('warn', 'redis_loading', { redis });
+        is_told = true;
+        await sleep(retry_ms);
+        continue;
+      }
+      if (!asks_news || !(is_reply || hang_up.test(`${code} ${message}`))) throw error;
+      reason = hide_arguments(message);
+      asks_news = false;
     }
   }
-  if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now());
   redis_link.was_ready = true;
   redis_log_wakeup(reason);
 }
@@ -1748,6 +1807,9 @@ const probe_after_ms = 30_000;
 
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
+
+/** O primeiro byte de uma conexão TLS, que não começa nenhum pedido HTTP. */
+const tls_handshake = 0x16;
 
 /** Pedidos sem resposta numa conexão: quem enfileira de verdade (pipelining) manda uma dúzia. */
 const max_pipelined = 64;
@@ -1937,25 +1999,28 @@ function error_headers(body: string): Record<string, string> {
   };
 }
 
-/**
- * Dá o caminho de um alvo de pedido, sem a busca; aceita também a forma absoluta.
- * @param target alvo como veio, por exemplo "/ping?x=1" ou "http://h/ping"
- * @returns por exemplo "/ping"
- */
+/** Dá o caminho e a busca de `target`: "/a?x=1", também de "http://h/a?x=1". */
+export function url_of(target: string): string {
+  const url = target.replace(/^[a-z][a-z0-9+.-]*:\/\/[^/?#]*/i, '');
+  return /^[^?#]/.test(url) ? url : `/${url}`;
+}
+
+/** Dá o caminho de `target`, sem a busca: "/ping" de "http://h/ping?x=1". */
 export function path_of(target: string): string {
-  const path = target.replace(/^[a-z][a-z0-9+.-]*:\/\/[^/?#]*/i, '');
-  return path.split(/[?#]/, 1)[0] || '/';
+  return url_of(target).replace(/[?#].*/s, '');
 }
 
 /**
  * Escolhe o tipo de mídia da resposta.
  * @param accept cabeçalho Accept do pedido
- * @returns o primeiro de stream_types que o Accept nomeia sem q=0, ou application/x-ndjson
+ * @returns o primeiro de stream_types que o Accept nomeia sem q=0; senão texto para quem aceita
+ *   páginas, que um navegador mostra em vez de baixar, e application/x-ndjson para os outros
  */
 export function choose_media_type(accept = ''): string {
   const wanted = accept.split(',').filter((item) => !/;\s*q=0(\.0*)?\s*(;|$)/i.test(item));
   const named = wanted.map((item) => (item.split(';')[0] ?? '').trim().toLowerCase());
-  return named.find((type) => stream_types.includes(type)) ?? 'application/x-ndjson';
+  const fallback = named.includes('text/html') ? 'text/plain' : 'application/x-ndjson';
+  return named.find((type) => stream_types.includes(type)) ?? fallback;
 }
 
 /**
@@ -2146,17 +2211,21 @@ async function refuse_broken_request(
     return;
   }
   if (state.broken) return; // cada pedaço que chega depois repete o erro
+  const is_tls = Reflect.get(error, 'rawPacket')?.[0] === tls_handshake;
+  const code = is_tls ? 'HTTPS' : (error.code ?? '');
   const answers: Record<string, keyof typeof refusal_rules> = {
+    HTTPS: 'not_https',
+    HPE_INVALID_URL: 'bad_url',
     HPE_HEADER_OVERFLOW: 'large_headers',
     HPE_CHUNK_EXTENSIONS_OVERFLOW: 'large_chunks',
     ERR_HTTP_REQUEST_TIMEOUT: 'slow_request',
   };
-  state.broken = new refusal(answers[error.code ?? ''] ?? 'malformed');
+  state.broken = new refusal(answers[code] ?? 'malformed');
   const is_body = state.last_response?.req.complete === false;
   if (is_body) state.on_broken();
   await state.last_turn;
   if (is_body || error.code === 'ECONNRESET') destroy_later(socket);
-  else end_connection(socket, state.broken, error.code ?? error.message);
+  else end_connection(socket, state.broken, `${code || error.message}: ${state.broken.message}`);
 }
 
 // ── Tarefa ──────────────────────────────────────────────────────────────────────────────────────
@@ -2171,7 +2240,8 @@ const max_header_names = 500;
 function capitalize_header(name: string): string {
   const known = header_names.get(name);
   if (known) return known;
-  const capitalized = name.toLowerCase().replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
+  const dashed = name.toLowerCase().replaceAll('_', '-'); // no WSGI os dois são um só
+  const capitalized = dashed.replace(/(^|-)[a-z]/g, (initial) => initial.toUpperCase());
   if (header_names.size < max_header_names) header_names.set(name, capitalized);
   return capitalized;
 }
@@ -2179,7 +2249,7 @@ function capitalize_header(name: string): string {
 /**
  * Junta os cabeçalhos de um pedido.
  * @param raw_headers nomes e valores alternados, como o Node os dá
- * @returns valores por nome; repetidos unidos por ", "
+ * @returns valores por nome; repetidos unidos por ", ", e os de Cookie por "; "
  */
 export function collect_headers(raw_headers: string[]): Record<string, string> {
   const headers = new Map<string, string>();
@@ -2187,7 +2257,8 @@ export function collect_headers(raw_headers: string[]): Record<string, string> {
     const name = capitalize_header(raw_headers[index] ?? '');
     const value = raw_headers[index + 1] ?? '';
     const before = headers.get(name);
-    headers.set(name, before === undefined ? value : `${before}, ${value}`);
+    const separator = name === 'Cookie' ? '; ' : ', ';
+    headers.set(name, before === undefined ? value : before + separator + value);
   }
   return Object.fromEntries(headers);
 }
@@ -2223,7 +2294,7 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
     task_list,
     request_time: Date.now() / 1000,
     method: request.method ?? '',
-    url: request.url ?? '',
+    url: url_of(request.url ?? ''),
     remote_address: remote_address_of(request),
     headers: hide_api_keys(collect_headers(request.rawHeaders)),
     body: body.toString(is_text ? 'utf8' : 'base64'),
@@ -2435,8 +2506,15 @@ export async function split_element(element: Buffer): Promise<Iterable<Buffer>> 
 /** Os modos como um fluxo termina. */
 export type ending = 'done' | 'timeout' | 'redis_lost' | 'failed' | interruption;
 
-/** O que cada fim faz: status se nada foi enviado, e última linha. Só em "done" o worker acabou. */
-type ending_rule = { status: number; last_line: (stream: stream_state) => string | undefined };
+/**
+ * O que cada fim faz: gravidade no log, status se nada foi enviado, e última linha. Só em "done" o
+ * worker acabou.
+ */
+type ending_rule = {
+  level: log_level;
+  status: number;
+  last_line: (stream: stream_state) => string | undefined;
+};
 
 /**
  * Como as linhas vão para o cliente: o que fica antes e depois de cada uma, o que HEARTBEAT envia
@@ -2465,6 +2543,8 @@ type stream_state = {
   media_type: string;
   format: stream_format;
   receivers: number;
+  was_fed: boolean;
+  was_claimed: boolean;
   started_at: number;
   last_pop_at: number;
   resume_at: number;
@@ -2540,12 +2620,16 @@ const event_format: stream_format = {
 
 /** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
 const ending_rules: Record<ending, ending_rule> = {
-  done: { status: 200, last_line: () => undefined },
-  timeout: { status: 200, last_line: () => MAXTIME_ERROR },
-  client_gone: { status: 0, last_line: () => undefined },
-  redis_lost: { status: 504, last_line: () => error_line('redis lost') },
-  failed: { status: 503, last_line: (stream) => error_line(stream.failure) },
-  shutdown: { status: 503, last_line: () => error_line(refusal_rules.stopping.text) },
+  done: { level: 'info', status: 200, last_line: () => undefined },
+  timeout: { level: 'warn', status: 200, last_line: () => MAXTIME_ERROR },
+  client_gone: { level: 'info', status: 0, last_line: () => undefined },
+  redis_lost: { level: 'error', status: 504, last_line: () => error_line('redis lost') },
+  failed: { level: 'error', status: 503, last_line: (stream) => error_line(stream.failure) },
+  shutdown: {
+    level: 'info',
+    status: 503,
+    last_line: () => error_line(refusal_rules.stopping.text),
+  },
 };
 
 /**
@@ -2556,7 +2640,8 @@ const ending_rules: Record<ending, ending_rule> = {
  */
 function stream_headers(media_type: string, task?: task_names): Record<string, string> {
   const headers = common_headers();
-  headers['Content-Type'] = media_type === event_type ? `${media_type}; charset=utf-8` : media_type;
+  const charset = media_type.startsWith('text/') ? '; charset=utf-8' : '';
+  headers['Content-Type'] = media_type + charset;
   headers['Cache-Control'] = 'no-store, no-transform';
   headers['X-Accel-Buffering'] = 'no';
   headers['X-Content-Type-Options'] = 'nosniff';
@@ -2640,6 +2725,8 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     media_type: choose_media_type(turn.request.headers.accept),
     format: ndjson_format,
     receivers: 0,
+    was_fed: false,
+    was_claimed: false,
     started_at: now(),
     last_pop_at: now(),
     resume_at: 0,
@@ -2783,6 +2870,8 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     const { elements, list_exists, task_exists, claim_exists } = poll;
     const has_lines = list_exists || elements.length > 0;
     stream.keys_left = list_exists || task_exists || claim_exists;
+    stream.was_fed ||= has_lines;
+    stream.was_claimed ||= claim_exists;
     // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
     const is_proof = task_exists || (stream.is_complete && has_lines);
     if (is_proof) stream.identity = identity || stream.identity;
@@ -3050,29 +3139,48 @@ async function run_stream(stream: stream_state): Promise<ending> {
 }
 
 /**
- * Registra o fim de um fluxo. Um silêncio completo apesar de alguém ter ouvido o anúncio quase
- * sempre é um worker em outro banco: o canal é comum a todos os bancos, as chaves não.
+ * Registra o que num fluxo terminado costuma ser um engano de instalação, e onde procurar.
+ * @param stream o fluxo
+ * @param how como terminou
+ */
+function log_suspicion(stream: stream_state, how: ending): void {
+  const { task, receivers, was_fed } = stream;
+  const { database } = REDIS_SERVER;
+  if (how === 'timeout' && !was_fed && receivers > 0) {
+    const others =
+      database === 0 ? 'REDIS_SERVER sem /N é o 0' : 'o n8n e o redis-cli começam no 0';
+    const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
+    log('warn', 'silent_worker', { task: task.uuid, receivers, hint });
+  }
+  if (how === 'done' && !was_fed) {
+    const hint =
+      `nada foi empurrado nesta lista: o worker usa outra? valem REDIS_PREFIX ${REDIS_PREFIX} e ` +
+      `REDIS_LIST_PREFIX ${REDIS_LIST_PREFIX}, e nada se acrescenta a eles`;
+    log('warn', 'empty_stream', { task: task.uuid, list: task.task_list, hint });
+  }
+  if (receivers > 1 && was_fed && !stream.was_claimed) {
+    const hint = 'mais de um ouviu e nenhum a reservou: se dois respondem, as linhas se misturam';
+    log('warn', 'unclaimed', { task: task.uuid, receivers, hint });
+  }
+}
+
+/**
+ * Registra o fim de um fluxo.
  * @param stream o fluxo
  * @param how como terminou
  */
 function log_ending(stream: stream_state, how: ending): void {
-  const { task, receivers, lines, bytes, started_at, response } = stream;
+  const { task, lines, bytes, started_at, response } = stream;
   tally.endings[how] += 1;
-  if (how === 'timeout' && stream.elements === 0 && receivers > 0) {
-    const hint =
-      `${receivers} assinante(s) ouviram e nenhuma linha veio: o worker está no banco ` +
-      `${REDIS_SERVER.database}? (a credencial Redis do n8n começa no banco 0)`;
-    log('warn', 'silent_worker', { task: task.uuid, hint });
-  }
+  log_suspicion(stream, how);
   const status = response.headersSent ? response.statusCode : 0;
   if (stream.dropped > 0) {
     log('warn', 'body_dropped', { task: task.uuid, status, elements: stream.dropped });
   }
   const ms = Math.round(now() - started_at);
-  const is_fault = how === 'redis_lost' || how === 'failed';
   const reason = stream.failure && { reason: stream.failure };
   const fields = { task: task.uuid, ending: how, status, lines, bytes, ms };
-  log(is_fault ? 'error' : 'info', 'end', { ...fields, ...reason });
+  log(ending_rules[how].level, 'end', { ...fields, ...reason });
 }
 
 /**
@@ -3680,9 +3788,6 @@ const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
 /** O que pede a parada graciosa: o serviço, o Ctrl-C, o terminal que se fecha. */
 const stop_signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
-/** De quanto em quanto tempo, no máximo, se diz que uma conexão não pôde ser aceita. */
-const accept_failure_ms = 1000;
-
 /** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
 const usage_exit_code = 2;
 
@@ -3768,8 +3873,11 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
   return `${is_tls ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
 
+/** De quanto em quanto tempo, no máximo, se diz que uma conexão não pôde ser aceita. */
+const accept_failure_ms = 1000;
+
 /**
- * Abre uma porta.
+ * Abre uma porta. O que falhar nela depois disso é registrado, e não encerra o programa.
  * @param server o servidor
  * @param port a porta; 0 escolhe uma livre
  * @param host endereço em que escutar
@@ -3778,6 +3886,12 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
  */
 async function listen(server: http.Server, port: number, host: string): Promise<number> {
   await once(server.listen(port, host), 'listening');
+  let told_at = -Infinity;
+  server.on('error', ({ message: reason }) => {
+    if (now() - told_at < accept_failure_ms) return; // sem descritores, falham todas
+    told_at = now();
+    log('error', 'accept_failed', { reason });
+  });
   return (server.address() as address_info).port;
 }
 
@@ -3800,6 +3914,9 @@ async function log_sent(): Promise<void> {
   await within(Promise.all(sent), log_limit_ms).catch(() => {});
 }
 
+/** O que se diz a quem deu um Ctrl-C num terminal e talvez não queira esperar. */
+const ctrl_c_hint = 'outro Ctrl-C sai já, sem limpar o Redis';
+
 /**
  * Para o processo: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
  * espera as limpezas e sai com 0. Chamada de novo, sai na hora.
@@ -3812,7 +3929,10 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
     process.exit(128 + signal_number);
   }
   lifetime.stopping = true;
-  log('info', 'stop', { signal: signal_name, streams: live_requests.size, grace: GRACE });
+  const streams = live_requests.size;
+  const waits = streams > 0 && signal_name === 'SIGINT' && process.stdout.isTTY;
+  const hint = waits ? ctrl_c_hint : '';
+  log('info', 'stop', { signal: signal_name, streams, grace: GRACE, ...(hint && { hint }) });
   if (lifetime.server) net_server.prototype.close.call(lifetime.server); // só a porta
   for (const state of connections.values()) close_if_idle(state);
   await requests_over(GRACE);
@@ -3873,12 +3993,6 @@ async function serve(): Promise<void> {
     const reason = explain_listen_error(error as Error, 'HTTP_PORT (-p)', 'HTTP_HOST (--host)');
     die({ host: HTTP_HOST, port: HTTP_PORT, reason });
   }
-  let told_at = -Infinity;
-  lifetime.server.on('error', ({ message: reason }) => {
-    if (now() - told_at < accept_failure_ms) return; // sem descritores, falham todas
-    told_at = now();
-    log('error', 'accept_failed', { reason });
-  });
   void redis_watch();
   if (worker_slot <= 1) void redis_sweep();
 }
@@ -3991,7 +4105,8 @@ function stop_crew(signal_name: string, signal_number: number): void {
     process.exit(128 + signal_number);
   }
   crew.stopping.abort();
-  log('info', 'stop', { signal: signal_name, grace: GRACE });
+  const hint = signal_name === 'SIGINT' && process.stdout.isTTY ? ctrl_c_hint : '';
+  log('info', 'stop', { signal: signal_name, grace: GRACE, ...(hint && { hint }) });
   crew.reports.clear(); // desligados, não contam mais
   for (const worker of crew.alive) {
     worker.send(signal_name);
@@ -4010,6 +4125,16 @@ async function supervise(): Promise<void> {
   log('info', 'stopped', {});
   await log_sent();
   process.exit(0);
+}
+
+/** Registra o que é aceito, mas costuma ser engano de quem vem do py-ndjson-proxy. */
+function log_odd_settings(): void {
+  for (const [setting, value] of Object.entries({ REDIS_PREFIX, REDIS_LIST_PREFIX })) {
+    const hint = 'sem separador no fim, e nada se acrescenta a ele: não seria ndjson_task_?';
+    if (/[a-z0-9]$/i.test(value)) log('warn', 'odd_setting', { setting, value, hint });
+  }
+  const hint = 'são ms de silêncio até o fim de um fluxo; o TTL em s é --ttl (REDIS_TTL)';
+  if (MAXTIME < 1000) log('warn', 'odd_setting', { setting: 'MAXTIME', value: MAXTIME, hint });
 }
 
 /**
@@ -4031,11 +4156,13 @@ async function start(): Promise<void> {
       channel: REDIS_CHANNEL,
       prefix: REDIS_PREFIX,
       list_prefix: REDIS_LIST_PREFIX,
+      maxtime: MAXTIME,
       api_key: API_KEY.length > 0 ? 'on' : 'off',
       rate,
       tls: TLS_CERT ? 'on' : 'off',
       ...(leads && { workers: WORKERS }),
     });
+    log_odd_settings();
   }
   if (METRICS_PORT > 0 && worker_slot === 0) await open_metrics();
   await (leads ? supervise() : serve());

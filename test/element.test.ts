@@ -13,6 +13,7 @@ import {
   parse_element,
   path_of,
   split_element,
+  url_of,
 } from '../json-proxy';
 
 /** O maior elemento que ainda é examinado como palavra de fim ou cabeça. */
@@ -433,6 +434,28 @@ const path_table: [string, string][] = [
   ['*', '*'],
 ];
 
+/** Alvos e o que a tarefa guarda deles; os de origem, como vieram. */
+const url_table: [string, string][] = [
+  ['/a/b?c=d', '/a/b?c=d'],
+  ['/', '/'],
+  ['//a?b#c', '//a?b#c'],
+  ['http://h:8771/a/b?c=http://d', '/a/b?c=http://d'],
+  ['HTTPS://usuario@[::1]:1/a', '/a'],
+  ['http://h', '/'],
+  ['http://h?c=/d', '/?c=/d'],
+  ['?c=d', '/?c=d'],
+  ['/http://h/a', '/http://h/a'],
+  ['*', '*'],
+];
+
+describe('url_of', () => {
+  for (const [target, expected] of url_table) {
+    test(`${JSON.stringify(target)} dá ${JSON.stringify(expected)}`, () => {
+      assert.equal(url_of(target), expected);
+    });
+  }
+});
+
 describe('path_of', () => {
   for (const [target, expected] of path_table) {
     test(`${JSON.stringify(target)} dá ${JSON.stringify(expected)}`, () => {
@@ -465,6 +488,12 @@ const accept_table: [string | undefined, string][] = [
   ['application/jsonl, text/event-stream', 'application/jsonl'],
   ['text/event-stream;q=0, application/jsonl', 'application/jsonl'],
   ['text/*', standard_type],
+  ['text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8', 'text/plain'],
+  ['TEXT/HTML', 'text/plain'],
+  ['text/html;q=0, */*', standard_type],
+  ['text/html, text/event-stream', 'text/event-stream'],
+  ['text/html, application/x-ndjson', standard_type],
+  ['text/plain', standard_type],
 ];
 
 describe('choose_media_type', () => {
@@ -488,14 +517,15 @@ const header_table: [string[], [string, string][]][] = [
     ],
   ],
   [['accept', 'a', 'Accept', 'b', 'ACCEPT', 'c'], [['Accept', 'a, b, c']]],
-  [['cookie', 'a=1', 'cookie', 'b=2'], [['Cookie', 'a=1, b=2']]],
+  [['cookie', 'a=1', 'cookie', 'b=2'], [['Cookie', 'a=1; b=2']]],
   [
     ['x-1a', '1', 'x_b-c', '2'],
     [
       ['X-1a', '1'],
-      ['X_b-C', '2'],
+      ['X-B-C', '2'],
     ],
   ],
+  [['x_under', '1', 'X-Under', '2'], [['X-Under', '1, 2']]],
   [['sobra'], []],
 ];
 
@@ -508,7 +538,7 @@ describe('collect_headers', () => {
 
   test('um cabeçalho __proto__ chega à tarefa como qualquer outro', () => {
     const headers = collect_headers(['__proto__', 'x', 'constructor', 'y', 'a', '1']);
-    assert.equal(JSON.stringify(headers), '{"__proto__":"x","Constructor":"y","A":"1"}');
+    assert.equal(JSON.stringify(headers), '{"--Proto--":"x","Constructor":"y","A":"1"}');
     assert.equal(Object.getPrototypeOf(headers), Object.prototype);
   });
 });

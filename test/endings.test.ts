@@ -10,6 +10,7 @@ import {
   brisk,
   clog,
   clog_reader,
+  connect_redis,
   default_ttl_s,
   delay,
   end_of,
@@ -19,6 +20,7 @@ import {
   open_stream,
   push_clog,
   type redis_client,
+  see_listeners,
   see_tombstone,
   served,
   start_proxy,
@@ -26,6 +28,7 @@ import {
   start_scene,
   start_worker,
   task_named,
+  type task_names,
   test,
   until,
 } from './harness';
@@ -210,9 +213,52 @@ test('timeout sem linha nenhuma, embora alguém ouvisse: o log pergunta pelo ban
   const elsewhere = { ...redis, server: redis.server.replace(/\d+$/, '3') };
   const { proxy, worker } = await start_scene(elsewhere, [...brisk, '-t', '100']);
   assert.deepEqual((await fetch_all(proxy)).body, '{"error": "timeout"}\n');
-  const [, hint = ''] = await proxy.wait_for(/ silent_worker task=\S+ hint="(.*)"\n/);
-  assert.match(hint, /^1 assinante.*banco 3\?.*n8n/);
+  const silent = / silent_worker task=\S+ receivers=1 hint="(.*)"\n.* end task=.*\n$/;
+  const [, hint = ''] = await proxy.wait_for(silent);
+  assert.match(hint, /banco 3 deste proxy\? .*n8n .*começam no 0/);
   assert.equal(worker.pending.length, 1);
+  const default_database = { ...redis, server: redis.server.replace(/\/\d+$/, '') };
+  const { proxy: other } = await start_scene(default_database, [...brisk, '-t', '100']);
+  assert.deepEqual((await fetch_all(other)).body, '{"error": "timeout"}\n');
+  await other.wait_for(/ silent_worker .*banco 0 deste proxy\? \(REDIS_SERVER sem \/N é o 0/);
+});
+
+test('o que o fim de um fluxo faz suspeitar', async () => {
+  const { proxy, worker, db, channel } = await start_scene(redis, brisk);
+  const serve = async (answer: (task: task_names) => Promise<unknown>) => {
+    const reply = fetch_all(proxy);
+    const task = await worker.next();
+    await answer(task);
+    const { body } = await reply;
+    await end_of(proxy, task);
+    const lines = proxy.stderr().split('\n');
+    return { task, body, log: lines.filter((line) => line.includes(task.uuid)).join('\n') };
+  };
+  const missed = await serve(async ({ task_key, uuid }) => {
+    await db.rPush(`ndjson_list__${uuid}`, ['uma', 'duas']); // o prefixo com um _ a mais
+    await db.del(task_key);
+  });
+  assert.equal(missed.body, '');
+  const names = 'REDIS_PREFIX ndjson_task_ e REDIS_LIST_PREFIX ndjson_list_,';
+  const { uuid, task_list: read } = missed.task;
+  const empty = ` empty_stream task=${uuid} list=${read} hint=".*${names}`;
+  assert.match(missed.log, new RegExp(empty));
+  for (const words of [['uma'], ['EOF'], [' ']]) {
+    const { log } = await serve(({ task_list, task_key }) => {
+      return db.multi().rPush(task_list, words).del(task_key).exec();
+    });
+    assert.equal(log, '');
+  }
+  const second = await connect_redis(redis);
+  await second.subscribe(channel, () => {});
+  await see_listeners(db, channel, 2);
+  const mixed = await serve(({ task_list }) => db.rPush(task_list, ['uma', 'uma', 'EOF']));
+  assert.match(mixed.log, / unclaimed task=\S+ receivers=2 hint="/);
+  const claimed = await serve(async ({ uuid, task_list }) => {
+    await db.set(`ndjson_claim_${uuid}`, 'eu', { condition: 'NX' });
+    await db.rPush(task_list, ['uma', 'EOF']);
+  });
+  assert.equal(claimed.log, '');
 });
 
 for (const [name, args, lines] of [
@@ -433,7 +479,7 @@ for (const [name, reason, code, refuse, undo] of [
     assert.equal(reply.headers['content-type'], 'application/json');
     assert.equal(reply.body, `{"error": "${reason}"}\n`);
     await proxy.wait_for(new RegExp(` create_failed task=\\S+ reason="${code} `));
-    await proxy.wait_for(new RegExp(` refused status=503 .* reason="${reason}"\n`));
+    await proxy.wait_for(new RegExp(` refused status=503 .* reason="${reason}" `));
     const undoing = undo || refuse.replace('1', '0').replace('-publish', '+publish');
     await db.sendCommand(undoing.split(' '));
     assert.deepEqual([await db.keys('*'), worker.pending], [[], []]);

@@ -347,7 +347,9 @@ async function survive_restart(args: string[]): Promise<void> {
   const { redis, proxy, worker, db } = await set_scene(durable, args);
   const begun = await begin_many(proxy, worker);
   await redis.stop();
-  await proxy.wait_for(/ redis_down redis=\S+ reason=".+"\n/);
+  // quem já atendia tem as configurações certas
+  await proxy.wait_for(/ redis_down redis=\S+ reason="o servidor fechou a conexão"\n/);
+  await proxy.wait_for(/ redis_down redis=\S+ reason="ninguém escuta [^"]* está de pé\?"\n/);
   await check_refusing(proxy);
   await start_redis(durable, redis);
   await link_back(proxy);

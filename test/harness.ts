@@ -228,7 +228,7 @@ async function is_reusable({ process: child, stdout, stderr }: proxy): Promise<b
  */
 function fresh_view(proxy: proxy): proxy {
   const [boot = ''] =
-    /^(?:\S+ (?:start|wakeup|process_ready|listen) .*\n)*/.exec(proxy.stdout()) ?? [];
+    /^(?:\S+ (?:start|wakeup|metrics|process_ready|listen) .*\n)*/.exec(proxy.stdout()) ?? [];
   const [out_mark, err_mark] = [proxy.stdout().length, proxy.stderr().length];
   const stdout = () => boot + proxy.stdout().slice(Math.max(out_mark, boot.length));
   const stderr = () => proxy.stderr().slice(err_mark);
@@ -268,13 +268,15 @@ export async function start_proxy(
  * Conecta um cliente ao Redis, no banco 1, fechado no fim dos testes.
  * @param redis o Redis
  * @param database número do banco
+ * @param password senha, se ele tem uma
  * @returns o cliente
  */
-export async function connect_redis(redis: Pick<local_redis, 'port'>, database = 1) {
+export async function connect_redis(redis: Pick<local_redis, 'port'>, database = 1, password = '') {
   const client = create_client({
     RESP: 2,
     socket: { host: '127.0.0.1', port: redis.port },
     database,
+    password,
   });
   client.on('error', () => {}); // testes derrubam o Redis de propósito
   await client.connect();

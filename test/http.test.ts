@@ -27,6 +27,10 @@ const ttl_s = 60;
 
 const channel = 'ndjson_jobs';
 
+/** O que ouve quem manda uma URL com acentos crus, e quem fala HTTPS. */
+const not_encoded = 'the URL has characters that must be percent-encoded';
+const not_https = 'this port speaks HTTP, not HTTPS';
+
 const uuid_v4 = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
 let redis: local_redis;
@@ -183,8 +187,8 @@ describe('a tarefa', () => {
       ['Content-Length', '2'],
       ['X-Api-Key', 'k 1'],
       ['Accept', 'a/b, c/d'],
-      ['Cookie', 'a=1, b=2'],
-      ['__proto__', 'herdeiro'],
+      ['Cookie', 'a=1; b=2'],
+      ['--Proto--', 'herdeiro'],
       ['Constructor', 'c'],
       ['X-1-2b', 'v'],
       ['X-Vazio', ''],
@@ -207,9 +211,10 @@ describe('a tarefa', () => {
     assert.equal((await talk.reply()).status, 200);
   });
 
-  test('a forma absoluta do alvo é guardada como veio', async () => {
-    const { task } = await run_task({ path: 'http://outro.test:99/a/b?c=d' });
-    assert.equal(task.url, 'http://outro.test:99/a/b?c=d');
+  test('da forma absoluta do alvo a tarefa guarda o caminho e a busca', async () => {
+    const stream = open_stream(main_proxy, { path: 'http://outro.test:99/absoluta?c=d' });
+    await desk.finish(await desk.task('/absoluta?c=d'));
+    assert.deepEqual(await stream.rest(), []);
   });
 
   const methods = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'PROPFIND', 'M-SEARCH', 'TRACE'];
@@ -401,6 +406,8 @@ describe('configurações que o contrato mostra', () => {
     assert_error(large, 413, 'request body larger than 10 bytes', name);
     const broken: [string, number, string][] = [
       ['nada disso\r\n\r\n', 400, 'malformed request'],
+      ['GET /ação HTTP/1.1\r\nHost: a\r\n\r\n', 400, not_encoded],
+      ['\x16\x03\x01\x02\x00\x01', 400, not_https],
       ['GET / HTTP/1.1\r\n\r\n', 400, 'missing Host header'],
       [raw_request('GET /', [`X: ${'x'.repeat(20_000)}`]), 431, 'request headers too large'],
       [raw_request('CONNECT a:1'), 501, 'CONNECT is not supported'],
@@ -409,6 +416,8 @@ describe('configurações que o contrato mostra', () => {
       const talk = await open_talk(custom, text);
       assert_error(await talk.reply(), status, message, name);
     }
+    const reasons = `HPE_INVALID_URL: ${not_encoded}" [^]* reason="HTTPS: ${not_https}" `;
+    assert.match(custom.stderr(), new RegExp(` refused status=400 reason="${reasons}`));
     const stream = open_stream(custom, { path: '/nome' });
     await custom_desk.finish(await custom_desk.task('/nome'));
     assert.equal((await stream.head()).headers.server, name);

@@ -79,6 +79,11 @@ const cited_limits: [constant: string, english: string, portuguese: string][] = 
   ['certificate_check_ms = 10_000', 'read again every 10 s', 'relidos a cada 10 s'],
   ['ping_limit_ms = 1500', '`/ping`, after 1.5 s', '`/ping`, depois de 1,5 s'],
   ['farewell_ms = 3000', 'up to 3 s more', 'até 3 s mais'],
+  ['connect_limit_ms = 3500', 'Silence of 3.5 s', 'o silêncio de 3,5 s'],
+  ['logged_refusals = { count: 100,', '100 in a minute', '100 por minuto'],
+  ['guessing = { free: 10, delay_ms: 1000,', 'waits a second', 'espera um segundo'],
+  ['max_log_waiting = 1024 * 1024', 'fallen behind by 1 MiB', '1 MiB de atraso'],
+  ['least_adopted_ttl_s = 600', 'never less than 600', 'nunca menos de 600'],
   ['max_logged_text = 300', 'cut at 300 characters', 'cortados em 300 caracteres'],
 ];
 
@@ -121,7 +126,9 @@ function logged_tags(): Map<string, { levels: Set<string>; fields: Set<string> }
   for (const [, fields = ''] of deaths) found.push(["'error'", 'fatal', fields]);
   for (const [level = '', tag = '', fields = ''] of found) {
     const entry = tags.get(tag) ?? { levels: new Set(), fields: new Set() };
-    for (const [, name = ''] of level.matchAll(/'(\w+)'/g)) entry.levels.add(name);
+    const is_ending = level.endsWith('.level'); // a gravidade de um fim está na tabela deles
+    const words = is_ending ? program.matchAll(/level: '(\w+)'/g) : level.matchAll(/'(\w+)'/g);
+    for (const [, name = ''] of words) entry.levels.add(name);
     const names = [...fields.matchAll(/[{,]\s*(\w+)\s*(?=[:,}])/g)];
     for (const [, name = ''] of names) entry.fields.add(name);
     tags.set(tag, entry);
@@ -290,7 +297,7 @@ describe('os manuais e o programa', () => {
 
   test('os motivos de fatal e redis_down são os que o programa dá, na mesma ordem', () => {
     const explainers = program.match(/^function explain_\w+[\s\S]*?^}/gm) ?? [];
-    const texts = [...explainers.join('').matchAll(/(?:\/i?,|\w:)\s+['`]([^;'`]+)/g)];
+    const texts = [...explainers.join('').matchAll(/(?:\/i?,|hang_up,|\w:)\s+['`]([^;'`]+)/g)];
     const expected = [...new Set(texts.map(([, text]) => text))];
     assert.ok(explainers.length === 2 && expected.length > 15);
     for (const manual of manuals) assert.deepEqual(first_column(manual, 'Reason'), expected);

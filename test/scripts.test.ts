@@ -17,6 +17,7 @@ import path from 'node:path';
 import { before, describe } from 'node:test';
 import { version } from '../json-proxy';
 import {
+  exit_of,
   fetch_all,
   free_port,
   type local_redis,
@@ -113,6 +114,14 @@ describe('comandos', { concurrency: tests_at_once }, () => {
     append_file(path.join(copy, 'json-proxy.ts'), '// mudou\n');
     await dev.wait_for(/( listen url=[\s\S]*){2}/);
     assert.equal(await dev.stop('SIGINT'), 0);
+  });
+
+  test('dev com a porta tomada sai na hora, com a linha do proxy', async () => {
+    const args = [...tsx, 'scripts/dev/dev.ts', '-p', String(redis.port), '--host', '127.0.0.1'];
+    const dev = start_program(process.execPath, args, { REDIS_SERVER: redis.server }, root);
+    assert.equal(await exit_of(dev, 60_000), 1);
+    assert.match(dev.stdout(), /^proxy {2}│ .* fatal .* reason="a porta já está em uso; .*"\n/m);
+    assert.equal(dev.stderr(), 'npm run dev: o proxy não subiu\n');
   });
 
   test('dev usa o Redis dado e não sobe outro', async () => {

@@ -605,10 +605,29 @@ const wrong_arguments: [string, string[], string[]][] = [
   ['variável dada como argumento', [`REDIS_PASSWORD=${secret}`], ['argumento inesperado']],
   ['URL solta', [`redis://ana:${secret}@h/1`], ['argumento inesperado']],
   ['senha colada em --secret', [`--secret${secret}`], ['opção desconhecida: --secret']],
+  ['--env-file depois do programa', ['--env-file=.env'], ['node --env-file=.env json-proxy.js']],
+  ['--env-file com o valor à parte', ['--env-file', '.env'], ['node --env-file=.env ']],
+  ['o -m do original', ['-m', '45000'], ['desconhecida: -m; aqui é -t (MAXTIME, em ms)']],
+  ['o -d do original', ['-d'], ['desconhecida: -d; ', 'LOG_LEVEL']],
+  ['o --debug do original', ['--debug'], ['desconhecida: --debug; ', 'LOG_LEVEL']],
+  [
+    'o --key-prefix do original',
+    ['--key-prefix', 'x'],
+    ['desconhecida: --key-prefix; aqui é -X (REDIS_PREFIX)', 'ndjson_task_'],
+  ],
+  [
+    'a porta das métricas igual à outra',
+    ['-p', '81', '--metrics-port', '81'],
+    ['METRICS_PORT', '81'],
+  ],
   ['URL colada em --redis', [`--redis:redis://:${secret}@h`], ['opção desconhecida: --redis']],
 ];
 
 describe('argumentos que não se entendem', () => {
+  test('métricas desligadas e porta livre não são a mesma porta', () => {
+    const { action } = load_settings(['-p', '0', '--metrics-port', '0'], { REDIS_KEY_PREFIX: '' });
+    assert.equal(action, 'run');
+  });
   for (const [title, args, pieces] of wrong_arguments) {
     test(title, () => {
       assert_usage_error(args, {}, pieces);
@@ -660,6 +679,11 @@ const tricky_values: [string, NodeJS.ProcessEnv, string[]][] = [
     'prefixo da tarefa igual ao da reserva',
     { REDIS_PREFIX: 'ndjson_claim_' },
     ['REDIS_PREFIX "ndjson_claim_"', 'aceito: diferentes'],
+  ],
+  [
+    'o prefixo do original',
+    { REDIS_KEY_PREFIX: 'ndjson_task' },
+    ['REDIS_KEY_PREFIX (ambiente)', 'REDIS_PREFIX', 'ndjson_task_'],
   ],
   [
     'prefixo da lista igual ao da reserva',

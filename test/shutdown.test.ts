@@ -15,21 +15,28 @@ import {
   default_ttl_s,
   exit_of,
   fetch_all,
+  free_port,
   freeze_redis,
   goodbye,
   type local_redis,
   long_grace,
   open_socket,
   open_stream,
+  program_file,
   type proxy,
   run_proxy,
+  start_program,
   start_proxy,
   start_redis,
   start_scene,
+  start_worker,
   task_named,
   test,
   until,
 } from './harness';
+
+/** O comando script é outro fora do Linux. */
+const no_terminal = process.platform !== 'linux' && 'só no Linux';
 
 let redis: local_redis;
 
@@ -211,6 +218,25 @@ for (const [first, second, code] of [
     await db.del(task.task_key);
   });
 }
+
+test('num terminal o primeiro Ctrl-C diz o que o segundo faz', { skip: no_terminal }, async () => {
+  const port = await free_port();
+  const channel = 'no_terminal';
+  const worker = await start_worker(redis, channel);
+  const args = ['-p', String(port), '-R', redis.server, '-C', channel, ...long_grace];
+  const command = ['exec', process.execPath, await program_file(), ...args].join(' ');
+  const terminal = start_program('script', ['-qec', command, '/dev/null'], { SHELL: '/bin/sh' });
+  const [, pid] = await terminal.wait_for(/ pid=(\d+) /);
+  await terminal.wait_for(/ url=http/);
+  const stream = open_stream({ port });
+  await worker.client.rPush((await worker.next()).task_list, 'primeira');
+  assert.equal(await stream.next(), 'primeira');
+  process.kill(Number(pid), 'SIGINT');
+  await terminal.wait_for(/ signal=SIGINT streams=1 grace=\d+ hint="outro Ctrl-C sai já.*"\r?\n/);
+  process.kill(Number(pid), 'SIGINT');
+  assert.equal(await exit_of(terminal), 130);
+  await assert.rejects(stream.rest());
+});
 
 test('Redis fora do ar: o fluxo recebe a última linha e o programa sai com 0', async () => {
   const own = await start_redis();

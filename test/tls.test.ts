@@ -178,7 +178,7 @@ describe('quem não fala TLS', { concurrency: tests_at_once }, () => {
       const socket = net.connect(proxy.port, '127.0.0.1', () => socket.write(hello));
       socket.on('error', () => {}).resume();
       await until('fechamento', () => socket.closed);
-      await proxy.wait_for(new RegExp(` tls_failed peer=127\\.0\\.0\\.1 reason=${reason}\n`));
+      await proxy.wait_for(new RegExp(` tls_failed address=127\\.0\\.0\\.1 reason=${reason}\n`));
       const reply = await fetch_all(proxy, { path: '/ping', ca: first_pair.cert });
       assert.equal(reply.body, 'pong');
       assert.doesNotMatch(proxy.stderr(), /\bat \S+ \(|request_error|fatal/);
@@ -196,7 +196,7 @@ describe('quem não fala TLS', { concurrency: tests_at_once }, () => {
     }
     const old = { minVersion: 'TLSv1', maxVersion: 'TLSv1.1', ciphers: 'ALL:@SECLEVEL=0' } as const;
     await assert.rejects(shake_hands(proxy.port, old));
-    await proxy.wait_for(/ tls_failed peer=\S+ reason=ERR_SSL_UNSUPPORTED_PROTOCOL\n/);
+    await proxy.wait_for(/ tls_failed address=\S+ reason=ERR_SSL_UNSUPPORTED_PROTOCOL\n/);
   });
 
   test('quem só abre e fecha a porta não é notícia', async () => {

@@ -24,6 +24,7 @@ import {
   start_redis,
   start_scene,
   start_worker,
+  task_named,
   test,
   tests_at_once,
   until,
@@ -217,11 +218,21 @@ describe('avisos', { concurrency: tests_at_once }, () => {
       const { stream, task } = await open_idle(at, who);
       await db.del(task.task_key);
       assert.deepEqual(await stream.rest(), []);
-      heads.push(task.uuid.slice(0, 8));
+      heads.push(task.uuid);
     }
-    const [first, second, third] = heads;
-    assert.equal(first, second);
-    assert.notEqual(second, third);
+    const [first = '', second = '', third = ''] = heads;
+    assert.equal(first.slice(0, 2), second.slice(0, 2));
+    assert.notEqual(first.slice(2, 8), second.slice(2, 8));
+    // um vizinho que tenha o mesmo começo é ouvido, e nada do que é dele muda
+    const { stream, task } = await open_idle(proxy, worker);
+    const neighbor = task_named(`${first.slice(0, 2)}${third.slice(2)}`);
+    await db.set(neighbor.task_key, '{}');
+    await db.rPush(neighbor.task_list, 'dele');
+    await db.rPush(task.task_list, ['nossa', 'EOF']);
+    assert.deepEqual(await stream.rest(), ['nossa']);
+    assert.deepEqual(await db.lRange(neighbor.task_list, 0, -1), ['dele']);
+    assert.equal(await db.ttl(neighbor.task_key), -1);
+    assert.equal(proxy.stderr(), '');
   });
 
   test('uma linha por vez custa uma consulta: dois comandos', async () => {
@@ -362,6 +373,27 @@ describe('onde o servidor recusa', { concurrency: tests_at_once }, () => {
       assert.equal(proxy.stderr(), '');
     });
   }
+
+  test('um servidor que desliga ao ouvir HELLO é servido sem ele', async () => {
+    const own = await start_redis();
+    const gate = net.createServer((client) => {
+      const upstream = net.connect(own.port, '127.0.0.1');
+      const drop = () => [client, upstream].map((socket) => socket.destroy());
+      for (const socket of [client, upstream]) socket.on('error', drop).on('close', drop);
+      upstream.pipe(client);
+      client.on('data', (bytes) => (bytes.includes('HELLO') ? drop() : upstream.write(bytes)));
+    });
+    await new Promise<void>((resolve) => gate.listen(0, '127.0.0.1', resolve));
+    on_stop(async () => gate.close());
+    const { port } = gate.address() as net.AddressInfo;
+    const proxy = await start_proxy({ server: `127.0.0.1:${port}/1` }, ['-i', '5']);
+    assert.match(proxy.stdout(), / wakeup mode=polling reason="Socket closed unexpectedly"\n/);
+    const worker = await start_worker(own);
+    const { stream, task } = await open_idle(proxy, worker);
+    await worker.client.rPush(task.task_list, ['x', 'EOF']);
+    assert.deepEqual(await stream.rest(), ['x']);
+    assert.equal(proxy.stderr(), '');
+  });
 
   test('um Redis que não conhece HELLO ecoa a senha no erro; o log não', async () => {
     const options = ['--rename-command', 'HELLO', '', '--requirepass', 'hunter2'];

@@ -7,6 +7,7 @@
 import { chmodSync as change_mode, statSync as file_stats } from 'node:fs';
 import path from 'node:path';
 import { build } from 'esbuild';
+import { temp_dir } from './local';
 
 /** Por onde quem roda os testes diz onde está o programa que eles devem usar. */
 export const program_variable = 'JSON_PROXY_PROGRAM';
@@ -15,6 +16,15 @@ export const program_variable = 'JSON_PROXY_PROGRAM';
 export const code_cache_variable = 'JSON_PROXY_CODE_CACHE';
 
 const root = path.join(__dirname, '..', '..');
+
+/**
+ * As primeiras linhas do programa: um Node velho demais é recusado. Por isso o alvo é um em que o
+ * arquivo inteiro ainda é entendido. Um ainda mais velho tropeça no `??` e mostra esta mesma linha.
+ */
+const version_check = `"use strict";
+if (parseInt(process.versions.node) < (null ?? 20)) { \
+console.error("json-proxy: precisa do Node 20 ou mais novo; este é o " + process.version); \
+process.exit(2); }`;
 
 /**
  * Monta o programa.
@@ -27,7 +37,8 @@ export async function build_program(outfile: string): Promise<void> {
     bundle: true,
     platform: 'node',
     format: 'cjs',
-    target: 'node20',
+    target: 'node14.21',
+    banner: { js: version_check },
     alias: { redis: '@redis/client' }, // sem os módulos (busca, JSON, séries…), que o proxy não usa
     legalComments: 'inline',
     logLevel: 'warning',
@@ -35,9 +46,14 @@ export async function build_program(outfile: string): Promise<void> {
   change_mode(outfile, 0o755);
 }
 
-/**
- * Monta json-proxy.js na raiz do projeto e diz o tamanho.
- */
+/** Dá o programa `given`, ou um montado na hora numa pasta vazia, que stop_all remove. */
+export async function built_program(given?: string): Promise<string> {
+  const file = path.resolve(given ?? path.join(temp_dir(), 'json-proxy.js'));
+  if (!given) await build_program(file);
+  return file;
+}
+
+/** Monta json-proxy.js na raiz do projeto e diz o tamanho. */
 async function main(): Promise<void> {
   const outfile = path.join(root, 'json-proxy.js');
   await build_program(outfile);
