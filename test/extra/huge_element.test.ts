@@ -1,7 +1,7 @@
 /*
  * Um elemento enorme com quebras de linha: quanto os outros esperam enquanto ele passa, e quanta
  * memória o proxy chega a ter. Os limites são folgados; os números, e os de um programa anterior:
- * JSON_PROXY_PROGRAM=/caminho/json-proxy.js node --import tsx --test test/extra/huge_element.test.ts
+ * [JSON_PROXY_PROGRAM=…] node --import tsx --test test/extra/huge_element.test.ts
  */
 
 import assert from 'node:assert/strict';
