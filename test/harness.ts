@@ -138,18 +138,21 @@ export async function start_redis(...given: Parameters<typeof run_redis>): Promi
  * @param key o que distingue um do outro
  * @param make faz um
  * @param is_fit diz, no fim do teste, se ele ainda serve a outro
+ * @param end desfaz um que não serve mais
  * @returns um, só deste teste enquanto ele corre
  */
 async function borrow<thing>(
   key: string,
   make: () => Promise<thing>,
   is_fit: (used: thing) => Promise<boolean>,
+  end: (used: thing) => Promise<unknown>,
 ): Promise<thing> {
   const idle = (spares.get(key) ?? []) as thing[];
   spares.set(key, idle);
   const taken = idle.pop() ?? (await outside_scope(make));
   on_stop(async () => {
     if (!has_failed() && (await is_fit(taken).catch(() => false))) idle.push(taken);
+    else await end(taken);
   });
   return taken;
 }
@@ -261,7 +264,8 @@ export async function start_proxy(
   const all = ['-p', '0', '--host', '127.0.0.1', '-R', redis.server, ...args];
   const is_own = is_lasting() || env || launcher || !lasting_redis.has(redis.port ?? 0);
   if (is_own) return launch_proxy(all, env, launcher);
-  return fresh_view(await borrow(all.join(' '), () => launch_proxy(all), is_reusable));
+  const end = (used: proxy) => used.stop();
+  return fresh_view(await borrow(all.join(' '), () => launch_proxy(all), is_reusable, end));
 }
 
 /**
@@ -278,7 +282,7 @@ export async function connect_redis(redis: Pick<local_redis, 'port'>, database =
   });
   client.on('error', () => {}); // testes derrubam o Redis de propósito
   await client.connect();
-  on_stop(async () => client.destroy());
+  on_stop(async () => client.isOpen && client.destroy());
   return client;
 }
 
@@ -342,6 +346,15 @@ async function is_scene_reusable(used: Awaited<ReturnType<typeof make_scene>>): 
 }
 
 /**
+ * Desfaz uma cena.
+ * @param used a cena
+ */
+async function end_scene({ proxy, worker }: Awaited<ReturnType<typeof make_scene>>): Promise<void> {
+  for (const client of [worker.client, worker.subscriber]) if (client.isOpen) client.destroy();
+  await proxy.stop();
+}
+
+/**
  * Dá um proxy com um canal só dele e um worker que o ouve. Se o Redis é o de todo o arquivo, a cena
  * pode ser uma que outro teste deixou.
  * @param where o Redis
@@ -354,7 +367,7 @@ export async function start_scene(
 ) {
   if (is_lasting() || !lasting_redis.has(where.port)) return make_scene(where, args);
   const key = `cena ${where.server} ${args.join(' ')}`;
-  const scene = await borrow(key, () => make_scene(where, args), is_scene_reusable);
+  const scene = await borrow(key, () => make_scene(where, args), is_scene_reusable, end_scene);
   return { ...scene, proxy: fresh_view(scene.proxy) };
 }
 
