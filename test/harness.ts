@@ -620,7 +620,7 @@ export async function see_tombstone(db: redis_client, task: task_names): Promise
 }
 
 /**
- * Empurra, uma a uma, mais linhas do que cabem numa conexão cujo cliente não lê.
+ * Empurra, num comando só, mais linhas do que cabem numa conexão cujo cliente não lê.
  * @param db cliente do Redis
  * @param task a tarefa
  */
@@ -628,28 +628,56 @@ export async function push_clog(
   db: redis_client,
   task: Pick<task_names, 'task_list'>,
 ): Promise<void> {
-  const line = 'x'.repeat(clog.bytes);
-  for (let n = 0; n < clog.lines; n += 1) await db.rPush(task.task_list, line);
+  await db.rPush(task.task_list, Array<string>(clog.lines).fill('x'.repeat(clog.bytes)));
 }
 
 /**
- * Empurra linhas que o cliente não lê, até o proxy parar de retirá-las porque o socket encheu.
+ * Empurra linhas que o cliente não lê, até o proxy parar de retirá-las porque o socket encheu: o
+ * PING de um /ping vai, na mesma conexão, atrás da retirada que estivesse a caminho.
  * @param db cliente do Redis
  * @param task a tarefa
+ * @param proxy o proxy, ou como fazer um pedido a ele
+ * @param ca o certificado dele, se atende por HTTPS
  */
 export async function clog_reader(
   db: redis_client,
   task: Pick<task_names, 'task_list'>,
+  proxy: Pick<proxy, 'port' | 'host'>,
+  ca?: string,
 ): Promise<void> {
   await push_clog(db, task);
-  let before_pause = clog.lines;
+  let before = clog.lines;
   await until('socket cheio', async () => {
+    for (let n = 0; n < 3; n += 1) {
+      await fetch_all(proxy, { path: '/ping', ...(ca && { ca }) });
+    }
     const left = await db.lLen(task.task_list);
-    const is_stuck = left < clog.lines && left === before_pause;
-    before_pause = left;
-    await delay(100);
+    const is_stuck = left < clog.lines && left === before;
+    before = left;
     return is_stuck;
   });
+}
+
+/**
+ * Prova algo com limites de tempo cada vez mais afastados: o que vale numa máquina lenta com um
+ * limite longo vale numa rápida com um curto, e o que é falso o é com todos.
+ * @param limits_ms os limites
+ * @param body a prova, com um deles
+ * @throws o que ela lança com o último
+ */
+export async function at_some_pace(
+  limits_ms: number[],
+  body: (limit_ms: number) => Promise<void>,
+): Promise<void> {
+  const last = limits_ms.at(-1);
+  for (const limit_ms of limits_ms) {
+    try {
+      await run_scope(() => body(limit_ms));
+      return;
+    } catch (error) {
+      if (limit_ms === last) throw error;
+    }
+  }
 }
 
 /**
