@@ -111,7 +111,6 @@ import type { Duplex as duplex_stream } from 'node:stream';
 import { setImmediate as next_turn, setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
-import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
   ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
@@ -972,7 +971,6 @@ export const refusal_rules = {
     headers: { ...closing, 'Retry-After': '1' },
   },
   full: { status: 503, text: 'too many streams', headers: try_later },
-  many_bodies: { status: 503, text: 'too many large bodies at once', headers: try_later },
   no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
   redis_full: { status: 503, text: 'redis is out of memory' },
   redis_read_only: { status: 503, text: 'redis is read-only' },
@@ -1845,7 +1843,6 @@ type request_turn = {
   response: http.ServerResponse;
   interrupted: interruption | undefined;
   on_interrupt: () => void;
-  body_bytes: number; // o que o corpo dele ocupa, até a tarefa estar guardada
 };
 
 /**
@@ -1870,13 +1867,12 @@ const connections = new Map<duplex_stream, connection_state>();
 const live_requests = new Set<request_turn>();
 
 /**
- * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS, quanto ocupam os
- * corpos deles e se a parada já começou.
+ * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS e se a parada já
+ * começou.
  */
 const lifetime = {
   server: undefined as http.Server | undefined,
   tasks: 0,
-  body_bytes: 0,
   stopping: false,
 };
 
@@ -2096,21 +2092,12 @@ function response_sent(response: http.ServerResponse): Promise<void> {
   });
 }
 
-/** O que um pedaço de corpo ocupa além dos seus bytes: um cliente pode mandá-los um a um. */
-const chunk_cost = 256;
-
-/**
- * A parte da memória do V8 que cabe aos corpos a caminho: cada um ainda vira texto e JSON, de até o
- * dobro do tamanho e com até dois bytes por caractere.
- */
-const body_budget = heap_statistics().heap_size_limit / 8;
-
 /**
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
  * @param turn a vez do pedido; interrompida, a leitura para
  * @returns os bytes do corpo, vazio se não há
- * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, 503 se já há corpos demais em
- *   memória, ou a do analisador; Error se o cliente sair no meio
+ * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, ou a do analisador; Error se o
+ *   cliente sair no meio
  */
 function read_body(turn: request_turn): Promise<Buffer> {
   const { request, response } = turn;
@@ -2119,9 +2106,9 @@ function read_body(turn: request_turn): Promise<Buffer> {
   const waits = request.headers.expect !== undefined && request.httpVersion !== '1.0';
   if (waits) response.writeContinue(); // check_request só deixou passar o 100-continue
   const state = connections.get(request.socket);
-  const chunks: Buffer[] = [];
   let timer: NodeJS.Timeout;
   const body = new Promise<Buffer>((resolve, reject) => {
+    const chunks: Buffer[] = [];
     let size = 0;
     const stalled = () => reject(new refusal('slow_body'));
     timer = setTimeout(stalled, body_limit_ms);
@@ -2133,21 +2120,16 @@ function read_body(turn: request_turn): Promise<Buffer> {
     request.on('data', (chunk: Buffer) => {
       timer.refresh();
       size += chunk.length;
-      if (size > MAXBODY) return reject(too_large());
-      chunks.push(chunk);
-      turn.body_bytes += chunk.length + chunk_cost;
-      lifetime.body_bytes += chunk.length + chunk_cost;
-      if (lifetime.body_bytes > Math.max(body_budget, 2 * MAXBODY))
-        reject(new refusal('many_bodies'));
+      if (size <= MAXBODY) chunks.push(chunk);
+      else reject(too_large());
     });
-    request.once('end', () => resolve(Buffer.concat(chunks)));
+    request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
     request.once('error', reject);
     turn.on_interrupt = () => reject(new Error('interrompido'));
     if (turn.interrupted) turn.on_interrupt();
   });
   return body.finally(() => {
     request.removeAllListeners('data'); // o que ainda vier não religa o prazo
-    chunks.length = 0; // nada fica com o pedido
     clearTimeout(timer);
   });
 }
@@ -2296,19 +2278,6 @@ function hide_api_keys(headers: Record<string, string>): Record<string, string> 
 }
 
 /**
- * Diz se os controles de um corpo, que em JSON são seis bytes cada, o fariam maior que em base64.
- * As quebras de linha, as aspas e a barra, comuns em textos, são dois e não contam.
- */
-function is_control_heavy(body: Buffer): boolean {
-  let controls = 0;
-  for (let index = 0; index < body.length; index += 1) {
-    const byte = body[index] ?? 0;
-    if (byte < 0x20 && (byte < 0x08 || byte > 0x0d || byte === 0x0b)) controls += 1;
-  }
-  return 5 * controls > body.length / 3;
-}
-
-/**
  * Monta a tarefa de um pedido.
  * @param request o pedido
  * @param body os bytes do corpo
@@ -2317,7 +2286,7 @@ function is_control_heavy(body: Buffer): boolean {
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
   const uuid = redis_link.uuid_head + random_uuid().slice(redis_link.uuid_head.length);
   const [task_key, task_list] = redis_keys(uuid);
-  const is_text = is_utf8(body) && !is_control_heavy(body);
+  const is_text = is_utf8(body);
   return {
     task_name: uuid,
     uuid,
@@ -2362,6 +2331,8 @@ const reserved_header =
 
 /** Os que descrevem os bytes do corpo, que só em RAW são os do worker. */
 const body_header = /^content-(length|encoding)$/i;
+
+const [feed_byte, return_byte] = [0x0a, 0x0d];
 
 /** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
 const examined_piece_bytes = 64 * 1024;
@@ -2465,19 +2436,19 @@ export function parse_chunk(bytes: Buffer): list_element {
 
 /** Devolve se há quebras de linha em `bytes`. */
 function has_breaks(bytes: Buffer): boolean {
-  return bytes.includes('\n') || bytes.includes('\r');
+  return bytes.includes(feed_byte) || bytes.includes(return_byte);
 }
 
 /** Devolve uma a uma as linhas de `bytes`, sem as quebras; as vazias não contam. */
 function* lines_within(bytes: Buffer): Generator<Buffer> {
-  const find = (mark: string, after: number) => {
+  const find = (mark: number, after: number) => {
     const found = bytes.indexOf(mark, after);
     return found < 0 ? bytes.length : found;
   };
   let [return_at, feed_at] = [-1, -1];
   for (let from = 0, end = 0; from < bytes.length; from = end + 1) {
-    if (return_at < from) return_at = find('\r', from);
-    if (feed_at < from) feed_at = find('\n', from);
+    if (return_at < from) return_at = find(return_byte, from);
+    if (feed_at < from) feed_at = find(feed_byte, from);
     end = Math.min(return_at, feed_at);
     if (end > from) yield bytes.subarray(from, end);
   }
@@ -2514,12 +2485,12 @@ export async function split_element(element: Buffer): Promise<Iterable<Buffer>> 
   }
   if (all_json) return lines_within(element);
   let [size, from, last] = [0, 0, element.length];
-  const is_break = (at: number) => element[at] === 0x0a || element[at] === 0x0d;
+  const is_break = (at: number) => element[at] === feed_byte || element[at] === return_byte;
   while (is_break(from)) from += 1;
   while (is_break(last - 1)) last -= 1;
   for (let end = from; from < last; from = end) {
     end = Math.min(from + examined_piece_bytes, last);
-    if (element[end - 1] === 0x0d && element[end] === 0x0a) end += 1; // uma quebra só
+    if (element[end - 1] === return_byte && element[end] === feed_byte) end += 1; // uma quebra só
     const piece = element.toString('latin1', from, end).replace(/\r\n?|\n/g, ' ');
     size += element.write(piece, size, 'latin1');
     if (end < last) await next_turn();
@@ -3336,10 +3307,7 @@ async function serve_task(turn: request_turn): Promise<void> {
   if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
   try {
-    const opening = read_body(turn).then((body) => open_stream(turn, body));
-    const stream = await opening.finally(() => {
-      lifetime.body_bytes -= turn.body_bytes;
-    });
+    const stream = await open_stream(turn, await read_body(turn));
     await finish_stream(stream, await run_stream(stream));
   } finally {
     lifetime.tasks -= 1;
@@ -3543,7 +3511,6 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
     response,
     interrupted: undefined,
     on_interrupt: () => {},
-    body_bytes: 0,
   };
   state.turns.add(turn);
   live_requests.add(turn);
