@@ -111,8 +111,8 @@ import type { Duplex as duplex_stream } from 'node:stream';
 import { setImmediate as next_turn, setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
-import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
+  ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
   ErrorReply as error_reply,
   RESP_TYPES as resp_types,
@@ -971,7 +971,6 @@ export const refusal_rules = {
     headers: { ...closing, 'Retry-After': '1' },
   },
   full: { status: 503, text: 'too many streams', headers: try_later },
-  many_bodies: { status: 503, text: 'too many large bodies at once', headers: try_later },
   no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
   redis_full: { status: 503, text: 'redis is out of memory' },
   redis_read_only: { status: 503, text: 'redis is read-only' },
@@ -1063,8 +1062,13 @@ function note_refusal(status: number): boolean {
 // que falha encerra o programa; depois dela, reconecta-se para sempre. Sem conexão nada fica em
 // fila: o pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
 
-/** Do início ao primeiro PING respondido; o programa promete desistir em menos de 5 s. */
+/**
+ * O maior silêncio de quem ainda não atendeu: um Redis que falha faz o programa sair em menos de
+ * 5 s; um que só é lento, ou uma máquina que o é, não. Até o primeiro PING respondido ele é contado
+ * em batidas do laço de eventos, que rareiam quando o programa pouco roda, e recomeça a cada byte.
+ */
 const connect_limit_ms = 3500;
+const connect_beat_ms = 100;
 
 /** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
 const ping_limit_ms = 1500;
@@ -1163,8 +1167,9 @@ function redis_make_client(tracking: boolean) {
   const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
   const options = {
     connectTimeout: connect_limit_ms,
-    reconnectStrategy: (retries: number) =>
-      redis_link.was_ready && Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
+    reconnectStrategy: (retries: number, cause: Error) =>
+      (redis_link.was_ready || cause instanceof connection_timeout) &&
+      Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
   };
   const where = socket_path ? { path: socket_path } : { host, port };
   const secret = REDIS_PASSWORD || password;
@@ -1357,7 +1362,7 @@ async function redis_ping(fresh_ms = 0): Promise<boolean> {
   }
 }
 
-/** Lê o campo `name` de um INFO; vazio se não há. */
+/** Lê o campo `name` do INFO `info`; vazio se não há. */
 function info_field(info: string, name: string): string {
   return new RegExp(`^${name}:([^\\r\\n]*)`, 'm').exec(info)?.[1] ?? '';
 }
@@ -1723,18 +1728,37 @@ function redis_open(asks_news: boolean) {
 }
 
 /**
+ * Espera algo do Redis enquanto ele der sinal de vida.
+ * @param promise o que se espera
+ * @returns o valor dela
+ * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
+ */
+function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
+  return new Promise((resolve, reject) => {
+    let [beats, bytes_seen] = [0, 0];
+    const listen_on = () => {
+      const bytes = redis_link.socket?.bytesRead ?? 0;
+      beats = bytes === bytes_seen ? beats + 1 : 0;
+      bytes_seen = bytes;
+      if (beats * connect_beat_ms >= connect_limit_ms) reject(new deadline_error('sem resposta'));
+    };
+    const timer = setInterval(listen_on, connect_beat_ms);
+    promise.then(resolve, reject).finally(() => clearInterval(timer));
+  });
+}
+
+/**
  * Tenta a primeira conexão de um modo, e a confirma com um PING.
  * @param asks_news se o servidor deve avisar das mudanças
- * @param ms prazo em milissegundos
  * @throws o erro da conexão, do PING ou do prazo
  */
-async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> {
+async function redis_try_connect(asks_news: boolean): Promise<void> {
   const client = redis_open(asks_news);
   const confirmed = client
     .connect()
     .then(() => Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]));
   try {
-    const [mode] = await within(confirmed, ms);
+    const [mode] = await redis_while_heard(confirmed);
     if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
   } catch (error) {
     client.destroy();
@@ -1744,25 +1768,34 @@ async function redis_try_connect(asks_news: boolean, ms: number): Promise<void> 
 
 /**
  * Faz a primeira conexão. Se o servidor recusa RESP 3 ou os avisos (Redis antigo, ACL, alguns
- * clones) ou desliga ao ouvir falar deles, conecta sem eles e o laço consulta a cada INTERVAL.
+ * clones) ou desliga ao ouvir falar deles, conecta sem eles e o laço consulta a cada INTERVAL. Um
+ * que ainda carrega os dados não falhou: espera-se por ele.
  * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
 async function redis_connect(): Promise<void> {
   subscribe('net.client.socket', (message) => {
     redis_link.socket = (message as { socket: net_socket }).socket; // só ao Redis se conecta
   });
-  const deadline = now() + connect_limit_ms;
-  let reason = 'WAKEUP off';
-  if (WAKEUP) {
+  const redis = format_redis_address(REDIS_SERVER);
+  let [asks_news, reason, is_told] = [WAKEUP, 'WAKEUP off', false];
+  for (;;) {
     try {
-      await redis_try_connect(true, connect_limit_ms);
+      await redis_try_connect(asks_news);
+      break;
     } catch (error) {
       const { message, code = '' } = error as NodeJS.ErrnoException;
-      if (!(error instanceof error_reply || hang_up.test(`${code} ${message}`))) throw error;
+      const is_reply = error instanceof error_reply;
+      if (is_reply && /^LOADING\b/.test(message)) {
+        if (!is_told) log('warn', 'redis_loading', { redis });
+        is_told = true;
+        await sleep(retry_ms);
+        continue;
+      }
+      if (!asks_news || !(is_reply || hang_up.test(`${code} ${message}`))) throw error;
       reason = hide_arguments(message);
+      asks_news = false;
     }
   }
-  if (!redis_link.client?.isReady) await redis_try_connect(false, deadline - now());
   redis_link.was_ready = true;
   redis_log_wakeup(reason);
 }
@@ -1863,15 +1896,14 @@ const stream_types = [
 type interruption = 'client_gone' | 'shutdown';
 
 /**
- * A vez de um pedido. Um AbortSignal diria o mesmo de uma interrupção, por um décimo do tempo de uma
- * tarefa curta e mais de um kB por fluxo parado.
+ * A vez de um pedido. Um AbortSignal diria o mesmo de uma interrupção, por um décimo do tempo de
+ * uma tarefa curta e mais de um kB por fluxo parado.
  */
 type request_turn = {
   request: http.IncomingMessage;
   response: http.ServerResponse;
   interrupted: interruption | undefined; // por que ele não deve mais ser atendido
   on_interrupt: () => void; // quem avisar disso: ele espera por uma coisa de cada vez
-  body_bytes: number; // o que o corpo dele ocupa, até a tarefa estar guardada
 };
 
 /** O que se sabe de uma conexão de cliente. */
@@ -1891,13 +1923,12 @@ const connections = new Map<duplex_stream, connection_state>();
 const live_requests = new Set<request_turn>();
 
 /**
- * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS, quanto ocupam os
- * corpos deles e se a parada já começou.
+ * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS e se a parada já
+ * começou.
  */
 const lifetime = {
   server: undefined as http.Server | undefined,
   tasks: 0,
-  body_bytes: 0,
   stopping: false,
 };
 
@@ -2117,21 +2148,12 @@ function response_sent(response: http.ServerResponse): Promise<void> {
   });
 }
 
-/** O que um pedaço de corpo ocupa além dos seus bytes: um cliente pode mandá-los um a um. */
-const chunk_cost = 256;
-
-/**
- * A parte da memória do V8 que cabe aos corpos a caminho: cada um ainda vira texto e JSON, de até o
- * dobro do tamanho e com até dois bytes por caractere.
- */
-const body_budget = heap_statistics().heap_size_limit / 8;
-
 /**
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
  * @param turn a vez do pedido; interrompida, a leitura para
  * @returns os bytes do corpo, vazio se não há
- * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, 503 se já há corpos demais em
- *   memória, ou a do analisador; Error se o cliente sair no meio
+ * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, ou a do analisador; Error se o
+ *   cliente sair no meio
  */
 function read_body(turn: request_turn): Promise<Buffer> {
   const { request, response } = turn;
@@ -2140,9 +2162,9 @@ function read_body(turn: request_turn): Promise<Buffer> {
   const waits = request.headers.expect !== undefined && request.httpVersion !== '1.0';
   if (waits) response.writeContinue(); // check_request só deixou passar o 100-continue
   const state = connections.get(request.socket);
-  const chunks: Buffer[] = [];
   let timer: NodeJS.Timeout;
   const body = new Promise<Buffer>((resolve, reject) => {
+    const chunks: Buffer[] = [];
     let size = 0;
     const stalled = () => reject(new refusal('slow_body'));
     timer = setTimeout(stalled, body_limit_ms);
@@ -2154,21 +2176,16 @@ function read_body(turn: request_turn): Promise<Buffer> {
     request.on('data', (chunk: Buffer) => {
       timer.refresh();
       size += chunk.length;
-      if (size > MAXBODY) return reject(too_large());
-      chunks.push(chunk);
-      turn.body_bytes += chunk.length + chunk_cost;
-      lifetime.body_bytes += chunk.length + chunk_cost;
-      if (lifetime.body_bytes > Math.max(body_budget, 2 * MAXBODY))
-        reject(new refusal('many_bodies'));
+      if (size <= MAXBODY) chunks.push(chunk);
+      else reject(too_large());
     });
-    request.once('end', () => resolve(Buffer.concat(chunks)));
+    request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
     request.once('error', reject);
     turn.on_interrupt = () => reject(new Error('interrompido'));
     if (turn.interrupted) turn.on_interrupt();
   });
   return body.finally(() => {
     request.removeAllListeners('data'); // o que ainda vier não religa o prazo
-    chunks.length = 0; // nada fica com o pedido
     clearTimeout(timer);
   });
 }
@@ -2317,19 +2334,6 @@ function hide_api_keys(headers: Record<string, string>): Record<string, string> 
 }
 
 /**
- * Diz se os controles de um corpo, que em JSON são seis bytes cada, o fariam maior que em base64.
- * As quebras de linha, as aspas e a barra, comuns em textos, são dois e não contam.
- */
-function is_control_heavy(body: Buffer): boolean {
-  let controls = 0;
-  for (let index = 0; index < body.length; index += 1) {
-    const byte = body[index] ?? 0;
-    if (byte < 0x20 && (byte < 0x08 || byte > 0x0d || byte === 0x0b)) controls += 1;
-  }
-  return 5 * controls > body.length / 3;
-}
-
-/**
  * Monta a tarefa de um pedido.
  * @param request o pedido
  * @param body os bytes do corpo
@@ -2338,7 +2342,7 @@ function is_control_heavy(body: Buffer): boolean {
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
   const uuid = redis_link.uuid_head + random_uuid().slice(redis_link.uuid_head.length);
   const [task_key, task_list] = redis_keys(uuid);
-  const is_text = is_utf8(body) && !is_control_heavy(body);
+  const is_text = is_utf8(body);
   return {
     task_name: uuid,
     uuid,
@@ -2383,6 +2387,8 @@ const reserved_header =
 
 /** Os que descrevem os bytes do corpo, que só em RAW são os do worker. */
 const body_header = /^content-(length|encoding)$/i;
+
+const [feed_byte, return_byte] = [0x0a, 0x0d];
 
 /** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
 const examined_piece_bytes = 64 * 1024;
@@ -2486,19 +2492,19 @@ export function parse_chunk(bytes: Buffer): list_element {
 
 /** Devolve se há quebras de linha em `bytes`. */
 function has_breaks(bytes: Buffer): boolean {
-  return bytes.includes('\n') || bytes.includes('\r');
+  return bytes.includes(feed_byte) || bytes.includes(return_byte);
 }
 
 /** Devolve uma a uma as linhas de `bytes`, sem as quebras; as vazias não contam. */
 function* lines_within(bytes: Buffer): Generator<Buffer> {
-  const find = (mark: string, after: number) => {
+  const find = (mark: number, after: number) => {
     const found = bytes.indexOf(mark, after);
     return found < 0 ? bytes.length : found;
   };
   let [return_at, feed_at] = [-1, -1];
   for (let from = 0, end = 0; from < bytes.length; from = end + 1) {
-    if (return_at < from) return_at = find('\r', from);
-    if (feed_at < from) feed_at = find('\n', from);
+    if (return_at < from) return_at = find(return_byte, from);
+    if (feed_at < from) feed_at = find(feed_byte, from);
     end = Math.min(return_at, feed_at);
     if (end > from) yield bytes.subarray(from, end);
   }
@@ -2535,12 +2541,12 @@ export async function split_element(element: Buffer): Promise<Iterable<Buffer>> 
   }
   if (all_json) return lines_within(element);
   let [size, from, last] = [0, 0, element.length];
-  const is_break = (at: number) => element[at] === 0x0a || element[at] === 0x0d;
+  const is_break = (at: number) => element[at] === feed_byte || element[at] === return_byte;
   while (is_break(from)) from += 1;
   while (is_break(last - 1)) last -= 1;
   for (let end = from; from < last; from = end) {
     end = Math.min(from + examined_piece_bytes, last);
-    if (element[end - 1] === 0x0d && element[end] === 0x0a) end += 1; // uma quebra só
+    if (element[end - 1] === return_byte && element[end] === feed_byte) end += 1; // uma quebra só
     const piece = element.toString('latin1', from, end).replace(/\r\n?|\n/g, ' ');
     size += element.write(piece, size, 'latin1');
     if (end < last) await next_turn();
@@ -3375,10 +3381,7 @@ async function serve_task(turn: request_turn): Promise<void> {
   if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
   try {
-    const opening = read_body(turn).then((body) => open_stream(turn, body));
-    const stream = await opening.finally(() => {
-      lifetime.body_bytes -= turn.body_bytes;
-    });
+    const stream = await open_stream(turn, await read_body(turn));
     await finish_stream(stream, await run_stream(stream));
   } finally {
     lifetime.tasks -= 1;
@@ -3582,7 +3585,6 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
     response,
     interrupted: undefined,
     on_interrupt: () => {},
-    body_bytes: 0,
   };
   state.turns.add(turn);
   live_requests.add(turn);
@@ -3863,9 +3865,6 @@ const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
 /** O que pede a parada graciosa: o serviço, o Ctrl-C, o terminal que se fecha. */
 const stop_signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
-/** De quanto em quanto tempo, no máximo, se diz que uma conexão não pôde ser aceita. */
-const accept_failure_ms = 1000;
-
 /** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
 const usage_exit_code = 2;
 
@@ -3951,8 +3950,11 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
   return `${is_tls ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
 
+/** De quanto em quanto tempo, no máximo, se diz que uma conexão não pôde ser aceita. */
+const accept_failure_ms = 1000;
+
 /**
- * Abre uma porta.
+ * Abre uma porta. O que falhar nela depois disso é registrado, e não encerra o programa.
  * @param server o servidor
  * @param port a porta; 0 escolhe uma livre
  * @param host endereço em que escutar
@@ -3961,6 +3963,12 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
  */
 async function listen(server: http.Server, port: number, host: string): Promise<number> {
   await once(server.listen(port, host), 'listening');
+  let told_at = -Infinity;
+  server.on('error', ({ message: reason }) => {
+    if (now() - told_at < accept_failure_ms) return; // sem descritores, falham todas
+    told_at = now();
+    log('error', 'accept_failed', { reason });
+  });
   return (server.address() as address_info).port;
 }
 
@@ -4062,12 +4070,6 @@ async function serve(): Promise<void> {
     const reason = explain_listen_error(error as Error, 'HTTP_PORT (-p)', 'HTTP_HOST (--host)');
     die({ host: HTTP_HOST, port: HTTP_PORT, reason });
   }
-  let told_at = -Infinity;
-  lifetime.server.on('error', ({ message: reason }) => {
-    if (now() - told_at < accept_failure_ms) return; // sem descritores, falham todas
-    told_at = now();
-    log('error', 'accept_failed', { reason });
-  });
   void redis_watch();
   if (worker_slot <= 1) void redis_sweep();
 }

@@ -127,6 +127,18 @@ describe('o Accept escolhe', () => {
     });
   }
 
+  test('a barra de endereço de um navegador recebe as mesmas linhas, em texto', async () => {
+    const headers = { accept: 'text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8' };
+    const { reply, task } = await ask(common, { headers });
+    await common.db.rPush(task.task_list, [line, 'é', 'EOF']);
+    const { body, headers: given } = await reply;
+    assert.equal(body, `${line}\né\n`);
+    const asked = await fetch_all(common.proxy, { method: 'HEAD', headers });
+    for (const { 'content-type': type } of [given, asked.headers]) {
+      assert.equal(type, 'text/plain; charset=utf-8');
+    }
+  });
+
   for (const accept of [
     'text/event-stream',
     'Text/Event-Stream; q=0.5',

@@ -268,13 +268,15 @@ export async function start_proxy(
  * Conecta um cliente ao Redis, no banco 1, fechado no fim dos testes.
  * @param redis o Redis
  * @param database número do banco
+ * @param password senha, se ele tem uma
  * @returns o cliente
  */
-export async function connect_redis(redis: Pick<local_redis, 'port'>, database = 1) {
+export async function connect_redis(redis: Pick<local_redis, 'port'>, database = 1, password = '') {
   const client = create_client({
     RESP: 2,
     socket: { host: '127.0.0.1', port: redis.port },
     database,
+    password,
   });
   client.on('error', () => {}); // testes derrubam o Redis de propósito
   await client.connect();

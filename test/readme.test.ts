@@ -79,6 +79,11 @@ const cited_limits: [constant: string, english: string, portuguese: string][] = 
   ['certificate_check_ms = 10_000', 'read again every 10 s', 'relidos a cada 10 s'],
   ['ping_limit_ms = 1500', '`/ping`, after 1.5 s', '`/ping`, depois de 1,5 s'],
   ['farewell_ms = 3000', 'up to 3 s more', 'até 3 s mais'],
+  ['connect_limit_ms = 3500', 'Silence of 3.5 s', 'o silêncio de 3,5 s'],
+  ['logged_refusals = { count: 100,', '100 in a minute', '100 por minuto'],
+  ['guessing = { free: 10, delay_ms: 1000,', 'waits a second', 'espera um segundo'],
+  ['max_log_waiting = 1024 * 1024', 'fallen behind by 1 MiB', '1 MiB de atraso'],
+  ['least_adopted_ttl_s = 600', 'never less than 600', 'nunca menos de 600'],
   ['max_logged_text = 300', 'cut at 300 characters', 'cortados em 300 caracteres'],
 ];
 

@@ -5,7 +5,12 @@
  */
 
 import assert from 'node:assert/strict';
-import { writeFileSync as write_file } from 'node:fs';
+import {
+  copyFileSync as copy_file,
+  mkdirSync as make_dir,
+  writeFileSync as write_file,
+} from 'node:fs';
+import net from 'node:net';
 import path from 'node:path';
 import { before, describe } from 'node:test';
 import { type handler, head, redis_place, serve, type settings } from '../scripts/worker/worker';
@@ -607,4 +612,186 @@ describe('o Redis', { concurrency: tests_at_once }, () => {
     await worker.wait_for(/ouvindo ndjson_jobs/);
     assert.equal(await worker.stop('SIGINT'), 0);
   });
+});
+
+/**
+ * Serve um worker até que ele termine sozinho.
+ * @param options o que muda dos padrões
+ * @param answer quem responde
+ * @returns o que ele contou, e o código de saída que deixou
+ */
+async function serve_to_end(options: Partial<settings>, answer: handler = async function* () {}) {
+  const log: string[] = [];
+  await serve(answer, { redis: redis.server, log: (text) => log.push(text), ...options });
+  const { exitCode: code } = process;
+  process.exitCode = undefined;
+  return { log, code };
+}
+
+describe('o que o worker diz', { concurrency: tests_at_once }, () => {
+  test('um endereço, uma senha ou um banco que não servem o terminam com uma linha', async () => {
+    const locked = await start_redis(['--requirepass', 'certa']);
+    const open = redis.server.replace(/\/1$/, '');
+    const table: [Partial<settings>, RegExp][] = [
+      [{ redis: locked.server }, /^127\.0\.0\.1:\d+\/1: NOAUTH /],
+      [{ redis: `127.0.0.1:${locked.port}` }, /^127\.0\.0\.1:\d+\/0: NOAUTH /],
+      [{ redis: locked.server, secret: 'errada' }, /^127\.0\.0\.1:\d+\/1: WRONGPASS /],
+      [{ redis: `${open}/99` }, /^127\.0\.0\.1:\d+\/99: ERR DB index is out of range/],
+      [{ redis: redis.server, secret: 'x' }, /^127\.0\.0\.1:\d+\/1: ERR AUTH /],
+      [{ redis: 'http://h/1' }, /^redis: aceito host:porta/],
+      [{ redis: 'h:70000/1' }, /^redis: aceito host:porta/],
+      [{ redis: '[::z]:1/1' }, /^redis: aceito host:porta/],
+      [{ redis: 'h/1?db=2' }, /^redis: aceito host:porta/],
+      [{ redis: 'redis://u:%zz@h' }, /malformed/],
+    ];
+    for (const [options, line] of table) {
+      const { log, code } = await serve_to_end(options);
+      assert.equal(log.length, 1, log.join('\n'));
+      assert.match(log[0] ?? '', line);
+      assert.equal(code, 1);
+    }
+  });
+
+  test('diz onde ouve, e que as tarefas anunciadas não estão nesse banco', async () => {
+    const scene = await start_scene(redis, brisk);
+    const other = redis.server.replace(/1$/, '0');
+    const { log } = await start_kit(scene, async function* () {}, { redis: other });
+    assert.deepEqual(log, [`ouvindo ${scene.channel} em ${other}`]);
+    const stream = open_stream(scene.proxy);
+    const { task_key } = await next_names(scene);
+    await until('queixa', () => log.length > 1);
+    assert.equal(log[1], `${task_key} não está em ${other}: é outro banco?`);
+    stream.leave();
+  });
+
+  test('quem devolve em vez de entregar ouve isso, e o cliente também', async () => {
+    const scene = await start_scene(redis, brisk);
+    const answers: Record<string, () => unknown> = {
+      '/value': () => ({ n: 1 }),
+      '/promise': async () => ({ n: 1 }),
+      '/text': () => 'abc',
+      '/nothing': () => undefined,
+      '/generator': async function* () {
+        yield { n: 1 };
+        return { n: 2 };
+      },
+    };
+    const { log } = await start_kit(scene, (task) => answers[task.url]?.() as never);
+    const said = '{"error":"the handler must yield its answer, not return it"}\n';
+    for (const url of Object.keys(answers)) {
+      const { body } = await fetch_all(scene.proxy, { path: url });
+      assert.equal(body, url === '/generator' ? `{"n":1}\n${said}` : said, url);
+      assert.match(log.at(-1) ?? '', /falhou: TypeError: the handler must yield/);
+    }
+  });
+
+  test('uma função que falha antes de dar o gerador não derruba o worker', async () => {
+    const scene = await start_scene(redis, brisk);
+    const fails: Record<string, () => never> = {
+      '/throws': () => {
+        throw new Error('acabou');
+      },
+      '/rejects': () => Promise.reject(new Error('acabou')) as never,
+    };
+    await start_kit(scene, (task) => fails[task.url]?.() as never);
+    for (const path of Object.keys(fails)) {
+      assert.equal((await fetch_all(scene.proxy, { path })).body, '{"error":"acabou"}\n');
+    }
+  });
+
+  test('uma mensagem que não serve é deixada, e a próxima é atendida', async () => {
+    const scene = await start_scene(redis, brisk);
+    const { log } = await start_kit(scene, async function* () {
+      yield 'ok';
+    });
+    const bad: (string | Buffer)[] = ['', 'não é JSON', 'null', '7', '{"uuid":"x"}', '[]'];
+    bad.push('{"uuid":1,"task_key":"a","task_list":"b"}', Buffer.from([0xff, 0xfe]));
+    for (const [n, text] of bad.entries()) {
+      await scene.db.set(`ndjson_task_bad${n}`, text);
+      await scene.db.publish(scene.channel, `ndjson_task_bad${n}`);
+    }
+    await scene.db.lPush('ndjson_task_list', 'x');
+    await scene.db.publish(scene.channel, 'ndjson_task_list');
+    await scene.db.publish(scene.channel, Buffer.from([0xff, 0x00]));
+    assert.equal((await fetch_all(scene.proxy)).body, 'ok\n');
+    await until('queixas', () => {
+      return log.filter((text) => text.startsWith('tarefa deixada: ')).length === bad.length + 1;
+    });
+  });
+
+  test('um redis de outra versão é recusado', async () => {
+    const dir = temp_dir();
+    const fake = path.join(dir, 'node_modules/redis');
+    make_dir(fake, { recursive: true });
+    write_file(path.join(fake, 'index.js'), 'exports.createClient = () => {}; // como o 4\n');
+    copy_file(path.join(root, 'scripts/worker/worker.ts'), path.join(dir, 'worker.ts'));
+    write_file(
+      path.join(dir, 'answer.ts'),
+      "import { serve } from './worker';\nserve(async function* () {});\n",
+    );
+    const args = ['--import', path.join(root, 'node_modules/tsx/dist/loader.mjs'), 'answer.ts'];
+    const worker = start_program(process.execPath, args, {}, dir);
+    assert.equal(await exit_of(worker), 1);
+    assert.equal(worker.stdout(), 'worker: o pacote redis deve ser o 6: npm install redis@6\n');
+    assert.equal(worker.stderr(), '');
+  });
+
+  test('o worker de exemplo recusa uma opção com uma linha', async () => {
+    const table: [string[], RegExp][] = [
+      [['--porta', '1'], /^worker-example: Unknown option '--porta'/],
+      [['--pause', 'x'], /^worker-example: --pause: 'x' não é um tempo em ms/],
+    ];
+    for (const [flags, line] of table) {
+      const args = ['--import', 'tsx', 'scripts/worker/examples/worker-example.ts', ...flags];
+      const worker = start_program(process.execPath, args, {}, root);
+      assert.equal(await exit_of(worker), 2);
+      assert.match(worker.stderr(), line);
+      assert.match(worker.stderr(), /^[^\n]+\n$/);
+    }
+  });
+});
+
+/**
+ * Faz um nome que aponta para um Redis, e que se pode apontar para outro: só as conexões novas vão
+ * para lá.
+ * @param port a porta do primeiro
+ * @returns a porta do nome; `point_to`: muda para onde ele aponta
+ */
+async function start_name(port: number) {
+  let target = port;
+  const server = net.createServer((inner) => {
+    const outer = net.connect(target, '127.0.0.1');
+    inner.pipe(outer).pipe(inner);
+    for (const socket of [inner, outer]) socket.on('error', () => {});
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  on_stop(async () => server.close());
+  const { port: own } = server.address() as net.AddressInfo;
+  const point_to = (next: number) => {
+    target = next;
+  };
+  return { port: own, point_to };
+}
+
+test('um Redis rebaixado: a conexão é trocada, e a tarefa é atendida no novo', async () => {
+  const [old, next] = [await start_redis(), await start_redis()];
+  const name = await start_name(old.port);
+  const scene = await start_scene(next, brisk);
+  const gate = make_gate();
+  const handler: handler = async function* () {
+    yield 'antes';
+    await gate.passed;
+    yield 'depois';
+  };
+  const server = `127.0.0.1:${name.port}/1`;
+  const { log } = await start_kit(scene, handler, { redis: server });
+  const admin = await connect_redis(old);
+  await admin.sendCommand(['REPLICAOF', '127.0.0.1', String(next.port)]);
+  await until('réplica em dia', async () => (await admin.info('replication')).includes(':up\r\n'));
+  const stream = open_stream(scene.proxy); // o rebaixado repete o anúncio do novo
+  await until('recusa', () => log.some((text) => text.includes('não aceita escritas')));
+  name.point_to(next.port);
+  assert.equal(await stream.next(), 'antes');
+  gate.open();
+  assert.deepEqual(await stream.rest(), ['depois']);
 });

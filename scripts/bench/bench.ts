@@ -12,16 +12,15 @@
 
 import { mkdirSync as make_dir, writeFileSync as write_file } from 'node:fs';
 import path from 'node:path';
-import { build_program } from '../dev/build';
-import { forget_settings, run_to_exit, temp_dir } from '../dev/local';
-import { option_error } from '../dev/options';
+import { built_program } from '../dev/build';
+import { run_tool } from '../dev/options';
+import { make_progress } from '../dev/progress';
 import type { bench_context, measurement, scenario } from './context';
 import { draw_charts } from './draw';
 import { describe_machine, machine_line } from './machine';
 import { type bench_options, help_text, read_options } from './options';
 import { find_peers, install_peers, peer_notes } from './peers';
 import { build_roles, stop_running } from './processes';
-import { make_progress } from './progress';
 import {
   derive_ratios,
   disturbance_notes,
@@ -36,28 +35,9 @@ import { latency } from './scenarios/latency';
 import { tasks } from './scenarios/tasks';
 import { workers } from './scenarios/workers';
 
-/** Código de saída de erro de uso. */
-const usage_exit_code = 2;
-
 const scenarios: scenario[] = [latency, tasks, bulk, idle, workers, growth];
 
-/**
- * Dá o programa a medir: o indicado, ou um montado na hora.
- * @param given caminho dado pelo usuário
- * @returns caminho de json-proxy.js
- */
-async function program_file(given: string | undefined): Promise<string> {
-  if (given) return path.resolve(given);
-  const outfile = path.join(temp_dir(), 'json-proxy.js');
-  await build_program(outfile);
-  return outfile;
-}
-
-/**
- * Diz o que cada concorrente não faz, ou que não está instalado.
- * @param context o contexto das provas
- * @returns uma observação por concorrente
- */
+/** Diz o que cada concorrente não faz, ou que não está instalado. */
 function peer_remarks(context: bench_context): string[] {
   const { plan, peers } = context;
   if (!plan.peers) return ['concorrentes: não medidos; --peers on os mede'];
@@ -70,7 +50,6 @@ function peer_remarks(context: bench_context): string[] {
 
 /**
  * Roda as provas pedidas.
- * @param options o que foi pedido
  * @returns as medições, as observações e a máquina
  */
 async function run_scenarios(options: bench_options) {
@@ -79,13 +58,13 @@ async function run_scenarios(options: bench_options) {
   const expected_s = chosen.reduce((sum, { estimate }) => sum + estimate(plan), 2);
   const progress = make_progress(expected_s);
   progress.step('montando o programa e os papéis');
+  await build_roles();
   const rows: measurement[] = [];
   const notes: string[] = [];
   const context: bench_context = {
     plan,
-    program: await program_file(options.program),
+    program: await built_program(options.program),
     peers: plan.peers ? find_peers() : {},
-    roles_dir: await build_roles(),
     step: progress.step,
     note: (text) => notes.push(text),
     record: (row) => rows.push(row),
@@ -117,7 +96,6 @@ function write_results(out: string, results: object, charts: Record<string, stri
 
 /**
  * Mede tudo o que foi pedido, mostra o relatório e grava os resultados.
- * @param options o que foi pedido
  * @param argv como foi pedido
  */
 async function measure(options: bench_options, argv: string[]): Promise<void> {
@@ -138,27 +116,16 @@ async function measure(options: bench_options, argv: string[]): Promise<void> {
   console.log(`\ngravado em ${options.out}`);
 }
 
-/**
- * Lê as opções e mede.
- * @param argv argumentos sem o nome do programa
- * @returns o código de saída
- */
+/** Lê as opções de `argv`, mede, e devolve o código de saída. */
 async function main(argv: string[]): Promise<number> {
-  try {
-    const options = read_options(
-      argv,
-      scenarios.map(({ name }) => name),
-    );
-    if (options.install_peers) install_peers();
-    if (options.help) process.stdout.write(help_text);
-    else await measure(options, argv);
-    return 0;
-  } catch (error) {
-    const is_usage = error instanceof option_error;
-    console.error(is_usage ? `bench: ${error.message}` : `\na medição falhou: ${error}`);
-    return is_usage ? usage_exit_code : 1;
-  }
+  const options = read_options(
+    argv,
+    scenarios.map(({ name }) => name),
+  );
+  if (options.install_peers) install_peers();
+  if (options.help) process.stdout.write(help_text);
+  else await measure(options, argv);
+  return 0;
 }
 
-forget_settings();
-run_to_exit(() => main(process.argv.slice(2)));
+run_tool('bench', 'a medição falhou', main);

@@ -25,16 +25,16 @@ export type measurement = {
   values: Record<string, number>;
 };
 
-/**
- * O que se dá a cada prova. `peers`: versões dos concorrentes a medir, por nome;
- * `step` mostra o andamento, `note` guarda uma observação para o relatório.
- */
+/** O que se dá a cada prova. */
 export type bench_context = {
   plan: bench_plan;
+  /** Caminho de json-proxy.js. */
   program: string;
+  /** Versões dos concorrentes a medir, por nome. */
   peers: Record<string, string>;
-  roles_dir: string;
+  /** Mostra o andamento. */
   step: (text: string) => void;
+  /** Guarda uma observação para o relatório. */
   note: (text: string) => void;
   record: (measurement: measurement) => void;
 };
@@ -56,9 +56,7 @@ export type scenario = {
 
 /**
  * Mede uma vez. A falha de um concorrente vira uma observação; a do proxy ou de um piso, não.
- * @param context o contexto das provas
  * @param scenario o nome da prova
- * @param trial o que medir
  * @returns os números; undefined se o concorrente falhou
  * @throws o que a medição lançar, se não é de um concorrente
  */
@@ -79,48 +77,29 @@ async function run_trial(
 }
 
 /**
- * Mede tudo em voltas: A B C, A B C, …
- * @param context o contexto das provas
+ * Mede tudo em voltas, A B C, A B C, …, depois de uma que não conta.
  * @param scenario o nome da prova
- * @param trials o que medir
+ * @param warm o que vai na volta que não conta, para chegar aquecido às que contam
  */
 export async function run_rounds(
   context: bench_context,
   scenario: string,
   trials: trial[],
+  warm: trial[] = [],
 ): Promise<void> {
   const { rounds } = context.plan;
-  for (let round = 1; round <= rounds; round += 1) {
-    for (const trial of trials) {
+  for (let round = 0; round <= rounds; round += 1) {
+    for (const trial of round === 0 ? warm : trials) {
       const { case_name, variant } = trial;
-      context.step(`${scenario} ${round}/${rounds}: ${case_name}, ${variant}`);
+      const turn = round === 0 ? ', aquecimento' : ` ${round}/${rounds}`;
+      context.step(`${scenario}${turn}: ${case_name}, ${variant}`);
       const values = await run_trial(context, scenario, trial);
-      if (values) context.record({ scenario, case_name, variant, round, values });
+      if (values && round > 0) context.record({ scenario, case_name, variant, round, values });
     }
   }
 }
 
-/**
- * Faz uma volta que não conta, para que todos cheguem aquecidos à primeira que conta.
- * @param context o contexto das provas
- * @param scenario o nome da prova
- * @param trials o que medir
- */
-export async function warm_round(
-  context: bench_context,
-  scenario: string,
-  trials: trial[],
-): Promise<void> {
-  for (const trial of trials) {
-    context.step(`${scenario}, aquecimento: ${trial.case_name}, ${trial.variant}`);
-    await run_trial(context, scenario, trial);
-  }
-}
-
-/**
- * Espera um prazo.
- * @param seconds segundos
- */
+/** Espera `seconds` segundos. */
 export function rest(seconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 }

@@ -11,6 +11,7 @@ export type chart_setting = { machine: string };
 /** Como se chama cada variante nos gráficos. */
 const english_labels: [RegExp, string][] = [
   [/^json-proxy, wakeup off$/, 'json-proxy, wake-ups off'],
+  [/^json-proxy raw$/, 'json-proxy, RAW'],
   [/^piso blpop$/, 'BLPOP client, no HTTP'],
   [/^piso http\+redis$/, 'bare node:http, same Redis work'],
   [/^piso http$/, 'bare node:http, no Redis'],
@@ -22,7 +23,6 @@ const english_labels: [RegExp, string][] = [
 /**
  * Dá o nome de uma variante em inglês.
  * @param variant o nome nas medições
- * @returns o nome nos gráficos
  */
 function english_label(variant: string): string {
   return english_labels.find(([pattern]) => pattern.test(variant))?.[1] ?? variant;
@@ -31,7 +31,6 @@ function english_label(variant: string): string {
 /**
  * Dá o nome de um caso em inglês.
  * @param case_name por exemplo "100 fluxos"
- * @returns por exemplo "100 streams"
  */
 function english_case(case_name: string): string {
   return case_name
@@ -44,7 +43,6 @@ function english_case(case_name: string): string {
 /**
  * Diz de quem é uma variante.
  * @param variant o nome nas medições
- * @returns proxy, piso ou concorrente
  */
 function kind_of(variant: string): bar_kind {
   if (variant.startsWith('json-proxy')) return 'ours';
@@ -109,9 +107,7 @@ function make_groups(
 
 /**
  * Dá a mediana de um número, se há.
- * @param item o resumo
  * @param name o nome do número
- * @returns a mediana, ou undefined
  */
 function median(item: summary, name: string): number | undefined {
   const value = item.values[name]?.median;
@@ -121,8 +117,6 @@ function median(item: summary, name: string): number | undefined {
 /**
  * Monta barras simples a partir de um número.
  * @param name o nome do número
- * @param show como escrevê-lo
- * @returns o que make_groups quer
  */
 function simple_bar(name: string, show: (value: number) => string) {
   return (item: summary) => {
@@ -131,11 +125,7 @@ function simple_bar(name: string, show: (value: number) => string) {
   };
 }
 
-/**
- * Monta a faixa de demoras de um resumo, da mediana ao percentil 99.
- * @param item o resumo
- * @returns o que make_groups quer
- */
+/** Monta a faixa de demoras de um resumo, da mediana ao percentil 99. */
 function delay_range(item: summary) {
   const [value, end] = [median(item, 'p50'), median(item, 'p99')];
   if (value === undefined || end === undefined) return undefined;
@@ -174,8 +164,6 @@ const drawings: Record<
 
 /**
  * Desenha os gráficos que os resumos permitem.
- * @param summaries os resumos
- * @param setting o rodapé
  * @returns texto de cada SVG, por nome de arquivo
  */
 export function draw_charts(summaries: summary[], setting: chart_setting): Record<string, string> {

@@ -4,7 +4,7 @@
 
 import { readFileSync as read_file } from 'node:fs';
 import os from 'node:os';
-import { command_output } from './peers';
+import { command_output } from './processes';
 
 /** A máquina e as versões de tudo o que foi medido. Memória em MiB. */
 export type machine_facts = {
@@ -21,12 +21,11 @@ export type machine_facts = {
 /**
  * Descreve a máquina.
  * @param program caminho de json-proxy.js
- * @param peers versões dos concorrentes medidos
  * @returns os fatos
  */
 export function describe_machine(program: string, peers: Record<string, string>): machine_facts {
   const cpus = os.cpus();
-  const redis_text = command_output('redis-server', ['--version']);
+  const redis_text = command_output('redis-server', '--version');
   return {
     cpu: cpus[0]?.model.trim() ?? 'desconhecido',
     cores: cpus.length,
@@ -34,14 +33,13 @@ export function describe_machine(program: string, peers: Record<string, string>)
     kernel: `${os.type()} ${os.release()}`,
     node: process.version,
     redis: /v=(\S+)/.exec(redis_text)?.[1] ?? redis_text,
-    program: command_output(process.execPath, [program, '--version']),
+    program: command_output(process.execPath, program, '--version'),
     peers,
   };
 }
 
 /**
  * Resume a máquina numa linha, em inglês, para o rodapé dos gráficos.
- * @param facts os fatos
  * @returns por exemplo "AMD EPYC, 2 cores · Node v20.20.2 · Redis 7.0.15"
  */
 export function machine_line(facts: machine_facts): string {

@@ -2,7 +2,7 @@
  * As opções do banco de provas e o plano que elas pedem.
  */
 
-import { bad_option, option_error, parse_options, read_switch } from '../dev/options';
+import { bad_option, parse_options, read_names, read_switch } from '../dev/options';
 import type { bench_plan } from './context';
 
 /** O que foi pedido na linha de comando. */
@@ -79,9 +79,7 @@ export const help_text = `Uso: npm run bench -- [opções]
 /**
  * Lê um número positivo.
  * @param flag a opção, para a mensagem
- * @param text o texto dado
  * @param is_integer se deve ser inteiro
- * @returns o número
  * @throws option_error
  */
 function read_number(flag: string, text: string, is_integer: boolean): number {
@@ -95,8 +93,6 @@ function read_number(flag: string, text: string, is_integer: boolean): number {
 
 /**
  * Aplica ao plano os ajustes dados na linha de comando.
- * @param plan o plano de partida
- * @param values as opções dadas
  * @returns o plano ajustado
  * @throws option_error
  */
@@ -120,28 +116,17 @@ function adjust_plan(
   };
 }
 
-/**
- * Lê as opções.
- * @param argv argumentos sem o nome do programa
- * @param scenarios os nomes das provas que existem, na ordem em que rodam
- * @returns o que foi pedido
- * @throws option_error em opção desconhecida ou valor inválido
- */
+/** Lê as opções de `argv`; `scenarios`: as provas que existem, na ordem em que rodam. */
 export function read_options(argv: string[], scenarios: string[]): bench_options {
   const values = parse_options(argv, option_table);
-  const wanted = values.only?.split(',') ?? (values.quick ? quick_scenarios : scenarios);
-  const unknown = wanted.find((name) => !scenarios.includes(name));
-  if (unknown !== undefined) {
-    const accepted = scenarios.join(',');
-    throw new option_error(`prova desconhecida: ${JSON.stringify(unknown)}; aceito: ${accepted}`);
-  }
-  const is_partial = values.quick === true || values.only !== undefined;
-  const default_out = is_partial ? undefined : 'scripts/bench/results';
+  const { quick = false, only, program, out } = values;
+  const wanted = only?.split(',') ?? (quick ? quick_scenarios : scenarios);
+  const default_out = quick || only !== undefined ? undefined : 'scripts/bench/results';
   return {
-    plan: adjust_plan(values.quick ? quick_plan : full_plan, values),
-    only: scenarios.filter((name) => wanted.includes(name)),
-    program: values.program,
-    out: values.out ?? default_out,
+    plan: adjust_plan(quick ? quick_plan : full_plan, values),
+    only: read_names('prova', wanted, scenarios),
+    program,
+    out: out ?? default_out,
     install_peers: values['install-peers'] === true,
     help: values.help === true,
   };

@@ -3,12 +3,12 @@
  * portas livres. Nenhum faz o que o proxy faz; as notas dizem o que falta a cada um.
  */
 
-import { spawnSync as run, type SpawnSyncReturns as run_result } from 'node:child_process';
+import { spawnSync as run } from 'node:child_process';
 import { existsSync as file_exists, writeFileSync as write_file } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 import { free_port, type local_redis, start_program, temp_dir, until } from '../dev/local';
-import { keep_running, type server } from './processes';
+import { command_output, keep_running, type server } from './processes';
 
 /** Onde o Debian põe o módulo. */
 const nchan_module = '/usr/lib/nginx/modules/ngx_nchan_module.so';
@@ -34,30 +34,19 @@ export const peer_notes: Record<string, string> = {
 };
 
 /**
- * Roda um comando e junta o que ele escreve.
- * @param command o executável
- * @param args argumentos
- * @returns o texto; vazio se ele não existe
- */
-export function command_output(command: string, args: string[]): string {
-  const { stdout, stderr, error }: run_result<string> = run(command, args, { encoding: 'utf8' });
-  return error ? '' : `${stdout}${stderr}`.trim();
-}
-
-/**
  * Diz que concorrentes estão instalados, e as versões.
  * @returns versão por nome; ausente se não está instalado
  */
 export function find_peers(): Record<string, string> {
   const package_version = (name: string) => {
     // biome-ignore lint/suspicious/noTemplateCurlyInString: a forma é do dpkg-query
-    const text = command_output('dpkg-query', ['-W', '-f', '${Version}', name]);
+    const text = command_output('dpkg-query', '-W', '-f', '${Version}', name);
     return /^\d\S*$/.test(text) ? text : 'versão desconhecida';
   };
   const found: Record<string, string> = {};
-  if (command_output('sh', ['-c', 'command -v webdis'])) found.webdis = package_version('webdis');
-  if (command_output('sh', ['-c', 'command -v nginx']) && file_exists(nchan_module)) {
-    found.nchan = `${package_version('libnginx-mod-nchan')}, ${command_output('nginx', ['-v'])}`;
+  if (command_output('sh', '-c', 'command -v webdis')) found.webdis = package_version('webdis');
+  if (command_output('sh', '-c', 'command -v nginx') && file_exists(nchan_module)) {
+    found.nchan = `${package_version('libnginx-mod-nchan')}, ${command_output('nginx', '-v')}`;
   }
   return found;
 }
@@ -75,7 +64,6 @@ export function install_peers(): void {
 /**
  * Diz se alguém aceita conexões numa porta.
  * @param port a porta em 127.0.0.1
- * @returns true se aceita
  */
 function accepts(port: number): Promise<boolean> {
   return new Promise((resolve) => {
@@ -110,7 +98,6 @@ async function start_peer(argv: (port: number) => string[]): Promise<server> {
 
 /**
  * Sobe o webdis diante de um Redis, com a configuração do pacote, salvo portas e registro.
- * @param redis o Redis
  * @returns o servidor
  */
 export function start_webdis(redis: local_redis): Promise<server> {

@@ -50,7 +50,6 @@ export function spread_of(numbers: number[]): spread {
 
 /**
  * Resume as medições por prova, caso e variante, na ordem em que apareceram.
- * @param rows as medições
  * @returns os resumos
  */
 export function summarize_rows(rows: measurement[]): summary[] {
@@ -74,7 +73,6 @@ export function summarize_rows(rows: measurement[]): summary[] {
 
 /**
  * Acha a mediana de um número.
- * @param summaries os resumos
  * @param scenario a prova
  * @param case_name o caso
  * @param variant a variante
@@ -101,7 +99,6 @@ export function median_of(
  * @param name o que o valor é
  * @param value o valor
  * @param sense "<=" ou ">=", ou vazio se não há meta
- * @param target a meta
  * @returns a razão
  */
 function compare(
@@ -118,7 +115,6 @@ function compare(
 
 /**
  * Calcula as razões da demora.
- * @param summaries os resumos
  * @returns uma por comparação
  */
 function latency_ratios(summaries: summary[]): ratio[] {
@@ -143,7 +139,6 @@ function latency_ratios(summaries: summary[]): ratio[] {
 
 /**
  * Calcula as razões do volume.
- * @param summaries os resumos
  * @returns uma por comparação
  */
 function bulk_ratios(summaries: summary[]): ratio[] {
@@ -162,6 +157,13 @@ function bulk_ratios(summaries: summary[]): ratio[] {
         '>=',
         0.8,
       ),
+      compare(
+        'bulk',
+        `${case_name}: RAW ÷ linhas`,
+        of('json-proxy raw') / of('json-proxy'),
+        '>=',
+        1,
+      ),
       compare('bulk', `${case_name}: ÷ piso http`, of('json-proxy') / of('piso http')),
       compare('bulk', `${case_name}: ÷ webdis`, of('json-proxy') / of('webdis'), '>=', 8),
     ];
@@ -170,7 +172,6 @@ function bulk_ratios(summaries: summary[]): ratio[] {
 
 /**
  * Calcula as razões das tarefas.
- * @param summaries os resumos
  * @returns uma por comparação
  */
 function task_ratios(summaries: summary[]): ratio[] {
@@ -186,7 +187,6 @@ const target_idle_streams = 10_000;
 
 /**
  * Calcula o que a ociosidade promete, no maior número de fluxos medido.
- * @param summaries os resumos
  * @returns uma por promessa
  */
 function idle_ratios(summaries: summary[]): ratio[] {
@@ -209,7 +209,6 @@ function idle_ratios(summaries: summary[]): ratio[] {
 
 /**
  * Calcula todas as razões que as medições permitem.
- * @param summaries os resumos
  * @returns as razões; as que não têm os dois lados ficam de fora
  */
 export function derive_ratios(summaries: summary[]): ratio[] {
@@ -242,8 +241,6 @@ function format_share(value: number): string {
  * Cria uma coluna.
  * @param key o nome do número
  * @param title o título
- * @param show como escrevê-lo
- * @returns a coluna
  */
 function column(key: string, title: string, show = format_number): column {
   return { key, title, show };
@@ -304,8 +301,6 @@ function align(lines: string[][]): string {
 /**
  * Monta a tabela de uma prova.
  * @param scenario o nome da prova
- * @param summaries os resumos dela
- * @returns o texto, com título
  */
 function scenario_table(scenario: string, summaries: summary[]): string {
   const shown = (columns[scenario] ?? []).filter(({ key }) =>
@@ -323,7 +318,6 @@ function scenario_table(scenario: string, summaries: summary[]): string {
 
 /**
  * Confere se a máquina estava quieta: nas provas, todo processo que trabalha é contado pelo nome.
- * @param summaries os resumos
  * @returns uma observação por prova em que outros programas pesaram; nenhuma se ninguém pesou
  */
 export function disturbance_notes(summaries: summary[]): string[] {
@@ -343,9 +337,7 @@ export function disturbance_notes(summaries: summary[]): string[] {
 
 /**
  * Diz o que limitou uma medição, pelo processador que cada processo gastou.
- * @param item o resumo
  * @param cores quantos núcleos a máquina tem
- * @returns uma linha
  */
 export function limit_line(item: summary, cores: number): string {
   const names: [string, string][] = [
@@ -368,11 +360,7 @@ export function limit_line(item: summary, cores: number): string {
   return `${item.case_name}, ${item.variant}: o limite é ${limit} (${spent.join(', ')})`;
 }
 
-/**
- * Monta a tabela das razões.
- * @param ratios as razões
- * @returns o texto
- */
+/** Monta a tabela das razões. */
 function ratio_table(ratios: ratio[]): string {
   const verdict = (met: boolean | undefined) => {
     if (met === undefined) return '';
@@ -387,8 +375,6 @@ function ratio_table(ratios: ratio[]): string {
 
 /**
  * Monta o relatório inteiro em texto.
- * @param summaries os resumos
- * @param ratios as razões
  * @param notes observações
  * @returns as tabelas e as observações
  */

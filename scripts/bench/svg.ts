@@ -65,7 +65,6 @@ const style = `
 
 /**
  * Protege um texto para ir dentro de XML.
- * @param text o texto
  * @returns o texto com as entidades no lugar
  */
 function escape_xml(text: string): string {
@@ -84,7 +83,6 @@ function escape_xml(text: string): string {
  * @param y linha de base
  * @param name classe do estilo
  * @param content o texto
- * @param anchor alinhamento
  * @returns o elemento
  */
 function text_element(x: number, y: number, name: string, content: string, anchor = 'start') {
@@ -107,7 +105,6 @@ function rectangle(name: string, box: [number, number, number, number], radius: 
 
 /**
  * Desenha a legenda das cores, no canto superior direito.
- * @param chart o gráfico
  * @returns os elementos, só das cores que aparecem nele
  */
 function draw_legend(chart: chart): string[] {
@@ -124,7 +121,6 @@ function draw_legend(chart: chart): string[] {
 
 /**
  * Cria a escala de um gráfico.
- * @param chart o gráfico
  * @returns leva um valor a px dentro da área das barras; e as potências de dez a marcar
  */
 function make_scale(chart: chart): { place: (value: number) => number; ticks: number[] } {
@@ -141,9 +137,7 @@ function make_scale(chart: chart): { place: (value: number) => number; ticks: nu
 
 /**
  * Desenha uma barra, ou uma faixa com as duas pontas marcadas.
- * @param item a barra
  * @param y topo da linha dela
- * @param place a escala
  * @returns os elementos
  */
 function draw_bar(item: bar, y: number, place: (value: number) => number): string[] {
@@ -161,7 +155,6 @@ function draw_bar(item: bar, y: number, place: (value: number) => number): strin
 
 /**
  * Desenha as marcas de uma escala logarítmica.
- * @param scale a escala
  * @param top onde começam as barras
  * @param bottom onde acabam
  * @returns os elementos

@@ -7,6 +7,7 @@
 import { chmodSync as change_mode, statSync as file_stats } from 'node:fs';
 import path from 'node:path';
 import { build } from 'esbuild';
+import { temp_dir } from './local';
 
 /** Por onde quem roda os testes diz onde está o programa que eles devem usar. */
 export const program_variable = 'JSON_PROXY_PROGRAM';
@@ -45,9 +46,14 @@ export async function build_program(outfile: string): Promise<void> {
   change_mode(outfile, 0o755);
 }
 
-/**
- * Monta json-proxy.js na raiz do projeto e diz o tamanho.
- */
+/** Dá o programa `given`, ou um montado na hora numa pasta vazia, que stop_all remove. */
+export async function built_program(given?: string): Promise<string> {
+  const file = path.resolve(given ?? path.join(temp_dir(), 'json-proxy.js'));
+  if (!given) await build_program(file);
+  return file;
+}
+
+/** Monta json-proxy.js na raiz do projeto e diz o tamanho. */
 async function main(): Promise<void> {
   const outfile = path.join(root, 'json-proxy.js');
   await build_program(outfile);

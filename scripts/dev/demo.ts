@@ -8,20 +8,10 @@
 
 import path from 'node:path';
 import { parseArgs as parse_args } from 'node:util';
-import { build_program } from './build';
-import { forget_settings, start_program, start_redis, stop_all, temp_dir } from './local';
+import { built_program } from './build';
+import { forget_settings, start_program, start_redis, stop_all } from './local';
 
 const { values } = parse_args({ options: { program: { type: 'string' } } });
-
-/**
- * Dá o programa a demonstrar: o indicado, ou um montado na hora numa pasta vazia.
- * @returns o comando que o roda
- */
-async function program_command(): Promise<[string, ...string[]]> {
-  const file = path.resolve(values.program ?? path.join(temp_dir(), 'json-proxy.js'));
-  if (!values.program) await build_program(file);
-  return file.endsWith('.js') ? [process.execPath, file] : [file];
-}
 
 /**
  * Faz um pedido e mostra cada linha quando chega.
@@ -55,9 +45,13 @@ async function show_stream(url: string): Promise<number> {
 async function main(): Promise<number> {
   const redis = await start_redis();
   console.log(`Redis   ${redis.server} (só desta demonstração)`);
-  const [executable, ...args] = await program_command();
-  args.push('-p', '0', '--host', '127.0.0.1', '-R', redis.server);
-  const proxy = start_program(executable, args);
+  const file = await built_program(values.program);
+  const is_binary = !file.endsWith('.js');
+  const args = ['-p', '0', '--host', '127.0.0.1', '-R', redis.server];
+  const proxy = start_program(
+    is_binary ? file : process.execPath,
+    is_binary ? args : [file, ...args],
+  );
   const [, url = ''] = await proxy.wait_for(/ listen url=(\S+)\n/);
   console.log(`proxy   ${url}`);
   const worker_file = path.join(__dirname, '..', 'worker', 'examples', 'worker-example.ts');

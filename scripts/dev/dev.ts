@@ -17,7 +17,6 @@ const root = path.join(__dirname, '..', '..');
 /**
  * Mostra a saída de um programa, linha a linha, com o nome dele na frente.
  * @param name nome curto
- * @param program o programa
  */
 function show_output(name: string, program: local_program): void {
   for (const stream of [program.process.stdout, program.process.stderr]) {
@@ -63,9 +62,7 @@ async function serve_page(
   return { page: origins[0], cors: [...(given ? [given] : []), ...origins].join(',') };
 }
 
-/**
- * Sobe as partes e mostra o que experimentar.
- */
+/** Sobe as partes e mostra o que experimentar. */
 async function main(): Promise<void> {
   const argv = process.argv.slice(2);
   const { gathered } = load_settings(argv, process.env);

@@ -49,7 +49,6 @@ async function connect({ server, password }: page_source['redis']) {
 
 /**
  * Olha uma chave.
- * @param client o cliente do Redis
  * @param name nome da chave
  * @returns tipo ("none" se não existe), TTL em s (-1 se não expira), elementos ou bytes
  */
@@ -61,7 +60,6 @@ async function look_at(client: redis_client, name: string) {
 
 /**
  * Dá o endereço atual do proxy: depois de uma recarga a porta pode ser outra.
- * @param source o ambiente
  * @returns por exemplo "http://127.0.0.1:8771"; vazio se ele ainda não atende
  */
 function proxy_url({ log_text }: page_source): string {
@@ -71,8 +69,6 @@ function proxy_url({ log_text }: page_source): string {
 
 /**
  * Responde um pedido da página.
- * @param source o ambiente
- * @param client o cliente do Redis
  * @param url caminho e busca
  * @returns HTML em `/`; em `/proxy`, onde ele está; em `/task?uuid=…`, as chaves e o log da tarefa;
  *   undefined para o resto
@@ -90,7 +86,6 @@ async function answer(source: page_source, client: redis_client, url: string) {
 
 /**
  * Serve a página numa porta livre.
- * @param source o ambiente
  * @returns as origens que o proxy deve aceitar; a primeira é o endereço da página
  */
 export async function start_page(source: page_source): Promise<string[]> {

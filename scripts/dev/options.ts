@@ -1,8 +1,10 @@
 /*
- * As opções de linha de comando das provas longas: como se leem, e como se recusa o que não vale.
+ * A linha de comando das provas longas: como as opções se leem, como se recusa o que não vale, e o
+ * único caminho por que uma prova acaba.
  */
 
 import { parseArgs as parse_args, type ParseArgsConfig as parse_config } from 'node:util';
+import { forget_settings, run_to_exit } from './local';
 
 /** Erro de uso: a mensagem é a linha que o usuário lê. */
 export class option_error extends Error {}
@@ -10,10 +12,11 @@ export class option_error extends Error {}
 /** Uma tabela de opções, na forma de parseArgs. */
 type option_table = NonNullable<parse_config['options']>;
 
+/** Código de saída de erro de uso. */
+const usage_exit_code = 2;
+
 /**
- * Separa os argumentos.
- * @param argv argumentos sem o nome do programa
- * @param options as opções aceitas
+ * Separa os argumentos `argv`, sem o nome do programa.
  * @returns os textos dados, por opção
  * @throws option_error em opção desconhecida, sem valor, ou argumento solto
  */
@@ -26,25 +29,52 @@ export function parse_options<table extends option_table>(argv: string[], option
   }
 }
 
-/**
- * Recusa o valor de uma opção.
- * @param flag nome longo da opção
- * @param text o texto dado
- * @param accepted o que seria aceito
- * @returns o erro a lançar
- */
+/** Monta o erro que recusa um valor. `flag`: o nome longo; `accepted`: o que seria aceito. */
 export function bad_option(flag: string, text: string, accepted: string): option_error {
   return new option_error(`--${flag} inválido: ${JSON.stringify(text)}; aceito: ${accepted}`);
 }
 
-/**
- * Lê uma opção que liga ou desliga.
- * @param flag nome longo da opção
- * @param text o texto dado
- * @returns true se "on"
- * @throws option_error se não é "on" nem "off"
- */
+/** Lê uma opção `flag`, que liga ou desliga. */
 export function read_switch(flag: string, text: string): boolean {
   if (text !== 'on' && text !== 'off') throw bad_option(flag, text, 'on ou off');
   return text === 'on';
+}
+
+/**
+ * Lê uma lista de nomes, cada um entre os conhecidos.
+ * @param what o que cada nome é, para a mensagem
+ * @returns os pedidos, na ordem dos conhecidos
+ */
+export function read_names<name extends string>(
+  what: string,
+  wanted: readonly string[],
+  known: readonly name[],
+  accepted = String(known),
+): name[] {
+  const unknown = wanted.find((item) => !known.includes(item as name));
+  if (unknown === undefined) return known.filter((item) => wanted.includes(item));
+  throw new option_error(`${what} desconhecida: ${JSON.stringify(unknown)}; aceito: ${accepted}`);
+}
+
+/**
+ * Roda uma prova e sai com o código que ela devolve; com 2, e uma linha, se foi mal pedida; com 1
+ * se não chegou ao fim. As configurações do proxy que houver no ambiente não a alcançam.
+ * @param name o comando, para as mensagens
+ * @param failed o que dizer se ela não chega ao fim
+ */
+export function run_tool(
+  name: string,
+  failed: string,
+  main: (argv: string[]) => Promise<number>,
+): void {
+  forget_settings();
+  run_to_exit(async () => {
+    try {
+      return await main(process.argv.slice(2));
+    } catch (error) {
+      if (error instanceof option_error) console.error(`${name}: ${error.message}`);
+      else console.error(`\n${failed}:`, error);
+      return error instanceof option_error ? usage_exit_code : 1;
+    }
+  });
 }

@@ -30,7 +30,6 @@ export async function probe_env(): Promise<NodeJS.ProcessEnv> {
 
 /**
  * Sonda um processo que subiu com `probe_env`.
- * @param program o processo
  * @returns a leitura, de depois de recolhido o lixo
  */
 export async function take_probe(

@@ -6,7 +6,7 @@
 #   packages             os pacotes do npm (package-lock.json)
 #   redis                redis-server, pelo apt onde houver
 #   redis-unless-given   idem, salvo se REDIS_SERVER aponta para um
-#   python               python3 e redis-py, para test:extra
+#   python               python3, redis-py e Flask, para test:extra
 #   network              ip e tc, para test:extra; só no Linux
 #   openssl              o comando openssl, para test:extra
 #   nginx                o nginx, sem que ele suba, para test:extra
@@ -17,7 +17,9 @@
 #   busybox              o wget das imagens do Docker, para test:extra
 #   buildah              monta as imagens do Docker sem ele, para test:extra
 #   n8n-nodes            a descrição dos nós do n8n, para test:extra
+#   clients              SDKs e bibliotecas que falam com os workers, para test:extra
 #   n8n                  o n8n inteiro (2,3 GB, uns cinco minutos), para test:n8n
+#   old-nodes            os Node que já não servem, para test:extra; só no Linux
 #   peers                webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/../.."
@@ -27,6 +29,9 @@ n8n_nodes=2.41.2
 n8n_langchain=2.41.1
 n8n_workflow=2.41.0
 n8n=2.8.4
+
+# O conjunto dos clientes; o número muda quando a lista de fill_clients muda.
+clients=1
 
 # Instala pacotes do Debian, como root ou com sudo sem senha.
 # $1: o que dizer a quem não tem apt; demais: nomes dos pacotes
@@ -66,8 +71,9 @@ brew install redis (macOS)" redis-server
 
 # Instala o Python do sistema com redis-py.
 ensure_python() {
-  /usr/bin/python3 -c 'import redis' 2>/dev/null && return
-  apt_install "apt-get install python3-redis, ou pip install redis" python3 python3-redis
+  /usr/bin/python3 -c 'import flask, redis' 2>/dev/null && return
+  apt_install "apt-get install python3-redis python3-flask, ou pip install redis flask" \
+    python3 python3-redis python3-flask
 }
 
 # Instala as ferramentas de rede do Linux; nos outros sistemas os testes da rede são pulados.
@@ -176,9 +182,9 @@ ensure_cached() {
   rm -rf "$made" "$made.log"
 }
 
-# Instala um pacote nesta pasta, sem rodar os scripts dele nem dos seus.
+# Instala pacotes nesta pasta, sem rodar os scripts dele nem dos seus.
 npm_install() {
-  npm install --prefix . --ignore-scripts --no-audit --no-fund "$1"
+  npm install --prefix . --ignore-scripts --no-audit --no-fund "$@"
 }
 
 # Enche a pasta dos nós: só as descrições deles, e o que o editor do n8n usa para as conferir.
@@ -194,11 +200,37 @@ fill_n8n_nodes() {
   touch ready
 }
 
+# Enche a pasta dos clientes: cada um com o que precisa, longe do package.json do projeto.
+fill_clients() {
+  npm_install openai@6.49.0 ai@6.0.326 @ai-sdk/openai-compatible@2.0.92 @langchain/openai@1.5.8 \
+    @langchain/core@1.4.0 langchain-core-0.3@npm:@langchain/core@0.3.80 @anthropic-ai/sdk@1.13.0 \
+    @modelcontextprotocol/sdk@1.32.2 eventsource@4.1.1 @microsoft/fetch-event-source@2.0.1 \
+    zod@4.6.7 hono@4.13.19 graphql@16.15.0 graphql-yoga@5.24.1 && touch ready
+}
+
 # Enche a pasta do n8n. O xlsx dele vem de um site à parte, e não do npm: vai o do npm.
 fill_n8n() {
   printf '{"private":true,"overrides":{"xlsx":"0.18.5"}}\n' >package.json
   npm_install "n8n@$n8n" && npm rebuild --prefix . sqlite3 &&
     node_modules/.bin/n8n --version && touch ready
+}
+
+# Enche a pasta dos Node que já não servem, do npm: só o executável de cada um.
+fill_old_nodes() {
+  processor=$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')
+  for version in 12.22.12 14.21.3 16.20.2 18.20.4; do
+    file=$(npm pack --silent "node-linux-$processor@$version") || return
+    tar -xzf "$file" package/bin/node || return
+    mv package/bin/node "v$version"
+    rm "$file"
+  done
+  touch ready
+}
+
+# Instala os Node que já não servem; nos outros sistemas os testes deles são pulados.
+ensure_old_nodes() {
+  [ "$(uname)" = Linux ] || return 0
+  ensure_cached old-nodes-1 fill_old_nodes
 }
 
 # Instala os concorrentes que o bench sabe medir.
@@ -226,11 +258,14 @@ for part in "$@"; do
     busybox) ensure_busybox ;;
     buildah) ensure_buildah ;;
     n8n-nodes) ensure_cached "n8n-nodes-$n8n_nodes" fill_n8n_nodes ;;
+    clients) ensure_cached "clients-$clients" fill_clients ;;
     n8n) ensure_cached "n8n-$n8n" fill_n8n ;;
+    old-nodes) ensure_old_nodes ;;
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl nginx prometheus chromium firefox systemd strace busybox buildah n8n-nodes n8n peers" >&2
+openssl nginx prometheus chromium firefox systemd strace busybox buildah n8n-nodes clients n8n \
+old-nodes peers" >&2
       exit 2
       ;;
   esac

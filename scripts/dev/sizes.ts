@@ -49,7 +49,6 @@ async function make_deliveries(): Promise<delivery[]> {
 /**
  * Sobe o programa, espera que atenda, e o desce.
  * @param command o comando que o roda
- * @param redis o Redis
  * @returns o tempo até atender e a memória residente
  */
 async function measure_start(command: string[], redis: local_redis): Promise<start> {
@@ -67,7 +66,6 @@ async function measure_start(command: string[], redis: local_redis): Promise<sta
 /**
  * Dá a mediana.
  * @param values números
- * @returns o do meio
  */
 function median(values: number[]): number {
   return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN;

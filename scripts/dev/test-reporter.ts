@@ -97,7 +97,8 @@ function count({ type, data }: result, name: string, state: file_state): string 
   } else if (!error) state.passed += 1;
   if (!process.env[each_test_variable]) return '';
   const mark = error ? '✖' : skip ? '-' : '✔';
-  return fit(`  ${mark} ${data.name} (${Math.round(details.duration_ms)} ms)`, 1);
+  const title = data.name.replaceAll('\n', ' ');
+  return fit(`  ${mark} ${title} (${Math.round(details.duration_ms)} ms)`);
 }
 
 /**

@@ -48,7 +48,6 @@ const plain_rules: Record<string, Record<number, fault_kind[] | 'always'>> = {
 
 /**
  * Escreve um pedido.
- * @param plan o plano dele
  * @returns os bytes
  */
 function request_bytes(plan: request_plan): Buffer {
@@ -64,7 +63,6 @@ function request_bytes(plan: request_plan): Buffer {
 /**
  * Cria o que separa um corpo em linhas.
  * @param on_line recebe cada linha, sem a quebra
- * @returns função que recebe pedaços
  */
 function line_splitter(on_line: (line: Buffer) => void): (piece: Buffer) => void {
   let parts: Buffer[] = [];
@@ -88,7 +86,6 @@ type reading_events = Omit<response_events, 'has_body'> & { on_start: (reading: 
 
 /**
  * Lê uma resposta até que ela, o cliente ou a paciência acabe.
- * @param link a conexão
  * @param has_body se a resposta pode ter corpo
  * @param events o que fazer com ela
  * @param hang_ms silêncio a partir do qual o cliente está preso
@@ -121,7 +118,6 @@ async function read_response(
 
 /**
  * Lê devagar: depois de tantos bytes, dorme.
- * @param link a conexão
  * @param plan o plano do leitor lento, se é um
  * @returns função a chamar com cada pedaço
  */
@@ -137,9 +133,6 @@ function slow_reader(link: connection, plan: request_plan['slow']): (piece: Buff
 
 /**
  * Abre um fluxo já pedido, lê e julga.
- * @param context o contexto
- * @param link a conexão
- * @param plan o plano do pedido
  * @param from quando ele foi mandado, em ms
  * @returns se a conexão ainda serve
  */
@@ -193,9 +186,6 @@ async function read_stream(
 
 /**
  * Lê e julga a resposta de um pedido que não vira fluxo.
- * @param context o contexto
- * @param link a conexão
- * @param plan o plano do pedido
  * @param from quando ele foi mandado, em ms
  * @returns se a conexão ainda serve
  */
@@ -230,12 +220,7 @@ async function read_plain(
   return how === 'complete' && !seen.closes && plan.kind !== 'broken';
 }
 
-/**
- * Manda metade de um pedido e vai embora: nenhuma tarefa deve nascer disso.
- * @param context o contexto
- * @param link a conexão
- * @param plan o plano do pedido
- */
+/** Manda metade de um pedido e vai embora: nenhuma tarefa deve nascer disso. */
 async function leave_half_sent(
   context: client_context,
   link: connection,
@@ -252,8 +237,6 @@ async function leave_half_sent(
 /**
  * Faz uma visita: abre uma conexão, manda os pedidos, um depois do outro ou todos de uma vez, e lê
  * as respostas.
- * @param context o contexto
- * @param plan o plano da visita
  */
 export async function make_visit(context: client_context, plan: visit_plan): Promise<void> {
   const { book, port } = context;

@@ -44,7 +44,6 @@ function read_head(text: string) {
 
 /**
  * Cria o leitor do corpo de uma resposta.
- * @param headers os cabeçalhos
  * @param events o que fazer com os pedaços
  * @returns função que recebe bytes e devolve o que sobrou, se a resposta acabou neles
  */

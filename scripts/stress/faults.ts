@@ -4,10 +4,10 @@
  */
 
 import { delay, until } from '../dev/local';
-import type { fault_record, planned_fault } from './ledger';
+import { fault_names, type fault_record, type planned_fault } from './ledger';
 import { type dice, roll } from './random';
+import { insist } from './redis';
 import { dismiss_proxy, kill_proxy, restart_redis, type scene } from './scene';
-import { insist } from './worker';
 
 /** Uma falha planejada: depois de quanta calma ela vem, quanto dura, e um número de 0 a 1. */
 export type fault_plan = { kind: planned_fault; calm_ms: number; ms: number; share: number };
@@ -119,12 +119,8 @@ const fault_table: Record<planned_fault, fault_rule> = {
   },
 };
 
-/** Os nomes das falhas que se pode pedir. */
-export const fault_names = Object.keys(fault_table) as planned_fault[];
-
 /**
  * Congela o Redis por um tempo.
- * @param redis o Redis
  * @param ms quanto, em ms
  */
 async function freeze(redis: scene['redis'], ms: number): Promise<void> {
@@ -156,11 +152,9 @@ export function plan_fault(seed: number, index: number, kinds: planned_fault[]):
 
 /**
  * Provoca falhas, uma depois da outra, até a hora de parar.
- * @param scene a cena
  * @param seed a semente
  * @param kinds as que se pode sortear
  * @param until_ms quando parar, no relógio monotônico
- * @param step mostra o andamento
  */
 export async function provoke_faults(
   scene: scene,

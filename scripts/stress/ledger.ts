@@ -6,18 +6,12 @@
 import { line_text, type work_plan } from './plan';
 
 /** As falhas que se provocam. */
-export type planned_fault =
-  | 'cut'
-  | 'storm'
-  | 'freeze'
-  | 'stuck'
-  | 'restart'
-  | 'wipe'
-  | 'flush'
-  | 'oom'
-  | 'mute'
-  | 'kill'
-  | 'handover';
+export const fault_names = [
+  ...(['cut', 'storm', 'freeze', 'stuck', 'restart', 'wipe'] as const),
+  ...(['flush', 'oom', 'mute', 'kill', 'handover'] as const),
+];
+
+export type planned_fault = (typeof fault_names)[number];
 
 /** As falhas que contam; "stall" é a própria máquina, que não deixou a prova andar. */
 export type fault_kind = planned_fault | 'stall';
@@ -140,11 +134,7 @@ export function make_ledger(maxtime_ms: number, polls_only: boolean): ledger {
   };
 }
 
-/**
- * Anota algo que não podia ter acontecido.
- * @param book o livro
- * @param text o que foi
- */
+/** Anota algo que não podia ter acontecido. */
 export function fail(book: ledger, text: string): void {
   book.failure_count += 1;
   if (book.failures.length >= max_written_failures) return;
@@ -154,8 +144,6 @@ export function fail(book: ledger, text: string): void {
 
 /**
  * Diz se alguma falha provocada alcança um intervalo.
- * @param book o livro
- * @param kinds as falhas que servem
  * @param from começo, em ms
  * @param to fim, em ms
  * @returns true se alguma o alcança, ou acabou há pouco
@@ -168,7 +156,6 @@ export function is_explained(book: ledger, kinds: fault_kind[], from: number, to
 
 /**
  * Encerra um lado de um fluxo; quando os dois acabaram, nada mais dele precisa ser guardado.
- * @param book o livro
  * @param stream número do fluxo
  */
 export function close_side(book: ledger, stream: number): void {
@@ -189,10 +176,8 @@ export type line_checker = {
 /**
  * Cria o conferente de um fluxo: cada linha deve ser a próxima, byte por byte. As que faltam ficam
  * anotadas; um erro do proxy só pode ser a última.
- * @param book o livro
  * @param stream número do fluxo
  * @param plan o que o worker empurra nele
- * @returns o conferente
  */
 export function make_checker(book: ledger, stream: number, plan: work_plan): line_checker {
   const missing = new Set<number>();
@@ -230,7 +215,6 @@ export function make_checker(book: ledger, stream: number, plan: work_plan): lin
 /**
  * Confere se um fim por MAXTIME foi mesmo de silêncio: nenhuma linha confirmada na janela em que
  * ela teria adiado o fim.
- * @param book o livro
  * @param work o que o worker fez
  * @param ended_at quando o cliente viu o fim
  * @returns true se nada foi empurrado nessa janela
@@ -244,10 +228,7 @@ function was_silent(book: ledger, work: work_record, ended_at: number): boolean 
 /**
  * Julga um fluxo que acabou em timeout: o que foi empurrado bem antes do fim tinha de chegar, e
  * nada pode ter sido empurrado pouco antes dele.
- * @param book o livro
  * @param stream número do fluxo
- * @param outcome como acabou
- * @param checker o que chegou
  */
 function judge_timeout(
   book: ledger,
@@ -274,10 +255,7 @@ function judge_timeout(
 /**
  * Julga um fluxo que pareceu sucesso: o worker terminou, e todas as linhas vieram ou vão ser
  * procuradas. A exceção está no manual: sem avisos, um FLUSHALL parece o fim de todas as tarefas.
- * @param book o livro
  * @param stream número do fluxo
- * @param outcome como acabou
- * @param checker o que chegou
  * @param plan o que o worker empurraria
  */
 function judge_success(
@@ -305,10 +283,7 @@ function judge_success(
 
 /**
  * Julga um fluxo que acabou numa linha de erro.
- * @param book o livro
  * @param stream número do fluxo
- * @param outcome como acabou
- * @param checker o que chegou
  * @returns o nome do fim
  */
 function judge_error(
@@ -331,9 +306,7 @@ function judge_error(
 
 /**
  * Julga um fluxo que acabou sem resposta inteira.
- * @param book o livro
  * @param stream número do fluxo
- * @param outcome como acabou
  * @returns o nome do fim
  */
 function judge_break(book: ledger, stream: number, outcome: outcome): string {
@@ -348,11 +321,8 @@ function judge_break(book: ledger, stream: number, outcome: outcome): string {
 
 /**
  * Julga um fluxo, quando o cliente dele acabou.
- * @param book o livro
  * @param stream número do fluxo
  * @param plan o que o worker empurraria
- * @param outcome como acabou
- * @param checker o que chegou
  */
 export function judge_stream(
   book: ledger,
@@ -391,10 +361,8 @@ export function judge_stream(
 /**
  * Separa as linhas que não chegaram: as de respostas cortadas, uma a uma conhecidas; as que um
  * Redis morto pode ter tirado da lista sem responder; e as perdidas, que não podem existir.
- * @param book o livro
  * @param lost linhas em respostas cortadas, por fluxo
  * @param doubts quantas cada tarefa pode ter perdido com o Redis
- * @returns quantas de cada tipo
  */
 export function sort_absences(
   book: ledger,

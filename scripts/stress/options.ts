@@ -2,9 +2,8 @@
  * As opções da prova de esforço.
  */
 
-import { bad_option, option_error, parse_options, read_switch } from '../dev/options';
-import { fault_names } from './faults';
-import type { planned_fault } from './ledger';
+import { bad_option, parse_options, read_names, read_switch } from '../dev/options';
+import { fault_names, type planned_fault } from './ledger';
 
 /** O que foi pedido na linha de comando. */
 export type stress_options = {
@@ -18,22 +17,17 @@ export type stress_options = {
 };
 
 const option_table = {
-  seconds: { type: 'string' },
+  seconds: { type: 'string', default: '60' },
   seed: { type: 'string' },
-  streams: { type: 'string' },
+  streams: { type: 'string', default: '50' },
   program: { type: 'string' },
-  wakeup: { type: 'string' },
+  wakeup: { type: 'string', default: 'on' },
   faults: { type: 'string' },
-  help: { type: 'boolean', short: 'h' },
+  help: { type: 'boolean', short: 'h', default: false },
 } as const;
 
-const max_seed = 2 ** 31 - 1;
-
-/** O que se aceita de cada número: o padrão e os extremos. */
-const number_limits = {
-  seconds: { fallback: 60, min: 1, max: 86_400 },
-  streams: { fallback: 50, min: 1, max: 1000 },
-};
+/** O menor e o maior valor de cada número. */
+const limits = { seconds: [1, 86_400], streams: [1, 1000], seed: [0, 2 ** 31 - 1] } as const;
 
 /** O texto de --help. */
 export const help_text = `Uso: npm run stress -- [opções]
@@ -52,66 +46,36 @@ Sai com 0 se nada se perdeu, repetiu, trocou de lugar, travou ou vazou; com 1 se
 aconteceu, e então mostra o que foi, a semente e o comando que repete o plano.
 `;
 
-/**
- * Lê um número inteiro.
- * @param flag a opção, para a mensagem
- * @param text o texto dado
- * @param min menor valor aceito
- * @param max maior valor aceito
- * @returns o número
- * @throws option_error
- */
-function read_integer(flag: string, text: string, min: number, max: number): number {
+/** Lê o número inteiro da opção `flag`. */
+function read_integer(flag: keyof typeof limits, text: string): number {
+  const [min, max] = limits[flag];
   const value = Number(text);
   if (/^\d{1,10}$/.test(text) && value >= min && value <= max) return value;
   throw bad_option(flag, text, `um inteiro de ${min} a ${max}`);
 }
 
-/**
- * Lê a lista de falhas.
- * @param text o texto dado; undefined são todas
- * @returns as falhas, na ordem da tabela
- * @throws option_error
- */
-function read_faults(text: string | undefined): planned_fault[] {
-  if (text === undefined) return fault_names;
-  const wanted = text === 'none' ? [] : text.split(',');
-  const unknown = wanted.find((name) => !fault_names.includes(name as planned_fault));
-  if (unknown === undefined) return fault_names.filter((name) => wanted.includes(name));
-  const accepted = `none ou ${fault_names}`;
-  throw new option_error(`falha desconhecida: ${JSON.stringify(unknown)}; aceito: ${accepted}`);
-}
-
-/**
- * Lê as opções.
- * @param argv argumentos sem o nome do programa
- * @returns o que foi pedido; a semente já sorteada, se não foi dada
- * @throws option_error em opção desconhecida ou valor inválido
- */
+/** Lê as opções de `argv`; a semente já vem sorteada, se não foi dada. */
 export function read_options(argv: string[]): stress_options {
   const values = parse_options(argv, option_table);
-  const number = (flag: keyof typeof number_limits) => {
-    const { fallback, min, max } = number_limits[flag];
-    const text = values[flag];
-    return text === undefined ? fallback : read_integer(flag, text, min, max);
-  };
-  const { wakeup = 'on', seed = String(Math.floor(Math.random() * max_seed)) } = values;
+  const {
+    faults,
+    program,
+    help,
+    seed = String(Math.floor(Math.random() * limits.seed[1])),
+  } = values;
+  const wanted = faults === 'none' ? [] : (faults?.split(',') ?? fault_names);
   return {
-    seconds: number('seconds'),
-    seed: read_integer('seed', seed, 0, max_seed),
-    streams: number('streams'),
-    program: values.program,
-    wakeup: read_switch('wakeup', wakeup),
-    faults: read_faults(values.faults),
-    help: values.help === true,
+    seconds: read_integer('seconds', values.seconds),
+    seed: read_integer('seed', seed),
+    streams: read_integer('streams', values.streams),
+    program,
+    wakeup: read_switch('wakeup', values.wakeup),
+    faults: read_names('falha', wanted, fault_names, `none ou ${fault_names}`),
+    help,
   };
 }
 
-/**
- * Escreve o comando que repete um plano.
- * @param options o que foi pedido
- * @returns o comando
- */
+/** Monta o comando que repete um plano. */
 export function replay_command(options: stress_options): string {
   const { seed, seconds, streams, wakeup, faults, program } = options;
   const all = faults.length === fault_names.length;

@@ -100,7 +100,6 @@ export function pushed_text(stream: number, index: number, size: number): string
 
 /**
  * Monta o corpo de um pedido.
- * @param body o plano dele
  * @returns os bytes; os binários não são UTF-8 válido
  */
 export function body_bytes(body: request_plan['body']): Buffer {
@@ -109,7 +108,6 @@ export function body_bytes(body: request_plan['body']): Buffer {
 
 /**
  * Sorteia o tamanho de uma linha: quase sempre pequena.
- * @param dice o sorteador
  * @returns caracteres de enchimento
  */
 function line_size(dice: dice): number {
@@ -118,7 +116,6 @@ function line_size(dice: dice): number {
 
 /**
  * Sorteia as esperas e os lotes em que as linhas saem.
- * @param dice o sorteador
  * @param lines quantas linhas
  * @returns os passos
  */
@@ -165,7 +162,6 @@ export function plan_work(seed: number, stream: number, maxtime_ms: number): wor
 
 /**
  * Sorteia a saída antes da hora de um cliente.
- * @param dice o sorteador
  * @returns quando ele sai; undefined se lê até o fim
  */
 function plan_leave(dice: dice): leave_plan | undefined {
@@ -176,7 +172,6 @@ function plan_leave(dice: dice): leave_plan | undefined {
 
 /**
  * Planeja um pedido.
- * @param dice o sorteador
  * @param stream número do fluxo que ele abre, se abre um
  * @param pipelined se vai junto com outros
  * @returns o plano

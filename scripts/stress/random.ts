@@ -5,7 +5,9 @@
 
 /** Um sorteador: cada chamada gasta um número da sequência dele. */
 export type dice = {
+  /** Inclui os dois extremos. */
   integer: (min: number, max: number) => number;
+  /** Idem, mas prefere os menores. */
   skewed: (min: number, max: number) => number;
   chance: (probability: number) => boolean;
   pick: <item>(items: readonly item[]) => item;
@@ -14,24 +16,14 @@ export type dice = {
 /** As constantes do FNV-1a de 32 bits. */
 const fnv = { offset: 0x811c9dc5, prime: 0x01000193 };
 
-/**
- * Resume um texto num número (FNV-1a).
- * @param text o texto
- * @returns inteiro de 32 bits sem sinal
- */
+/** Resume o texto `text` num inteiro de 32 bits sem sinal (FNV-1a), e o devolve. */
 function hash_text(text: string): number {
   let hash = fnv.offset;
   for (const byte of Buffer.from(text)) hash = Math.imul(hash ^ byte, fnv.prime);
   return hash >>> 0;
 }
 
-/**
- * Cria um sorteador (mulberry32).
- * @param seed a semente da rodada
- * @param purpose para que se sorteia, por exemplo "visita"
- * @param index o número do que se sorteia
- * @returns o sorteador; `integer` inclui os dois extremos, `skewed` também, mas prefere os menores
- */
+/** Cria um sorteador (mulberry32) para a semente `seed`, o assunto `purpose` e o número `index`. */
 export function roll(seed: number, purpose: string, index: number): dice {
   let state = hash_text(`${seed}/${purpose}/${index}`);
   const next = () => {

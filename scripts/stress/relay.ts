@@ -6,17 +6,20 @@
  */
 
 import net from 'node:net';
-import { on_stop } from '../dev/local';
-import { make_scanner } from './resp';
+import { delay, on_stop } from '../dev/local';
+import { make_reader } from '../dev/resp';
 
 /** Uma retirada sem resposta: de que tarefa, e de quantas linhas no máximo. */
 type pop = { uuid: string; count: number };
 
-/** Uma conexão do proxy (near) e a dela com o Redis (far); `asked`, os comandos sem resposta. */
+/** Uma conexão do proxy com o Redis. */
 type link = {
+  /** A conexão do proxy, e a do Redis. */
   near: net.Socket;
   far: net.Socket;
+  /** Os comandos sem resposta, na ordem; só das retiradas se guarda algo. */
   asked: (pop | undefined)[];
+  /** Se já não passa nada; e quanto da próxima resposta com linhas ainda passa, de 0 a 1. */
   is_severed: boolean;
   cut_share: number | undefined;
   sever: (closes: boolean) => void;
@@ -24,11 +27,17 @@ type link = {
 
 /** O intermediário no ar. */
 export type relay = {
+  /** O endereço dele, na forma de REDIS_SERVER. */
   server: string;
+  /** Corta as conexões de agora, deixando passar uma fração de 0 a 1 da resposta em curso. */
   cut: (share: number) => Promise<void>;
+  /** Cala as conexões de agora sem as fechar; as novas, não. */
   mute: () => void;
+  /** Conexões inteiras, cortadas que ainda esperam pelo Redis, e quantas já houve. */
   counts: () => { open: number; owed: number; opened: number };
+  /** Linhas em respostas que o proxy não recebeu, por fluxo. */
   lost: Map<number, Set<number>>;
+  /** Quantas linhas o Redis pode ter tirado antes de morrer sem responder, por tarefa. */
   doubts: Map<string, number>;
 };
 
@@ -39,52 +48,33 @@ const token_pattern = /^\{"s":"@(\d+):(\d+)@/;
 const token_start = '{"s":"@';
 const uuid_length = 36;
 
-/**
- * Entende um comando.
- * @param texts o comando e os argumentos
- * @returns a retirada, se é um LPOP
- */
-function pop_of([name = '', key = '', count = '1']: string[]): pop | undefined {
+/** Dá a retirada que um comando é, se é um LPOP. */
+function pop_of(command: unknown): pop | undefined {
+  const [name = '', key = '', count = '1'] = command as string[];
   if (name.toUpperCase() !== 'LPOP') return undefined;
   return { uuid: key.slice(-uuid_length), count: Number(count) };
 }
 
-/**
- * Passa adiante o que chega de um lado, sem ler mais do que o outro aceita.
- * @param from de onde veio
- * @param to para onde vai
- * @param chunk os bytes
- */
+/** Passa um pedaço adiante, sem ler mais do que o outro lado aceita. */
 function pass(from: net.Socket, to: net.Socket, chunk: Buffer): void {
   if (to.write(chunk)) return;
   from.pause();
   to.once('drain', () => from.resume());
 }
 
-/**
- * Anota as linhas de uma resposta que o proxy não recebeu.
- * @param lost linhas perdidas, por fluxo
- * @param texts o começo de cada elemento
- */
-function note_lost(lost: relay['lost'], texts: string[]): void {
-  for (const text of texts) {
-    const [, stream, index] = token_pattern.exec(text) ?? [];
+/** Anota em `lost` as linhas de uma resposta que o proxy não recebeu. */
+function note_lost(lost: relay['lost'], reply: unknown): void {
+  for (const text of [reply].flat()) {
+    const [, stream, index] = token_pattern.exec(String(text)) ?? [];
     if (index === undefined) continue;
     const indexes = lost.get(Number(stream)) ?? new Set();
     lost.set(Number(stream), indexes.add(Number(index)));
   }
 }
 
-/**
- * Liga uma conexão do proxy ao Redis.
- * @param near a conexão do proxy
- * @param port porta do Redis
- * @param book onde anotar perdas e dúvidas
- * @returns a ligação
- */
+/** Liga uma conexão do proxy ao Redis da porta `port`, e devolve a ligação. */
 function join(near: net.Socket, port: number, book: Pick<relay, 'lost' | 'doubts'>): link {
   const far = net.connect(port, '127.0.0.1');
-  let passed = 0; // quanto do pedaço de agora segue para o proxy
   const link: link = {
     near,
     far,
@@ -99,23 +89,30 @@ function join(near: net.Socket, port: number, book: Pick<relay, 'lost' | 'doubts
       if (link.asked.length === 0) far.destroy();
     },
   };
-  const scan_commands = make_scanner(({ texts }) => link.asked.push(pop_of(texts)));
-  const scan_replies = make_scanner(({ type, texts }, end) => {
-    if (type === '>') return; // um aviso, que ninguém pediu
+  const read_commands = make_reader((command) => link.asked.push(pop_of(command)));
+  const read_replies = make_reader((reply) => {
     const pop = link.asked.shift();
-    if (pop && end > passed) note_lost(book.lost, texts);
+    if (pop && link.is_severed) note_lost(book.lost, reply);
   });
   near.on('data', (chunk: Buffer) => {
     if (link.is_severed) return;
-    scan_commands(chunk);
+    read_commands(chunk);
     pass(near, far, chunk);
   });
   far.on('data', (chunk: Buffer) => {
-    const cuts = link.cut_share !== undefined && !link.is_severed && chunk.includes(token_start);
-    passed = link.is_severed ? 0 : Math.floor(chunk.length * (cuts ? (link.cut_share ?? 1) : 1));
-    scan_replies(chunk);
-    if (!link.is_severed) pass(far, near, chunk.subarray(0, passed));
-    if (cuts || link.is_severed) link.sever(cuts);
+    if (!link.is_severed) {
+      const cuts = link.cut_share !== undefined && chunk.includes(token_start);
+      const passed = chunk.subarray(
+        0,
+        Math.floor(chunk.length * (cuts ? (link.cut_share ?? 1) : 1)),
+      );
+      read_replies(passed);
+      pass(far, near, passed);
+      if (!cuts) return;
+      link.sever(true);
+      read_replies(chunk.subarray(passed.length));
+    } else read_replies(chunk);
+    if (link.asked.length === 0) far.destroy();
   });
   near.once('close', () => link.sever(false));
   far.once('close', () => {
@@ -129,15 +126,7 @@ function join(near: net.Socket, port: number, book: Pick<relay, 'lost' | 'doubts
   return link;
 }
 
-/**
- * Sobe o intermediário.
- * @param port porta do Redis
- * @returns o intermediário. `server`: o endereço dele, na forma de REDIS_SERVER; `cut`: corta as
- *   conexões de agora, deixando passar uma fração de 0 a 1 da resposta em curso; `mute`: as de
- *   agora se calam sem fechar, as novas não; `counts`: conexões inteiras, cortadas que ainda
- *   esperam pelo Redis, e quantas já houve; `lost`: linhas em respostas que o proxy não recebeu,
- *   por fluxo; `doubts`: quantas o Redis pode ter tirado antes de morrer sem responder, por tarefa
- */
+/** Sobe o intermediário diante do Redis da porta `port`, e o devolve. */
 export async function start_relay(port: number): Promise<relay> {
   const links = new Set<link>();
   const book = { lost: new Map<number, Set<number>>(), doubts: new Map<string, number>() };
@@ -157,7 +146,7 @@ export async function start_relay(port: number): Promise<relay> {
   const cut = async (share: number) => {
     const targets = whole();
     for (const link of targets) link.cut_share = share;
-    await new Promise((resolve) => setTimeout(resolve, cut_patience_ms));
+    await delay(cut_patience_ms);
     for (const link of targets) if (!link.is_severed) link.sever(true);
   };
   return {

@@ -29,7 +29,6 @@ function show(value: number): string {
 
 /**
  * Escreve contagens por nome, da maior para a menor.
- * @param counts as contagens
  * @returns linhas da tabela, recuadas
  */
 function sorted_rows(counts: Map<string, number>): [string, string][] {
@@ -39,9 +38,6 @@ function sorted_rows(counts: Map<string, number>): [string, string][] {
 
 /**
  * Escreve a tabela.
- * @param options o que foi pedido
- * @param book o livro
- * @param findings o que se concluiu
  * @returns o texto
  */
 export function text_report(options: stress_options, book: ledger, findings: findings): string {

@@ -6,7 +6,7 @@
 import { rmSync as remove } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
-import { build_program } from '../dev/build';
+import { built_program } from '../dev/build';
 import {
   delay,
   type local_program,
@@ -20,8 +20,8 @@ import { probe_env } from '../dev/probe';
 import { fail, type ledger } from './ledger';
 import type { stress_options } from './options';
 import { roll } from './random';
+import { connect, type redis_client } from './redis';
 import { type relay, start_relay } from './relay';
-import { connect } from './worker';
 
 /** A cena. `redis` e `proxy` são os de agora; `departures`, as saídas que ainda se esperam. */
 export type scene = {
@@ -31,7 +31,7 @@ export type scene = {
   proxy: local_program;
   port: number;
   settings: proxy_settings;
-  admin: Awaited<ReturnType<typeof connect>>;
+  admin: redis_client;
   departures: Promise<void>[];
   start_proxy: () => Promise<void>;
 };
@@ -80,7 +80,6 @@ async function steady_port(): Promise<number> {
 
 /**
  * Decide as configurações do proxy: curtas, e algumas sorteadas.
- * @param options o que foi pedido
  * @returns as configurações
  */
 export function choose_settings(options: stress_options): proxy_settings {
@@ -103,8 +102,6 @@ export function choose_settings(options: stress_options): proxy_settings {
 
 /**
  * Confere o que um proxy escreveu e, se ele saiu por bem, o código.
- * @param book o livro
- * @param proxy o proxy
  * @param code o código de saída; undefined se ele foi morto
  */
 function check_departed(book: ledger, proxy: local_program, code?: number): void {
@@ -115,7 +112,6 @@ function check_departed(book: ledger, proxy: local_program, code?: number): void
 
 /**
  * Manda o proxy parar e confere que ele sai com 0.
- * @param scene a cena
  * @returns espera a saída dele
  */
 export async function dismiss_proxy({ book, proxy }: scene): Promise<void> {
@@ -127,10 +123,7 @@ export async function dismiss_proxy({ book, proxy }: scene): Promise<void> {
   await proxy.stop('SIGKILL');
 }
 
-/**
- * Mata o proxy com SIGKILL.
- * @param scene a cena
- */
+/** Mata o proxy com SIGKILL. */
 export async function kill_proxy({ book, proxy }: scene): Promise<void> {
   await proxy.stop('SIGKILL');
   check_departed(book, proxy);
@@ -138,7 +131,6 @@ export async function kill_proxy({ book, proxy }: scene): Promise<void> {
 
 /**
  * Insiste em subir algo cuja porta outro pode estar soltando.
- * @param start sobe
  * @returns o que subiu
  * @throws o erro da última tentativa
  */
@@ -155,8 +147,6 @@ async function start_again<result>(start: () => Promise<result>): Promise<result
 
 /**
  * Para o Redis e o sobe de novo na mesma porta.
- * @param scene a cena
- * @param signal como pará-lo
  * @param down_ms quanto tempo ele fica fora
  * @param keeps_data se volta com os dados
  */
@@ -173,20 +163,13 @@ export async function restart_redis(
   scene.redis = await start_again(() => start_redis(durable, { port, dir }));
 }
 
-/**
- * Monta a cena e espera que o proxy atenda.
- * @param options o que foi pedido
- * @param settings as configurações do proxy
- * @param book o livro
- * @returns a cena
- */
+/** Monta a cena e espera que o proxy atenda. */
 export async function set_scene(
   options: stress_options,
   settings: proxy_settings,
   book: ledger,
 ): Promise<scene> {
-  const file = options.program ? path.resolve(options.program) : path.join(temp_dir(), 'proxy.js');
-  if (!options.program) await build_program(file);
+  const file = await built_program(options.program);
   const [env, port, redis_port] = [await probe_env(), await steady_port(), await steady_port()];
   const dir = temp_dir();
   const redis = await start_redis(durable, { port: redis_port, dir });

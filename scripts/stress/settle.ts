@@ -5,8 +5,9 @@
 import { delay, until } from '../dev/local';
 import { type probe_reading, take_probe } from '../dev/probe';
 import { fail } from './ledger';
+import { insist } from './redis';
 import { dismiss_proxy, type scene } from './scene';
-import { type crew, insist } from './worker';
+import type { crew } from './worker';
 
 /** O que sobrou quando nada devia sobrar, e a memória do proxy antes e depois, em bytes. */
 export type leaks = {
@@ -36,8 +37,6 @@ const socket_pattern = /Socket|TCP|Pipe/;
 
 /**
  * Soma os recursos de um tipo.
- * @param reading a leitura
- * @param pattern os nomes
  * @returns quantos
  */
 function count_resources({ resources }: probe_reading, pattern: RegExp): number {
@@ -47,7 +46,6 @@ function count_resources({ resources }: probe_reading, pattern: RegExp): number 
 
 /**
  * Espera que nenhuma chave do proxy reste no Redis.
- * @param scene a cena
  * @returns quantas restaram depois do prazo
  */
 async function leaked_keys({ book, admin, settings }: scene): Promise<number> {
@@ -65,7 +63,6 @@ async function leaked_keys({ book, admin, settings }: scene): Promise<number> {
 
 /**
  * Espera que os recursos do proxy voltem aos de antes.
- * @param scene a cena
  * @param before a leitura de um proxy que ainda não atendeu ninguém
  * @returns quantos sockets e temporizadores restaram, e a última leitura
  */
@@ -89,7 +86,6 @@ async function leaked_resources({ book, proxy, relay }: scene, before: probe_rea
 /**
  * Espera que tudo acabe e confere que nada ficou.
  * @param scene a cena, já sem clientes
- * @param crew os workers
  * @param idle a leitura do proxy antes do primeiro pedido
  * @param warm a leitura dele depois do aquecimento
  * @returns o que ficou

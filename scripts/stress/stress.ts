@@ -10,10 +10,9 @@
  * nada ficou no Redis nem no proxy; com 1, e o comando que repete o plano, se não.
  */
 
-import { make_progress } from '../bench/progress';
-import { forget_settings, run_to_exit } from '../dev/local';
-import { option_error } from '../dev/options';
+import { run_tool } from '../dev/options';
 import { take_probe } from '../dev/probe';
+import { make_progress } from '../dev/progress';
 import { type client_context, make_visit } from './client';
 import { provoke_faults } from './faults';
 import { type ledger, make_ledger, sort_absences } from './ledger';
@@ -24,19 +23,13 @@ import { choose_settings, type scene, set_scene } from './scene';
 import { settle } from './settle';
 import { start_crew } from './worker';
 
-/** Código de saída de erro de uso. */
-const usage_exit_code = 2;
-
 /** Visitas por cliente no aquecimento, sem falhas, antes da primeira medição da memória. */
 const warm_visits = 2;
 
 /** Um atraso deste tamanho num temporizador quer dizer que a máquina parou a prova. */
 const stall = { every_ms: 100, limit_ms: 600 };
 
-/**
- * Anota no livro os momentos em que a máquina não deixou a prova andar.
- * @param book o livro
- */
+/** Anota no livro os momentos em que a máquina não deixou a prova andar. */
 function watch_stalls(book: ledger): void {
   let last = performance.now();
   setInterval(() => {
@@ -48,7 +41,6 @@ function watch_stalls(book: ledger): void {
 
 /**
  * Faz visitas, muitas ao mesmo tempo, cada uma com o número seguinte.
- * @param context o contexto dos clientes
  * @param at_once quantas ao mesmo tempo
  * @param numbers dá o número da próxima; undefined quando não há mais
  */
@@ -67,9 +59,6 @@ async function make_visits(
 
 /**
  * Roda a prova numa cena montada: aquece, provoca, espera o fim, confere.
- * @param options o que foi pedido
- * @param scene a cena
- * @param step mostra o andamento
  * @returns o que se concluiu
  */
 async function run(
@@ -104,11 +93,7 @@ async function run(
   return { seconds: elapsed_s, leaks, ...sort_absences(book, lost, doubts) };
 }
 
-/**
- * Monta a cena, roda a prova e mostra o relatório.
- * @param options o que foi pedido
- * @returns o código de saída
- */
+/** Monta a cena, roda a prova e mostra o relatório. */
 async function stress(options: stress_options): Promise<number> {
   console.log(`semente ${options.seed}: ${replay_command(options)}`);
   const settings = choose_settings(options);
@@ -127,26 +112,12 @@ async function stress(options: stress_options): Promise<number> {
   return 1;
 }
 
-/**
- * Lê as opções e roda a prova.
- * @param argv argumentos sem o nome do programa
- * @returns o código de saída
- */
+/** Lê as opções de `argv`, roda a prova, e devolve o código de saída. */
 async function main(argv: string[]): Promise<number> {
-  let options: stress_options | undefined;
-  try {
-    options = read_options(argv);
-    if (!options.help) return await stress(options);
-    process.stdout.write(help_text);
-    return 0;
-  } catch (error) {
-    const is_usage = error instanceof option_error;
-    if (is_usage) console.error(`stress: ${error.message}`);
-    else console.error('a prova não chegou ao fim:', error);
-    if (options) console.error(`para repetir: ${replay_command(options)}`);
-    return is_usage ? usage_exit_code : 1;
-  }
+  const options = read_options(argv);
+  if (!options.help) return stress(options);
+  process.stdout.write(help_text);
+  return 0;
 }
 
-forget_settings();
-run_to_exit(() => main(process.argv.slice(2)));
+run_tool('stress', 'a prova não chegou ao fim', main);

@@ -5,11 +5,11 @@
  * foi, e repeti-lo não faz nada.
  */
 
-import { createClient as create_client } from 'redis';
 import type { task_record } from '../../json-proxy';
-import { delay, on_stop } from '../dev/local';
+import { delay } from '../dev/local';
 import { close_side, fail, type ledger, type work_record } from './ledger';
 import { body_bytes, plan_work, pushed_text, type request_plan, type work_plan } from './plan';
+import { connect, insist, type redis_client } from './redis';
 
 /** Quem atende as tarefas. `busy`: quantas tarefas ainda estão sendo atendidas. */
 export type crew = { busy: () => number };
@@ -23,12 +23,6 @@ export type crew_context = {
 
 /** Como um passo acabou. */
 type step_reply = 'done' | 'gone' | 'lost';
-
-/** Uma conexão dos workers com o Redis. */
-type worker_client = Awaited<ReturnType<typeof connect>>;
-
-/** Entre tentativas de um comando que o Redis não atendeu. */
-const retry_ms = 50;
 
 /** Vida da chave de progresso: bem mais que a de qualquer fluxo. */
 const progress_ttl_s = 120;
@@ -53,42 +47,8 @@ const step_script = `
   return 'done'`;
 
 /**
- * Conecta ao Redis, para sempre.
- * @param port porta do Redis
- * @returns o cliente
- */
-export async function connect(port: number) {
-  const client = create_client({
-    RESP: 2,
-    database: 1,
-    disableOfflineQueue: true,
-    socket: { host: '127.0.0.1', port, reconnectStrategy: retry_ms },
-  });
-  client.on('error', () => {}); // o Redis cai de propósito
-  await client.connect();
-  on_stop(async () => client.destroy());
-  return client;
-}
-
-/**
- * Insiste num comando até que o Redis o atenda.
- * @param action o comando; repeti-lo não deve fazer mal
- * @returns a resposta
- */
-export async function insist<result>(action: () => Promise<result>): Promise<result> {
-  for (;;) {
-    try {
-      return await action();
-    } catch {
-      await delay(retry_ms);
-    }
-  }
-}
-
-/**
  * Dá os elementos e o fim de cada passo de um plano, na ordem.
  * @param stream número do fluxo
- * @param plan o plano
  * @returns os passos: espera em ms, elementos, quantos deles são linhas, e se o fim vai neste
  */
 function* work_steps(stream: number, plan: work_plan) {
@@ -112,9 +72,7 @@ function* work_steps(stream: number, plan: work_plan) {
 
 /**
  * Confere se o corpo chegou como o cliente o mandou.
- * @param context o contexto
  * @param stream número do fluxo
- * @param task a tarefa
  */
 function check_body(context: crew_context, stream: number, task: task_record): void {
   const request = context.request_of(stream);
@@ -127,13 +85,10 @@ function check_body(context: crew_context, stream: number, task: task_record): v
 
 /**
  * Cumpre o plano de um fluxo.
- * @param client conexão com o Redis
- * @param context o contexto
  * @param stream número do fluxo
- * @param task a tarefa
  */
 async function work(
-  client: worker_client,
+  client: redis_client,
   context: crew_context,
   stream: number,
   task: task_record,
@@ -170,7 +125,6 @@ async function work(
 /**
  * Põe os workers no ar.
  * @param port porta do Redis
- * @param context o contexto
  * @returns os workers
  */
 export async function start_crew(port: number, context: crew_context): Promise<crew> {

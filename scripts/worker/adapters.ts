@@ -69,6 +69,31 @@ async function begin_response(handler: fetch_handler, request: Request, task: ta
 }
 
 /**
+ * Faz uma Response que vai aos poucos.
+ * @param parts os pedaços, por exemplo um gerador de sse(); um erro nele corta a conexão
+ * @param type o Content-Type
+ * @returns a resposta
+ */
+export function stream_response(
+  parts: AsyncIterable<string | Uint8Array>,
+  type = 'text/event-stream',
+): Response {
+  const iterator = parts[Symbol.asyncIterator]();
+  const encoder = new TextEncoder();
+  const body = new ReadableStream<Uint8Array>({
+    pull: async (controller) => {
+      const { done, value } = await iterator.next();
+      if (done) controller.close();
+      else controller.enqueue(typeof value === 'string' ? encoder.encode(value) : value);
+    },
+    cancel: async () => {
+      await iterator.return?.();
+    },
+  });
+  return new Response(body, { headers: { 'Content-Type': type } });
+}
+
+/**
  * Faz uma resposta de erro.
  * @param status o status
  * @param error o que o cliente lê
@@ -90,7 +115,9 @@ export function serve_fetch(
 ): Promise<void> {
   const log = options.log ?? ((text) => console.log(`worker: ${text}`));
   return serve(async function* (task, signal) {
-    const told = (error: Error) => log(`${task.uuid} falhou: ${error?.stack ?? error}`);
+    const told = (error: Error) => {
+      log(`${task.uuid} falhou: ${error?.stack ?? error}`);
+    };
     let request: Request;
     try {
       request = make_request(task, signal);

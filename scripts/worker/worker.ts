@@ -575,7 +575,7 @@ async function finish_jobs(worker: worker): Promise<void> {
  */
 async function run_worker(handler: handler, settings: settings): Promise<void> {
   if (!('DEFAULT_RESP' in redis_library))
-    throw new Error('o pacote redis deve ser o 6: npm i redis@6');
+    throw new Error('o pacote redis deve ser o 6: npm install redis@6');
   const { where } = redis_place(settings.redis, settings.secret);
   const redis = make_client(settings);
   const listener = make_client({ ...settings, log: () => {} });

@@ -56,7 +56,7 @@ const flood = 'x'.repeat(40_000);
 const refusals = [400, 413, 417, 431, 501, 505];
 
 /** As linhas de stderr que são esperadas. */
-const usual_log = /^\S+ refused status=(400|413|417|431|501|505) |^probe \{/;
+const usual_log = /^\S+ refused(_more)? status=(400|413|417|431|501|505) |^probe \{/;
 
 const token = /^[!#$%&'*+.^_`|~\w-]+$/;
 

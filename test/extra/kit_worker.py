@@ -3,10 +3,12 @@ Um worker feito com o kit em Python, que faz o que o caminho do pedido manda. Um
 na pasta GATES, que o teste cria quando o gerador deve seguir.
 """
 
+import asyncio
 import os
+import sys
 import time
 
-from worker import head, serve
+from worker import head, raw, serve, sse
 
 VALUES = {"/circular": [], "/object": object(), "/nan": float("nan")}
 VALUES["/circular"].append(VALUES["/circular"])
@@ -16,6 +18,11 @@ def wait_gate(name, gone=lambda: False):
     """Espera que o teste abra uma porta, ou que ninguém espere mais."""
     while not os.path.exists(os.path.join(os.environ["GATES"], name)) and not gone():
         time.sleep(0.005)
+
+
+def respond(task, gone):
+    """Dá o gerador, ou o devolve onde devia entregar."""
+    return {"n": 1} if task["url"] == "/value" else answer(task, gone)
 
 
 def answer(task, gone):
@@ -32,6 +39,27 @@ def answer(task, gone):
         elif url == "/raise":
             yield {"n": 1}
             raise RuntimeError('acabou o "papel"\n')
+        elif url == "/exit":
+            yield {"n": 1}
+            sys.exit("saiu")
+        elif url == "/interrupt":
+            yield {"n": 1}
+            raise KeyboardInterrupt
+        elif url == "/cancel":
+            yield {"n": 1}
+            raise asyncio.CancelledError
+        elif url == "/bytes":
+            yield '{"ç":1}'.encode()
+        elif url in ("/raw", "/raw-raise"):
+            yield raw(418, {"X-Two": ["a", "b"]})
+            for value in ("", " a\r\n", b"\0\xff", {"n": 1}, "HTTP ABORT", sse("b\nc", "e", 7)):
+                yield value
+            if url == "/raw-raise":
+                raise RuntimeError("acabou")
+            return
+        elif url == "/return":
+            yield {"n": 1}
+            return {"n": 2}
         elif url in VALUES:
             yield {"n": 1}
             yield VALUES[url]
@@ -52,4 +80,4 @@ def answer(task, gone):
 
 
 GIVEN = {name: os.environ.get(name.upper()) for name in ("backlog", "grace")}
-serve(answer, **{name: int(text) for name, text in GIVEN.items() if text})
+serve(respond, **{name: int(text) for name, text in GIVEN.items() if text})

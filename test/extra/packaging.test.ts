@@ -5,12 +5,16 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync as run } from 'node:child_process';
-import { copyFileSync as copy_file, readdirSync as list_dir } from 'node:fs';
+import {
+  copyFileSync as copy_file,
+  existsSync as file_exists,
+  readdirSync as list_dir,
+  writeFileSync as write_file,
+} from 'node:fs';
 import path from 'node:path';
 import { before, describe } from 'node:test';
 import { version } from '../../json-proxy';
 import { build_binary } from '../../scripts/dev/binary';
-import { embed_program } from '../../scripts/dev/elf';
 import { install_package, pack_project } from '../../scripts/dev/package';
 import {
   begin,
@@ -123,12 +127,13 @@ describe('o binário', () => {
     });
   }
 
-  test('não se faz de um executável que não serve', () => {
-    const blob = Buffer.from('programa');
-    assert.throws(() => embed_program(Buffer.from('#!/bin/sh\n'), blob), /só executáveis do Linux/);
-    const elf = Buffer.alloc(4096);
-    elf.write('\x7fELF\x02\x01', 'latin1');
-    assert.throws(() => embed_program(elf, blob), /este Node não pode levar um programa/);
+  test('não se faz de um executável que não serve', async () => {
+    const outfile = path.join(temp_dir(), 'json-proxy');
+    const script = path.join(temp_dir(), 'script');
+    write_file(script, '#!/bin/sh\n');
+    await assert.rejects(build_binary(outfile, script), /este Node não serve.*supported format/s);
+    await assert.rejects(build_binary(outfile, '/bin/sh'), /este Node não serve.*sentinel/s);
+    assert.ok(!file_exists(outfile));
   });
 });
 

@@ -43,9 +43,10 @@ before(async () => {
  * Põe um worker do kit num canal, e espera que ele o ouça.
  * @param channel o canal
  * @param env variáveis a mais; NAME é a última linha de cada resposta
+ * @param file o worker
  * @returns o programa; `open`: abre uma porta
  */
-async function start_kit(channel: string, env: NodeJS.ProcessEnv = {}) {
+async function start_kit(channel: string, env: NodeJS.ProcessEnv = {}, file = 'kit_worker.py') {
   const gates = temp_dir();
   const all = {
     PYTHONPATH: kit,
@@ -54,7 +55,7 @@ async function start_kit(channel: string, env: NodeJS.ProcessEnv = {}) {
     REDIS_CHANNEL: channel,
     ...env,
   };
-  const program = start_program(python, [path.join(__dirname, 'kit_worker.py')], all);
+  const program = start_program(python, [path.join(__dirname, file)], all);
   await program.wait_for(new RegExp(`ouvindo ${channel}`));
   return { ...program, open: (name: string) => write_file(path.join(gates, name), '') };
 }
@@ -90,6 +91,10 @@ describe('o kit em Python', { concurrency: true }, () => {
       '/circular': /Circular reference/,
       '/object': /not JSON serializable/,
       '/nan': /not JSON compliant/,
+      '/exit': /^saiu$/,
+      '/interrupt': /^KeyboardInterrupt$/,
+      '/cancel': /^CancelledError$/,
+      '/return': /^the handler must yield its answer, not return it$/,
     };
     for (const [url, message] of Object.entries(expected)) {
       const { body } = await fetch_all(scene.proxy, { path: url });
@@ -102,6 +107,8 @@ describe('o kit em Python', { concurrency: true }, () => {
       assert.deepEqual(await scene.db.keys(`*${task.uuid}`), []);
     }
     assert.match(worker.stderr(), /RuntimeError: acabou/);
+    const { body } = await fetch_all(scene.proxy, { path: '/value' });
+    assert.equal(body, '{"error": "the handler must yield its answer, not return it"}\n');
   });
 
   test('o cliente sai: gone() diz, o próximo yield não volta, e só fica o que expira', async () => {
@@ -190,5 +197,149 @@ describe('o kit em Python', { concurrency: true }, () => {
     assert.equal((await fetch_all(proxy)).body, 'fim\n');
     const db = await connect_redis(again);
     assert.equal((await db.pubSubNumSub('ndjson_jobs')).ndjson_jobs, 1);
+  });
+
+  test('bytes são linhas; depois de raw() tudo vai byte por byte, e um erro corta', async () => {
+    const scene = await start_scene(redis, brisk);
+    await start_kit(scene.channel);
+    assert.equal((await fetch_all(scene.proxy, { path: '/bytes' })).body, '{"ç":1}\nfim\n');
+    const reply = await fetch(`${scene.proxy.url}/raw`);
+    assert.deepEqual([reply.status, reply.headers.get('x-two')], [418, 'a, b']);
+    const text = Buffer.from(await reply.arrayBuffer()).toString('latin1');
+    const event = 'event: e\nid: 7\ndata: b\ndata: c\n\n';
+    assert.equal(text, ` a\r\n\0\xff{"n": 1}HTTP ABORT${event}`);
+    const cut = fetch(`${scene.proxy.url}/raw-raise`).then((found) => found.text());
+    await assert.rejects(cut, /terminated/);
+  });
+
+  test('uma mensagem que não serve é deixada, e a próxima é atendida', async () => {
+    const scene = await start_scene(redis, brisk);
+    const worker = await start_kit(scene.channel);
+    const bad: (string | Buffer)[] = [
+      'não é JSON',
+      'null',
+      '7',
+      '{"uuid":"x"}',
+      '['.repeat(99_999),
+    ];
+    bad.push('{"uuid":1,"task_key":"a","task_list":"b"}', Buffer.from([0xff, 0xfe]));
+    for (const [n, text] of bad.entries()) {
+      await scene.db.set(`ndjson_task_bad${n}`, text);
+      await scene.db.publish(scene.channel, `ndjson_task_bad${n}`);
+    }
+    await scene.db.publish(scene.channel, Buffer.from([0xff, 0x00]));
+    await scene.db.publish(scene.channel, Buffer.from('ndjson_task_\xff', 'latin1'));
+    assert.equal((await fetch_all(scene.proxy)).body, 'fim\n');
+    assert.equal(worker.stdout().match(/tarefa deixada: /g)?.length, bad.length + 1);
+    assert.equal(worker.stderr(), '');
+  });
+
+  test('as formas de REDIS_SERVER servem; o que não serve o termina com uma linha', async () => {
+    const socket = `${temp_dir()}/redis.sock`;
+    const own = await start_redis(['--requirepass', 'c@%: x', '--unixsocket', socket]);
+    await (await connect_redis(own, 1, 'c@%: x')).configSet('bind', '127.0.0.1 ::1');
+    const { port } = own;
+    const password = 'c%40%25%3a%20x';
+    const good: [string, string, string][] = [
+      [`127.0.0.1:${port}/1`, 'c@%: x', `127.0.0.1:${port}/1`],
+      [`[::1]:${port}/1`, 'c@%: x', `[::1]:${port}/1`],
+      [`redis://default:${password}@127.0.0.1:${port}`, '', `127.0.0.1:${port}/0`],
+      [`redis://default:errada@127.0.0.1:${port}/1`, 'c@%: x', `127.0.0.1:${port}/1`],
+      [`unix:${socket}`, 'c@%: x', `unix:${socket}?db=0`],
+      [`unix://default:${password}@${socket}?db=3`, '', `unix:${socket}?db=3`],
+    ];
+    for (const [server, secret, where] of good) {
+      const worker = await start_kit('c', { REDIS_SERVER: server, REDIS_PASSWORD: secret });
+      await worker.wait_for(/\n/);
+      assert.equal(worker.stdout(), `worker: ouvindo c em ${where}\n`, server);
+      await worker.stop();
+    }
+    const bad: [string, string, RegExp][] = [
+      [own.server, 'errada', /127\.0\.0\.1:\d+\/1: .*invalid/],
+      [own.server, '', /127\.0\.0\.1:\d+\/1: Authentication required/],
+      [redis.server, 'x', /127\.0\.0\.1:\d+\/1: .*AUTH/],
+      [redis.server.replace(/1$/, '99'), '', /\/99: DB index is out of range/],
+      ['http://h/1', '', /aceito host:porta/],
+      ['h:70000/1', '', /aceito host:porta/],
+      ['h/1?db=2', '', /aceito host:porta/],
+    ];
+    for (const [server, secret, line] of bad) {
+      const env = { PYTHONPATH: kit, REDIS_SERVER: server, REDIS_PASSWORD: secret };
+      const worker = start_program(python, [path.join(__dirname, 'kit_worker.py')], env);
+      assert.equal(await exit_of(worker), 1, server);
+      assert.match(worker.stdout(), line);
+      assert.match(worker.stdout() + worker.stderr(), /^worker: [^\n]+\n$/);
+    }
+  });
+
+  test('diz que as tarefas anunciadas não estão nesse banco', async () => {
+    const scene = await start_scene(redis, brisk);
+    const other = redis.server.replace(/1$/, '0');
+    const worker = await start_kit(scene.channel, { REDIS_SERVER: other });
+    const stream = open_stream(scene.proxy);
+    const { task_key } = await next_names(scene);
+    await worker.wait_for(new RegExp(`worker: ${task_key} não está em ${other}: é outro banco\\?`));
+    stream.leave();
+  });
+
+  test('um Redis rebaixado: a escrita é tentada de novo, por outra conexão', async () => {
+    const own = await start_redis();
+    const scene = await start_scene(own, brisk);
+    const worker = await start_kit(scene.channel, { REDIS_SERVER: own.server });
+    await scene.db.sendCommand(['REPLICAOF', '127.0.0.1', '1']);
+    await scene.db.publish(scene.channel, 'ndjson_task_a');
+    await worker.wait_for(/não aceita escritas/);
+    await scene.db.sendCommand(['REPLICAOF', 'NO', 'ONE']);
+    await worker.wait_for(/ndjson_task_a não está em/);
+  });
+});
+
+describe('serve_wsgi', { concurrency: true }, () => {
+  test('o pedido chega inteiro ao Flask, e a resposta dele ao cliente', async () => {
+    const scene = await start_scene(redis, brisk);
+    await start_kit(scene.channel, {}, 'kit_flask.py');
+    const url = `http://127.0.0.1:${scene.proxy.port}/echo/%C3%A7?q=%C3%A7`;
+    const body = Buffer.from([0, 255]);
+    const reply = await fetch(url, { method: 'PUT', headers: { 'X-A': 'b' }, body });
+    assert.equal(reply.status, 201);
+    assert.deepEqual(reply.headers.getSetCookie(), ['a=1; Path=/', 'b=2; Path=/']);
+    const seen = `PUT|http://127.0.0.1:${scene.proxy.port}/echo/ç?q=ç|127.0.0.1|b|ç`;
+    const expected = Buffer.concat([Buffer.from(seen), body]);
+    assert.deepEqual(Buffer.from(await reply.arrayBuffer()), expected);
+    const ask = (name: string) => fetch_all(scene.proxy, { path: name });
+    assert.equal((await ask('/nada')).status, 404);
+    const [written, empty] = [await ask('/write'), await ask('/empty')];
+    assert.deepEqual([written.body, written.headers['x-a']], ['um dois', 'b']);
+    assert.deepEqual([empty.status, empty.body, empty.headers.etag], [204, '', '1']);
+  });
+
+  test('aos poucos; uma falha antes é um 500, depois corta; quem sai para o gerador', async () => {
+    const scene = await start_scene(redis, brisk);
+    const worker = await start_kit(scene.channel, {}, 'kit_flask.py');
+    for (const name of ['/fail', '/early', '/twice']) {
+      const reply = await fetch_all(scene.proxy, { path: name });
+      assert.equal(reply.status, 500, name);
+      assert.doesNotMatch(reply.body, /segredo/);
+    }
+    for (const ending of ['well', 'fail']) {
+      worker.open(`${ending}1`);
+      const reply = await fetch(`${scene.proxy.url}/pieces/${ending}`);
+      assert.equal(reply.headers.get('content-type'), 'text/event-stream; charset=utf-8');
+      const reader = reply.body?.getReader();
+      for (const n of [1, 2, 3]) {
+        const part = Buffer.from((await reader?.read())?.value ?? []).toString();
+        assert.equal(part, `data: ${n}\n\n`);
+        worker.open(`${ending}${n + 1}`);
+      }
+      if (ending === 'well') assert.equal((await reader?.read())?.done, true);
+      else await assert.rejects(reader?.read() ?? Promise.resolve(), /terminated/);
+    }
+    const leaving = new AbortController();
+    worker.open('left1');
+    const { signal } = leaving;
+    const reply = await fetch(`${scene.proxy.url}/pieces/left`, { signal });
+    await reply.body?.getReader().read();
+    leaving.abort();
+    await worker.wait_for(/finally left/);
   });
 });

@@ -9,10 +9,12 @@ import path from 'node:path';
 import { before, describe } from 'node:test';
 import {
   brisk,
+  connect_redis,
   fetch_all,
   type local_redis,
   next_names,
   open_stream,
+  type redis_client,
   type scene,
   see_listeners,
   see_tombstone,
@@ -46,6 +48,16 @@ async function start_shell(where: scene, command: string) {
   const program = start_program('sh', ['scripts/worker/worker.sh', 'sh', '-c', command], env, root);
   await see_listeners(db, channel, before + 1);
   return program;
+}
+
+/**
+ * Conta os SET que um Redis recusou.
+ * @param db cliente do Redis
+ * @returns quantos
+ */
+async function refused_sets(db: redis_client): Promise<number> {
+  const info = await db.info('commandstats');
+  return Number(/^cmdstat_set:.*rejected_calls=(\d+)/m.exec(info)?.[1] ?? 0);
 }
 
 describe('o worker em shell', { concurrency: true }, () => {
@@ -110,6 +122,122 @@ describe('o worker em shell', { concurrency: true }, () => {
     await own.stop();
     await start_redis(locks, { port: own.port, dir: own.dir });
     await see_answer();
+  });
+
+  test('uma linha sem quebra no fim, ou enorme, chega inteira; o erro vem noutra', async () => {
+    const scene = await start_scene(redis, brisk);
+    const huge = 'x'.repeat(300_000);
+    const write_huge = 'head -c 300000 /dev/zero | tr "\\0" x';
+    const table: [string, string][] = [
+      [`printf %s '{"answer":42}'`, '{"answer":42}\n'],
+      ['printf "1\\n2"; exit 4', '1\n2\n{"error": "exit status 4"}\n'],
+      ['exit 5', '{"error": "exit status 5"}\n'],
+      [`${write_huge}; echo; echo fim`, `${huge}\nfim\n`],
+      ['kill -9 $$', '{"error": "exit status 137"}\n'],
+    ];
+    for (const [command, body] of table) {
+      const worker = await start_shell(scene, command);
+      assert.equal((await fetch_all(scene.proxy)).body, body);
+      assert.equal(await worker.stop('SIGTERM'), 0);
+      assert.equal(worker.stderr(), command.includes('kill') ? 'Killed\n' : '');
+      await see_listeners(scene.db, scene.channel, 1);
+    }
+  });
+
+  test('depois de RAW tudo vai byte por byte, aos poucos; uma falha corta a conexão', async () => {
+    const scene = await start_scene(redis, brisk);
+    const dir = temp_dir();
+    const wait = (name: string) => `until [ -e ${dir}/${name} ]; do sleep 0.01; done`;
+    const head = `echo 'RAW 201 {"X-A": "b"}'`;
+    const bytes = `printf 'a\\0\\377\\r\\n'; ${wait('1')}; printf 'HTTP ABORT'; ${wait('2')}`;
+    const command = `${head}; ${bytes}; [ ! -e ${dir}/fail ]`;
+    const worker = await start_shell(scene, command);
+    const open = (name: string) => write_file(path.join(dir, name), '');
+    const reply = await fetch(scene.proxy.url);
+    assert.deepEqual([reply.status, reply.headers.get('x-a')], [201, 'b']);
+    const reader = reply.body?.getReader();
+    for (const [name, text] of [
+      ['1', 'a\0\xff\r\n'],
+      ['2', 'HTTP ABORT'],
+    ] as const) {
+      const part = Buffer.from((await reader?.read())?.value ?? []);
+      assert.equal(part.toString('latin1'), text);
+      open(name);
+    }
+    assert.equal((await reader?.read())?.done, true);
+    open('fail');
+    const cut = fetch(scene.proxy.url).then((found) => found.text());
+    await assert.rejects(cut, /terminated/);
+    assert.equal(await worker.stop('SIGTERM'), 0);
+    assert.equal(worker.stderr(), '');
+  });
+
+  test('as formas de REDIS_SERVER servem; o que não serve o termina com uma linha', async () => {
+    const socket = `${temp_dir()}/redis.sock`;
+    const own = await start_redis(['--requirepass', 'c@%: x', '--unixsocket', socket]);
+    await (await connect_redis(own, 1, 'c@%: x')).configSet('bind', '127.0.0.1 ::1');
+    const { port } = own;
+    const password = 'c%40%25%3a%20x';
+    const good: [string, string, string][] = [
+      [`127.0.0.1:${port}/1`, 'c@%: x', `127.0.0.1:${port}/1`],
+      [`[::1]:${port}/1`, 'c@%: x', `[::1]:${port}/1`],
+      [`redis://:${password}@[::1]:${port}/2`, '', `[::1]:${port}/2`],
+      [`redis://default:${password}@127.0.0.1:${port}`, '', `127.0.0.1:${port}/0`],
+      [`redis://default:errada@127.0.0.1:${port}/1`, 'c@%: x', `127.0.0.1:${port}/1`],
+      [`${socket}?db=1`, 'c@%: x', `unix:${socket}?db=1`],
+      [`unix:${socket}`, 'c@%: x', `unix:${socket}?db=0`],
+      [`unix://default:${password}@${socket}?db=3`, '', `unix:${socket}?db=3`],
+    ];
+    const start = (server: string, secret: string) => {
+      const env = { REDIS_SERVER: server, REDIS_PASSWORD: secret };
+      return start_program('sh', ['scripts/worker/worker.sh', 'true'], env, root);
+    };
+    for (const [server, secret, where] of good) {
+      const worker = start(server, secret);
+      await worker.wait_for(/\n/);
+      assert.equal(worker.stdout(), `worker: ouvindo ndjson_jobs em ${where}\n`, server);
+      await worker.stop();
+    }
+    const bad: [string, string, RegExp][] = [
+      [own.server, 'errada', /127\.0\.0\.1:\d+\/1: .*WRONGPASS/],
+      [own.server, '', /127\.0\.0\.1:\d+\/1: .*NOAUTH/],
+      [`127.0.0.1:${port}/99`, 'c@%: x', /\/99: .*DB index is out of range/],
+      ['http://h/1', '', /aceito host:porta/],
+      ['h/1?db=2', '', /aceito host:porta/],
+      ['redis://u:%zz@h', '', /aceito host:porta/],
+    ];
+    for (const [server, secret, line] of bad) {
+      const worker = start(server, secret);
+      assert.equal(await worker.exited, 1, server);
+      assert.match(worker.stdout(), line);
+      assert.match(worker.stdout(), /^worker: [^\n]+\n$/);
+    }
+  });
+
+  test('diz que as tarefas anunciadas não estão nesse banco', async () => {
+    const scene = await start_scene(redis, brisk);
+    const other = redis.server.replace(/1$/, '0');
+    const env = { REDIS_SERVER: other, REDIS_CHANNEL: scene.channel };
+    const worker = start_program('sh', ['scripts/worker/worker.sh', 'true'], env, root);
+    await worker.wait_for(/ouvindo/);
+    const stream = open_stream(scene.proxy);
+    const { task_key } = await next_names(scene);
+    await worker.wait_for(new RegExp(`worker: ${task_key} não está em ${other}: é outro banco\\?`));
+    stream.leave();
+  });
+
+  test('um Redis rebaixado: a reserva é tentada de novo', async () => {
+    const own = await start_redis();
+    const scene = await start_scene(own, brisk);
+    const env = { REDIS_SERVER: own.server, REDIS_CHANNEL: scene.channel };
+    const worker = start_program('sh', ['scripts/worker/worker.sh', 'echo', 'ok'], env, root);
+    await worker.wait_for(/ouvindo/);
+    await scene.db.set('ndjson_task_a', '{}');
+    await scene.db.sendCommand(['REPLICAOF', '127.0.0.1', '1']);
+    await scene.db.publish(scene.channel, 'ndjson_task_a');
+    await until('recusa', async () => (await refused_sets(scene.db)) > 0);
+    await scene.db.sendCommand(['REPLICAOF', 'NO', 'ONE']);
+    await until('resposta', async () => (await scene.db.lLen('ndjson_list_a')) === 1);
   });
 
   test('sem comando diz o uso', async () => {

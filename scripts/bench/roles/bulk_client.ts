@@ -13,7 +13,6 @@ const stride = line_bytes + 1;
 
 /**
  * Confere que um pedaço está no lugar certo da resposta.
- * @param chunk o pedaço
  * @param offset quantos bytes vieram antes dele
  * @throws Error se a linha que começa nele não é a esperada
  */
@@ -29,7 +28,6 @@ function check_place(chunk: Buffer, offset: number): void {
  * Recebe um fluxo inteiro.
  * @param port a porta do servidor
  * @param lines quantas linhas devem vir
- * @param agent o agente das conexões
  * @throws Error se o status não é 200 ou a conta não fecha
  */
 function receive(port: number, lines: number, agent: http.Agent): Promise<void> {

@@ -39,10 +39,7 @@ const state = {
   channel: '',
 };
 
-/**
- * Despeja as linhas preparadas, respeitando quem lê devagar.
- * @param response a resposta
- */
+/** Despeja as linhas preparadas, respeitando quem lê devagar. */
 async function send_bulk(response: http.ServerResponse): Promise<void> {
   for (let at = 0; at < state.bulk.length; at += write_slice_bytes) {
     if (response.write(state.bulk.subarray(at, at + write_slice_bytes))) continue;
@@ -51,12 +48,7 @@ async function send_bulk(response: http.ServerResponse): Promise<void> {
   response.end();
 }
 
-/**
- * Monta uma tarefa do tamanho da que o proxy grava.
- * @param request o pedido
- * @param body o corpo
- * @returns chaves e JSON
- */
+/** Monta uma tarefa do tamanho da que o proxy grava. */
 function make_task(request: http.IncomingMessage, body: Buffer) {
   const uuid = random_uuid();
   const task_key = `ndjson_task_${uuid}`;
@@ -76,11 +68,7 @@ function make_task(request: http.IncomingMessage, body: Buffer) {
   return { task_key, task_list, json };
 }
 
-/**
- * Atende uma tarefa: lê o corpo; SET, PUBLISH e um LPOP numa ida e volta; uma linha.
- * @param request o pedido
- * @param response a resposta
- */
+/** Atende uma tarefa: lê o corpo; SET, PUBLISH e um LPOP numa ida e volta; uma linha. */
 async function serve_task(
   request: http.IncomingMessage,
   response: http.ServerResponse,
@@ -100,11 +88,7 @@ async function serve_task(
   response.end();
 }
 
-/**
- * Atende um pedido.
- * @param request o pedido
- * @param response a resposta
- */
+/** Atende um pedido. */
 function handle(request: http.IncomingMessage, response: http.ServerResponse): void {
   if (request.url === '/task') {
     void serve_task(request, response);
@@ -135,20 +119,14 @@ function listen(): Promise<number> {
   });
 }
 
-/**
- * Conecta ao Redis, para a prova de tarefas.
- * @param where porta, banco e canal
- */
+/** Conecta ao Redis, para a prova de tarefas. */
 async function connect(where: { port: number; database: number; channel: string }): Promise<void> {
   state.redis = make_redis(where.port, where.database);
   state.channel = where.channel;
   await state.redis.connect();
 }
 
-/**
- * Prepara as linhas de /bulk.
- * @param args quantas em cada resposta
- */
+/** Prepara as linhas de /bulk. */
 function prepare(args: { lines: number }): void {
   if (state.bulk_lines === args.lines) return;
   const lines = Array.from({ length: args.lines }, (_, line) => `${make_line(0, line)}\n`);
@@ -169,10 +147,7 @@ async function pace(args: { streams: number; pace_ms: number; rounds: number }):
   for (const response of responses) response.end();
 }
 
-/**
- * Escreve uma linha em algumas das respostas abertas, e as encerra.
- * @param args quantas
- */
+/** Escreve uma linha em algumas das respostas abertas, e as encerra. */
 function poke(args: { count: number }): void {
   for (const response of state.held.slice(0, args.count))
     response.end(`${make_line(clock(), 0)}\n`);

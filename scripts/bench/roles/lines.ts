@@ -33,10 +33,8 @@ export function make_line(sent_at: number, order: number): string {
 
 /**
  * Lê dígitos sem criar textos.
- * @param data onde estão
  * @param from posição do primeiro
  * @param count quantos são
- * @returns o número
  */
 function read_digits(data: Buffer, from: number, count: number): number {
   let value = 0;
@@ -46,9 +44,7 @@ function read_digits(data: Buffer, from: number, count: number): number {
 
 /**
  * Lê a ordem de uma linha inteira.
- * @param data onde a linha está
  * @param from onde ela começa
- * @returns a ordem, desde 0
  */
 export function read_order(data: Buffer, from: number): number {
   return read_digits(data, from + order_offset, order_digits);

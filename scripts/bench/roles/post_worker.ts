@@ -62,7 +62,6 @@ async function connect(args: { port: number; lanes: number; path: string }): Pro
 /**
  * Dá a conexão de um fluxo: sempre a mesma, para que as linhas dele não troquem de ordem.
  * @param stream o fluxo
- * @returns a conexão
  */
 function lane_of(stream: number): post_lane {
   const lane = state.lanes[stream % state.lanes.length];
@@ -72,17 +71,13 @@ function lane_of(stream: number): post_lane {
 
 /**
  * Espera que faltem poucas respostas numa conexão.
- * @param lane a conexão
  * @param most quantas podem faltar
  */
 async function drain(lane: post_lane, most: number): Promise<void> {
   while (lane.missing() > most) await new Promise((resolve) => setImmediate(resolve));
 }
 
-/**
- * Envia linhas no ritmo pedido.
- * @param args fluxos, ritmo e voltas
- */
+/** Envia linhas no ritmo pedido. */
 async function pace(args: { streams: number; pace_ms: number; rounds: number }): Promise<void> {
   await run_pace(args.streams, args.pace_ms, args.rounds, (stream, round) => {
     lane_of(stream).post(stream, [make_line(clock(), round)]);

@@ -1,27 +1,17 @@
 /*
  * O mínimo do protocolo do Redis para os papéis que não podem pesar: comandos escritos direto no
- * socket, e respostas de uma linha só contadas, não entendidas.
+ * socket, e respostas que só se contam.
  */
 
 import net from 'node:net';
+import { make_reader } from '../../dev/resp';
 
-const line_feed = 0x0a;
-const minus_sign = 0x2d;
-
-/**
- * Escreve um comando como o Redis o lê.
- * @param words o comando e os argumentos, em ASCII
- * @returns o texto a enviar
- */
+/** Monta o texto de um comando, com `words` em ASCII, como o Redis o lê. */
 export function encode(...words: string[]): string {
   return `*${words.length}\r\n${words.map((word) => `$${word.length}\r\n${word}\r\n`).join('')}`;
 }
 
-/**
- * Abre uma conexão TCP local.
- * @param port a porta em 127.0.0.1
- * @returns o socket, conectado e sem o atraso de Nagle
- */
+/** Abre uma conexão com a porta `port` desta máquina, sem o atraso de Nagle, e a devolve. */
 export function connect_local(port: number): Promise<net.Socket> {
   return new Promise((resolve, reject) => {
     const socket = net.connect({ port, host: '127.0.0.1', noDelay: true });
@@ -33,31 +23,28 @@ export function connect_local(port: number): Promise<net.Socket> {
   });
 }
 
-/** Uma conexão em que só vão comandos cuja resposta cabe numa linha. */
+/** Uma conexão de que só se espera que todo comando seja atendido. */
 export type line_link = {
-  socket: net.Socket;
+  /** Manda comandos, e diz quantas respostas virão. */
   send: (text: string, replies: number) => void;
+  /** Espera por todas elas. */
   settled: () => Promise<void>;
 };
 
 /**
- * Abre uma conexão com o Redis para comandos de resposta simples (RPUSH, DEL, PUBLISH, RENAME…).
- * Um erro do Redis derruba o processo: nenhuma prova vale com um comando recusado.
- * @param port a porta do Redis
- * @param database o banco
- * @returns a conexão; `send` diz quantas respostas virão, `settled` espera por todas
+ * Abre uma conexão com o Redis da porta `port`, no banco `database`, e a devolve. Um erro do Redis
+ * derruba o processo: nenhuma prova vale com um comando recusado.
  */
 export async function connect_lines(port: number, database: number): Promise<line_link> {
   const socket = await connect_local(port);
   let missing = 0;
-  let previous = line_feed;
   let when_settled = () => {};
+  const read = make_reader((reply) => {
+    if (reply instanceof Error) throw reply;
+    missing -= 1;
+  });
   socket.on('data', (chunk: Buffer) => {
-    for (const byte of chunk) {
-      if (previous === line_feed && byte === minus_sign) throw new Error(String(chunk));
-      if (byte === line_feed) missing -= 1;
-      previous = byte;
-    }
+    read(chunk);
     if (missing === 0) when_settled();
   });
   const send = (text: string, replies: number) => {
@@ -71,5 +58,5 @@ export async function connect_lines(port: number, database: number): Promise<lin
     });
   send(encode('SELECT', String(database)), 1);
   await settled();
-  return { socket, send, settled };
+  return { send, settled };
 }

@@ -25,8 +25,6 @@ const state = {
 
 /**
  * Entende o que chegou antes do fim dos cabeçalhos.
- * @param stream a resposta
- * @param chunk o que chegou
  * @returns o que já é corpo; undefined se os cabeçalhos ainda não acabaram
  * @throws Error se o status não é 200
  */
@@ -42,10 +40,7 @@ function take_head(stream: open_stream, chunk: Buffer): Buffer | undefined {
 
 /**
  * Recebe um pedaço de uma resposta.
- * @param stream a resposta
  * @param index o número do fluxo
- * @param chunk o pedaço
- * @param counter recebe o corpo
  * @throws Error se o status ou as linhas não são os esperados
  */
 function take_chunk(stream: open_stream, index: number, chunk: Buffer, counter: meter): void {
@@ -60,8 +55,6 @@ function take_chunk(stream: open_stream, index: number, chunk: Buffer, counter: 
 /**
  * Abre um fluxo.
  * @param index o número dele
- * @param args porta e pedido
- * @param counter recebe o corpo
  * @returns quando conectou, `opened`: resolve quando os cabeçalhos da resposta chegam
  */
 async function open_stream_at(
@@ -91,9 +84,7 @@ async function open_stream_at(
   return { opened };
 }
 
-/**
- * Fecha todos os fluxos.
- */
+/** Fecha todos os fluxos. */
 function close_streams(): void {
   for (const { socket } of state.streams.splice(0)) socket.removeAllListeners('close').destroy();
 }
@@ -126,7 +117,6 @@ async function open(args: {
 
 /**
  * Espera as linhas, e o fim das respostas se elas têm fim.
- * @param counter quem as conta
  * @param wanted quantas linhas e quantos fins, e o prazo em ms
  * @throws Error se não chegam a tempo, ou o primeiro erro de um fluxo
  */

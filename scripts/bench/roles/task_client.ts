@@ -26,7 +26,6 @@ type measurement = {
 
 /**
  * Confere uma resposta inteira.
- * @param text cabeçalhos e corpo
  * @throws Error se não é 200 ou não tem exatamente uma linha
  */
 function check_response(text: string): void {
@@ -39,8 +38,6 @@ function check_response(text: string): void {
 
 /**
  * Faz pedidos numa conexão até o fim da medição.
- * @param socket a conexão
- * @param work a medição
  * @returns resolve depois da última resposta
  */
 function loop_requests(socket: net_socket, work: measurement): Promise<void> {

@@ -3,13 +3,13 @@
  * Redis sem biblioteca, para pesar pouco nos núcleos que divide com o que é medido.
  */
 
+import { make_reader } from '../../dev/resp';
 import { make_line, run_pace } from './lines';
 import { connect_lines, connect_local, encode, type line_link } from './resp';
 import { clock, serve_role } from './role';
 
 const task_prefix = 'ndjson_task_';
 const list_prefix = 'ndjson_list_';
-const uuid_length = 36;
 
 /** Linhas por RPUSH ao preparar listas grandes. */
 const preload_chunk = 1000;
@@ -28,10 +28,7 @@ const state = {
   when_heard: () => {},
 };
 
-/**
- * Dá a conexão de escrita.
- * @returns a conexão
- */
+/** Dá a conexão de escrita. */
 function ready_link(): line_link {
   if (!state.link) throw new Error('sem conexão: falta a chamada "connect"');
   return state.link;
@@ -56,48 +53,32 @@ function take_tasks(uuids: string[]): void {
   state.when_heard();
 }
 
-/**
- * Liga o worker a um Redis.
- * @param where porta, banco e canal
- */
+/** Liga o worker a um Redis. */
 async function connect(where: { port: number; database: number; channel: string }): Promise<void> {
   state.link = await connect_lines(where.port, where.database);
   const socket = await connect_local(where.port);
-  let text = '';
+  const uuids: string[] = [];
+  const read = make_reader((message) => {
+    const [kind, , task_key = ''] = message as string[];
+    if (kind === 'message') uuids.push(task_key.slice(task_prefix.length));
+  });
   socket.on('data', (chunk: Buffer) => {
-    text += chunk.toString('latin1');
-    const uuids: string[] = [];
-    let from = 0;
-    for (;;) {
-      const at = text.indexOf(task_prefix, from);
-      const end = at + task_prefix.length + uuid_length;
-      if (at < 0 || end + 2 > text.length) break;
-      uuids.push(text.slice(at + task_prefix.length, end));
-      from = end + 2;
-    }
-    // o que sobra é um anúncio pela metade; a assinatura em si não tem o prefixo
-    text = text.slice(from);
-    take_tasks(uuids);
+    read(chunk);
+    take_tasks(uuids.splice(0));
   });
   const subscribed = new Promise((resolve) => socket.once('data', resolve));
   socket.write(encode('SUBSCRIBE', where.channel));
   await subscribed;
 }
 
-/**
- * Escolhe o que fazer com as próximas tarefas, e esquece as anteriores.
- * @param args o modo
- */
+/** Escolhe o que fazer com as próximas tarefas, e esquece as anteriores. */
 function set_mode(args: { mode: task_mode }): void {
   state.mode = args.mode;
   state.held = [];
   state.heard = 0;
 }
 
-/**
- * Espera o anúncio de algumas tarefas, desde o último set_mode.
- * @param args quantas
- */
+/** Espera o anúncio de algumas tarefas, desde o último set_mode. */
 async function wait_tasks(args: { count: number }): Promise<void> {
   await new Promise<void>((resolve) => {
     state.when_heard = () => {
@@ -133,9 +114,7 @@ async function pace(args: {
   await link.settled();
 }
 
-/**
- * Apaga as chaves das tarefas guardadas: é assim que um worker diz que terminou.
- */
+/** Apaga as chaves das tarefas guardadas: é assim que um worker diz que terminou. */
 async function finish_tasks(): Promise<void> {
   for (const uuid of state.held.splice(0)) {
     ready_link().send(encode('DEL', task_prefix + uuid), 1);
@@ -168,10 +147,7 @@ async function burst(args: {
   return started_at;
 }
 
-/**
- * Empurra uma linha para algumas das tarefas guardadas, sorteadas, e as encerra.
- * @param args quantas
- */
+/** Empurra uma linha para algumas das tarefas guardadas, sorteadas, e as encerra. */
 async function poke(args: { count: number }): Promise<void> {
   const { held } = state;
   if (held.length < args.count) throw new Error(`só ${held.length} tarefas guardadas`);
@@ -187,11 +163,14 @@ async function poke(args: { count: number }): Promise<void> {
  * Enche uma lista modelo com linhas numeradas.
  * @param args nome da lista e quantas linhas
  */
-async function seed(args: { name: string; lines: number }): Promise<void> {
+async function seed(args: { name: string; lines: number; head?: string }): Promise<void> {
+  const { head } = args;
   ready_link().send(encode('DEL', args.name), 1);
+  if (head) ready_link().send(encode('RPUSH', args.name, head), 1);
+  const after = head ? '\n' : ''; // com cabeça é RAW: a quebra da linha é do worker
   for (let first = 0; first < args.lines; first += preload_chunk) {
     const size = Math.min(preload_chunk, args.lines - first);
-    const lines = Array.from({ length: size }, (_, offset) => make_line(0, first + offset));
+    const lines = Array.from({ length: size }, (_, offset) => make_line(0, first + offset) + after);
     ready_link().send(encode('RPUSH', args.name, ...lines), 1);
     await ready_link().settled();
   }

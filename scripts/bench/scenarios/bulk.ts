@@ -3,17 +3,19 @@
  * retira com LPOP em lotes, sem HTTP; e um node:http que escreve as mesmas linhas, sem Redis.
  */
 
-import type { local_redis } from '../../dev/local';
-import { type bench_context, run_rounds, type scenario, type trial, warm_round } from '../context';
+import { type bench_context, run_rounds, type scenario, type trial } from '../context';
 import { start_nchan, start_webdis } from '../peers';
 import {
-  cpu_costs,
+  type bench_redis,
+  join_redis,
+  type processes,
   type role,
   type server,
   start_bench_proxy,
   start_bench_redis,
+  start_bench_worker,
   start_role,
-  with_cpu,
+  with_costs,
 } from '../processes';
 import { clock_per_ms } from '../roles/role';
 import { stream_request } from './latency';
@@ -36,227 +38,179 @@ const raw_counts = [128, 512, 1024];
 /** O que interessa do fim dos fluxos de um concorrente. `last_at`, de `clock`. */
 type finish_figures = { last_at: number; swapped: number };
 
-/** Os processos da prova. */
-export type bulk_scene = { worker: role; client: role; pids: Record<string, number> };
+/** Os processos que todos dividem. */
+export type bulk_scene = { redis: bench_redis; worker: role; client: role };
 
-/**
- * Dá o nome de um caso.
- * @param streams quantos fluxos
- * @returns por exemplo "20 fluxos"
- */
-function case_title(streams: number): string {
-  return streams === 1 ? '1 fluxo' : `${streams} fluxos`;
+/** Mede um servidor, dados o número de fluxos e o de linhas em cada um. */
+type bulk_measure = (streams: number, lines_each: number) => ReturnType<trial['run']>;
+
+/** Um concorrente: o caminho de cada fluxo, quem envia as linhas e quem mais trabalha. */
+type bulk_peer = {
+  variant: keyof typeof peer_fraction;
+  server: server;
+  path: string;
+  sender: role;
+  others: processes;
+};
+
+/** O que faz das mesmas linhas uma resposta RAW. */
+const raw_head = 'RAW 200 {"Content-Type": "application/x-ndjson"}';
+
+/** Dá o nome da lista modelo de `lines` linhas, ou da que é RAW. */
+function seed_name(lines: number, is_raw = false): string {
+  return `seed_${lines}${is_raw ? '_raw' : ''}`;
+}
+
+/** Enche a lista modelo de `lines` linhas, de que `fill_lists` tira cópias. */
+export function seed_list(worker: role, lines: number): Promise<void> {
+  return worker.call('seed', { name: seed_name(lines), lines });
+}
+
+/** Prepara `lists` listas de `lines` linhas, ou de RAW. */
+function fill_lists(worker: role, lists: number, lines: number, is_raw = false): Promise<void> {
+  return worker.call('preload', { name: seed_name(lines, is_raw), lists });
 }
 
 /**
- * Dá o nome da lista modelo.
- * @param lines quantas linhas ela tem
- * @returns nome da chave
- */
-export function seed_name(lines: number): string {
-  return `seed_${lines}`;
-}
-
-/**
- * Mede um servidor que despeja linhas, e divide os gastos por elas.
- * @param pids os processos cujo gasto interessa
- * @param lines quantas linhas no total
+ * Mede um servidor que despeja `lines` linhas, e divide os gastos por elas.
  * @param action devolve os segundos que levou
  * @returns linhas por segundo, e o processador gasto
  */
 async function measure_rate(
-  pids: Record<string, number>,
+  processes: processes,
   lines: number,
   action: () => Promise<number>,
 ): Promise<Record<string, number>> {
-  const { result: seconds, wall_s, cpu_s } = await with_cpu(pids, action);
-  return { rate: lines / seconds, seconds, ...cpu_costs(cpu_s, wall_s, lines) };
+  const { result: seconds, costs } = await with_costs(processes, () => lines, action);
+  return { rate: lines / seconds, seconds, ...costs };
 }
 
-/**
- * Mede o proxy.
- * @param scene os papéis
- * @param proxy o proxy, com PAUSE 0
- * @param streams quantos fluxos
- * @param lines_each quantas linhas em cada um
- * @returns linhas por segundo, e o processador gasto
- */
-export async function measure_proxy_bulk(
-  scene: bulk_scene,
+/** Monta a medida de um proxy, com PAUSE 0, em linhas ou em RAW. */
+export function measure_proxy(
+  { redis, worker, client }: bulk_scene,
   proxy: server,
-  streams: number,
-  lines_each: number,
-): Promise<Record<string, number>> {
-  const { worker, client, pids } = scene;
-  await worker.call('set_mode', { mode: 'fill' });
-  await worker.call('preload', { name: seed_name(lines_each), lists: streams });
-  const all = { ...pids, server: proxy.pid, worker: worker.pid, client: client.pid };
-  return measure_rate(all, streams * lines_each, () =>
-    client.call('run', { port: proxy.port, streams, lines_each }),
-  );
+  is_raw = false,
+): bulk_measure {
+  return async (streams, lines_each) => {
+    await worker.call('set_mode', { mode: 'fill' });
+    await fill_lists(worker, streams, lines_each, is_raw);
+    return measure_rate({ redis, server: proxy, worker, client }, streams * lines_each, () =>
+      client.call('run', { port: proxy.port, streams, lines_each }),
+    );
+  };
+}
+
+/** Monta a medida do cliente cru, que retira `count` linhas por LPOP. */
+function measure_raw({ redis, worker }: bulk_scene, raw: role, count: number): bulk_measure {
+  return async (lists, lines_each) => {
+    await fill_lists(worker, lists, lines_each);
+    return measure_rate({ redis, client: raw }, lists * lines_each, () =>
+      raw.call('run', { lists, lines_each, count }),
+    );
+  };
+}
+
+/** Monta a medida do piso com HTTP, na porta `port`. */
+function measure_floor({ client }: bulk_scene, floor: role, port: number): bulk_measure {
+  return async (streams, lines_each) => {
+    await floor.call('prepare', { lines: lines_each });
+    return measure_rate({ server: floor, client }, streams * lines_each, () =>
+      client.call('run', { port, streams, lines_each }),
+    );
+  };
 }
 
 /**
- * Mede o cliente cru.
- * @param scene os papéis
- * @param raw o papel que retira as listas
- * @param lists quantas listas
- * @param lines_each quantas linhas em cada uma
- * @param count linhas por LPOP
- * @returns linhas por segundo, e o processador gasto
+ * Monta a medida de um concorrente: todos os fluxos já abertos, as linhas o mais depressa que ele
+ * aceita, só uma fração das dos outros.
  */
-async function measure_raw(
-  scene: bulk_scene,
-  raw: role,
-  lists: number,
-  lines_each: number,
-  count: number,
-): Promise<Record<string, number>> {
-  await scene.worker.call('preload', { name: seed_name(lines_each), lists });
-  const pids = { ...scene.pids, client: raw.pid };
-  return measure_rate(pids, lists * lines_each, () =>
-    raw.call('run', { lists, lines_each, count }),
-  );
+function measure_peer(peer: bulk_peer, watcher: role): bulk_measure {
+  const { variant, server, path, sender, others } = peer;
+  return async (streams, all_lines_each) => {
+    const share = Math.min(
+      all_lines_each * streams * peer_fraction[variant],
+      peer_most_lines[variant],
+    );
+    const lines_each = Math.max(1, Math.floor(share / streams));
+    const lines = streams * lines_each;
+    const request = stream_request(path);
+    // o webdis inverte a ordem do que chega junto: as linhas trocadas são contadas, não um erro
+    const wanted = { streams, lines_each, skip: 0, any_order: variant === 'webdis' };
+    await watcher.call('open', { port: server.port, request, wait_head: true, ...wanted });
+    let out_of_order = 0;
+    const processes = { ...others, server, client: watcher, worker: sender };
+    const rate = await measure_rate(processes, lines, async () => {
+      const load = { streams, lines_each, prefix: 'bulk_' };
+      const started_at = await sender.call<number>('burst', load);
+      const ends = { lines, lines_each, endings: 0, limit_ms: peer_limit_ms };
+      const { last_at, swapped } = await watcher.call<finish_figures>('finish', ends);
+      out_of_order = swapped;
+      return (last_at - started_at) / clock_per_ms / 1000;
+    });
+    return { ...rate, out_of_order };
+  };
 }
 
-/**
- * Monta o que se mede com um número de fluxos.
- * @param scene os papéis
- * @param servers o proxy, o cliente cru e o piso HTTP
- * @param streams quantos fluxos
- * @param lines_each quantas linhas em cada um
- * @returns o que medir
- */
-function bulk_trials(
-  scene: bulk_scene,
-  servers: { proxy: server; raw: role; floor: role; floor_port: number },
-  streams: number,
-  lines_each: number,
-): trial[] {
-  const { proxy, raw, floor, floor_port } = servers;
-  const case_name = case_title(streams);
-  const proxy_trial: trial = {
-    case_name,
-    variant: 'json-proxy',
-    run: () => measure_proxy_bulk(scene, proxy, streams, lines_each),
-  };
-  const raw_trials = raw_counts.map((count) => ({
-    case_name,
-    variant: `piso lpop ${count}`,
-    run: () => measure_raw(scene, raw, streams, lines_each, count),
-  }));
-  const http_trial: trial = {
-    case_name,
-    variant: 'piso http',
-    run: async () => {
-      await floor.call('prepare', { lines: lines_each });
-      const pids = { server: floor.pid, client: scene.client.pid };
-      const where = { port: floor_port, streams, lines_each };
-      return measure_rate(pids, streams * lines_each, () => scene.client.call('run', where));
-    },
-  };
-  return [proxy_trial, ...raw_trials, http_trial];
-}
-
-/**
- * Monta o que se mede de um concorrente: todos os fluxos já abertos, as linhas o mais depressa que
- * ele aceita.
- * @param variant o nome dele
- * @param peer o servidor, e o caminho em que "{stream}" vira o número do fluxo
- * @param roles quem abre os fluxos e quem envia as linhas
- * @param total quantas linhas na prova inteira; as dele são uma fração
- * @param streams quantos fluxos
- * @returns o que medir
- */
-function peer_trial(
-  variant: keyof typeof peer_fraction,
-  peer: { server: server; path: string },
-  roles: { watcher: role; sender: role; pids: Record<string, number> },
-  total: number,
-  streams: number,
-): trial {
-  const { watcher, sender, pids } = roles;
-  const { port, pid } = peer.server;
-  const share = Math.min(total * peer_fraction[variant], peer_most_lines[variant]);
-  const lines_each = Math.max(1, Math.floor(share / streams));
-  // o webdis inverte a ordem do que chega junto: as linhas fora do lugar são contadas, não um erro
-  const wanted = { streams, lines_each, skip: 0, any_order: variant === 'webdis' };
-  let out_of_order = 0;
-  const all = { ...pids, server: pid, client: watcher.pid, worker: sender.pid };
-  const deliver = async () => {
-    const load = { streams, lines_each, prefix: 'bulk_' };
-    const started_at = await sender.call<number>('burst', load);
-    const lines = { lines: streams * lines_each, lines_each, endings: 0, limit_ms: peer_limit_ms };
-    const { last_at, swapped } = await watcher.call<finish_figures>('finish', lines);
-    out_of_order = swapped;
-    return (last_at - started_at) / clock_per_ms / 1000;
-  };
-  const run = async () => {
-    const request = stream_request(peer.path);
-    await watcher.call('open', { port, request, wait_head: true, ...wanted });
-    return { ...(await measure_rate(all, streams * lines_each, deliver)), out_of_order };
-  };
-  return { case_name: case_title(streams), variant, is_peer: true, run };
-}
-
-/**
- * Monta o que se mede dos concorrentes instalados.
- * @param context o contexto das provas
- * @param redis o Redis da prova
- * @param worker quem publica para o webdis
- * @returns dá o que medir com um número de fluxos
- */
+/** Sobe os concorrentes instalados, e os devolve. O worker publica para o webdis. */
 async function start_peers(
-  context: bench_context,
-  redis: local_redis,
-  worker: role,
-): Promise<(streams: number) => trial[]> {
-  const { peers, roles_dir, plan } = context;
-  const watcher = start_role(roles_dir, 'stream_client');
-  const makers: ((streams: number) => trial)[] = [];
+  { peers }: bench_context,
+  { redis, worker }: bulk_scene,
+): Promise<bulk_peer[]> {
+  const found: bulk_peer[] = [];
   if (peers.webdis) {
-    const peer = { server: await start_webdis(redis), path: '/SUBSCRIBE/bulk_{stream}' };
-    const roles = { watcher, sender: worker, pids: { redis: redis.process.pid ?? 0 } };
-    makers.push((streams) => peer_trial('webdis', peer, roles, plan.bulk_lines, streams));
+    const server = await start_webdis(redis);
+    const path = '/SUBSCRIBE/bulk_{stream}';
+    found.push({ variant: 'webdis', server, path, sender: worker, others: { redis } });
   }
   if (peers.nchan) {
-    const peer = { server: await start_nchan(), path: '/sub/{stream}' };
-    const sender = start_role(roles_dir, 'post_worker');
+    const server = await start_nchan();
+    const sender = start_role('post_worker');
     const lanes = Math.max(...stream_cases);
-    await sender.call('connect', { port: peer.server.port, lanes, path: '/pub/' });
-    const roles = { watcher, sender, pids: {} };
-    makers.push((streams) => peer_trial('nchan', peer, roles, plan.bulk_lines, streams));
+    await sender.call('connect', { port: server.port, lanes, path: '/pub/' });
+    found.push({ variant: 'nchan', server, path: '/sub/{stream}', sender, others: {} });
   }
-  return (streams) => makers.map((make) => make(streams));
+  return found;
 }
 
-/**
- * Roda a prova.
- * @param context o contexto das provas
- */
+/** Roda a prova. */
 async function run(context: bench_context): Promise<void> {
-  const { plan, program, roles_dir } = context;
+  const { plan, program } = context;
   const redis = await start_bench_redis();
-  const worker = start_role(roles_dir, 'worker');
-  const client = start_role(roles_dir, 'bulk_client');
-  const raw = start_role(roles_dir, 'raw_pop');
-  const floor = start_role(roles_dir, 'floor_server');
-  const where = { port: redis.port, database: 1, channel: 'ndjson_jobs' };
-  await worker.call('connect', where);
-  await raw.call('connect', where);
+  const worker = await start_bench_worker(redis);
+  const scene = { redis, worker, client: start_role('bulk_client') };
+  const raw = start_role('raw_pop');
+  const floor = start_role('floor_server');
+  await join_redis(raw, redis);
   const floor_port = await floor.call<number>('listen');
   const proxy = await start_bench_proxy(program, redis, ['-P', '0']);
-  const scene = { worker, client, pids: { redis: redis.process.pid ?? 0 } };
-  const servers = { proxy, raw, floor, floor_port };
-  const peer_trials = await start_peers(context, redis, worker);
+  const peers = await start_peers(context, scene);
+  const watcher = start_role('stream_client');
+  const measures: [variant: string, measure: bulk_measure, is_peer?: boolean][] = [
+    ['json-proxy', measure_proxy(scene, proxy)],
+    ['json-proxy raw', measure_proxy(scene, proxy, true)],
+    ...raw_counts.map((count): [string, bulk_measure] => [
+      `piso lpop ${count}`,
+      measure_raw(scene, raw, count),
+    ]),
+    ['piso http', measure_floor(scene, floor, floor_port)],
+    ...peers.map((peer): [string, bulk_measure, boolean] => [
+      peer.variant,
+      measure_peer(peer, watcher),
+      true,
+    ]),
+  ];
   const trials: trial[] = [];
   for (const streams of stream_cases) {
-    const lines = Math.floor(plan.bulk_lines / streams);
-    await worker.call('seed', { name: seed_name(lines), lines });
-    trials.push(...bulk_trials(scene, servers, streams, lines), ...peer_trials(streams));
+    const lines_each = Math.floor(plan.bulk_lines / streams);
+    await seed_list(worker, lines_each);
+    const raw_seed = { name: seed_name(lines_each, true), lines: lines_each, head: raw_head };
+    await worker.call('seed', raw_seed);
+    const case_name = streams === 1 ? '1 fluxo' : `${streams} fluxos`;
+    for (const [variant, measure, is_peer = false] of measures) {
+      trials.push({ case_name, variant, is_peer, run: () => measure(streams, lines_each) });
+    }
   }
-  await warm_round(context, 'bulk', trials);
-  await run_rounds(context, 'bulk', trials);
+  await run_rounds(context, 'bulk', trials, trials);
 }
 
 /** A prova. */

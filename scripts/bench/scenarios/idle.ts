@@ -3,17 +3,18 @@
  * e quanto processador gastam só por existir. O piso é um node:http que segura respostas abertas.
  */
 
-import type { local_redis } from '../../dev/local';
 import { type bench_context, rest, type scenario } from '../context';
 import { open_files_limit } from '../machine';
 import { start_nchan } from '../peers';
 import {
+  type bench_redis,
   can_read_processes,
   memory_bytes,
   redis_memory,
   type role,
   start_bench_proxy,
   start_bench_redis,
+  start_bench_worker,
   start_role,
   stop_running,
   with_cpu,
@@ -34,18 +35,17 @@ const spare_files = 100;
 /** 1 kB = 1000 bytes. */
 const bytes_per_kb = 1000;
 
-/**
- * Um servidor com fluxos ociosos: o caminho que os abre, se eles acabam depois da linha, os
- * processos, e como dar sinal de vida a alguns fluxos.
- */
+/** Um servidor com fluxos ociosos. */
 type idle_subject = {
   variant: string;
-  path: string;
-  endings: boolean;
   port: number;
   pid: number;
-  redis?: local_redis;
+  redis?: bench_redis;
   client: role;
+  /** O caminho que abre um fluxo, e se ele acaba depois da linha. */
+  path: string;
+  endings: boolean;
+  /** Dá sinal de vida a alguns fluxos. */
   poke: (count: number) => Promise<unknown>;
 };
 
@@ -55,58 +55,46 @@ const ending_stream = { path: '/hold', endings: true };
 /** A memória de um servidor e a do Redis dele, em bytes. */
 type idle_memory = { rss: number; pss: number; redis: number };
 
-/**
- * Faz um primeiro pedido, que não conta: a memória que ele traz é do programa, não dos fluxos.
- * @param subject o que se mede
- */
-async function warm_up(subject: idle_subject): Promise<void> {
-  const { client, port, path, endings } = subject;
-  const wanted = { streams: 1, lines_each: 1, skip: 0, wait_head: true };
+/** Abre `streams` fluxos, e espera os cabeçalhos de todos. */
+async function open_streams(subject: idle_subject, streams: number): Promise<void> {
+  const { client, port, path } = subject;
+  const wanted = { streams, lines_each: 1, skip: 0, wait_head: true };
   await client.call('open', { port, request: stream_request(path), ...wanted });
-  await subject.poke(1);
-  await client.call('finish', { lines: 1, endings: endings ? 1 : 0, limit_ms: poke_limit_ms });
 }
 
-/**
- * Sobe um proxy e o que ele precisa.
- * @param context o contexto das provas
- * @returns o que se mede, já aquecido
- */
-async function start_proxy_subject(context: bench_context): Promise<idle_subject> {
-  const { program, roles_dir } = context;
+/** Dá uma linha a `count` dos fluxos, espera que ela chegue a cada um, e fecha todos. */
+async function close_streams(
+  { client, poke, endings }: idle_subject,
+  count: number,
+): Promise<void> {
+  await poke(count);
+  const wanted = { lines: count, endings: endings ? count : 0, limit_ms: poke_limit_ms };
+  await client.call('finish', wanted);
+}
+
+/** Sobe um proxy e o que ele precisa, e devolve o que se mede. */
+async function start_proxy_subject({ program }: bench_context): Promise<idle_subject> {
   const redis = await start_bench_redis();
-  const worker = start_role(roles_dir, 'worker');
-  const client = start_role(roles_dir, 'stream_client');
-  await worker.call('connect', { port: redis.port, database: 1, channel: 'ndjson_jobs' });
+  const worker = await start_bench_worker(redis);
+  const client = start_role('stream_client');
   const { port, pid } = await start_bench_proxy(program, redis, ['-t', maxtime_ms]);
   const poke = (count: number) => worker.call('poke', { count });
   return { ...ending_stream, variant: 'json-proxy', port, pid, redis, client, poke };
 }
 
-/**
- * Sobe o piso.
- * @param context o contexto das provas
- * @returns o que se mede, já aquecido
- */
-async function start_floor_subject(context: bench_context): Promise<idle_subject> {
-  const { roles_dir } = context;
-  const client = start_role(roles_dir, 'stream_client');
-  const floor = start_role(roles_dir, 'floor_server');
+/** Sobe o piso, e devolve o que se mede. */
+async function start_floor_subject(): Promise<idle_subject> {
+  const client = start_role('stream_client');
+  const floor = start_role('floor_server');
   const port = await floor.call<number>('listen');
   const poke = (count: number) => floor.call('poke', { count });
   return { ...ending_stream, variant: 'piso http', port, pid: floor.pid, client, poke };
 }
 
-/**
- * Sobe o nchan.
- * @param context o contexto das provas
- * @param streams quantos fluxos haverá
- * @returns o que se mede
- */
-async function start_nchan_subject(context: bench_context, streams: number): Promise<idle_subject> {
-  const { roles_dir } = context;
-  const client = start_role(roles_dir, 'stream_client');
-  const poster = start_role(roles_dir, 'post_worker');
+/** Sobe o nchan, que terá `streams` fluxos, e devolve o que se mede. */
+async function start_nchan_subject(streams: number): Promise<idle_subject> {
+  const client = start_role('stream_client');
+  const poster = start_role('post_worker');
   const { port, pid } = await start_nchan();
   await poster.call('connect', { port, lanes: 1, path: '/pub/' });
   // o primeiro pedido é o de um fluxo só, e o sorteio não pode sair dele
@@ -115,21 +103,14 @@ async function start_nchan_subject(context: bench_context, streams: number): Pro
   return { variant: 'nchan', path: '/sub/{stream}', endings: false, port, pid, client, poke };
 }
 
-/**
- * Lê a memória do que se mede.
- * @param subject o que se mede
- * @returns bytes
- */
+/** Lê a memória do que se mede. */
 async function read_memory(subject: idle_subject): Promise<idle_memory> {
   return { ...memory_bytes(subject.pid), redis: await redis_memory(subject.redis) };
 }
 
 /**
  * Dá a diferença de memória por fluxo.
- * @param before antes dos fluxos
- * @param after com eles
  * @param streams quantos
- * @returns kB por fluxo
  */
 function memory_per_stream(
   before: idle_memory,
@@ -144,7 +125,6 @@ function memory_per_stream(
 /**
  * Mede todos ao mesmo tempo, cada um no seu processo: parados, não se atrapalham, e uma espera vale
  * por todas. Descansa, lê a memória e o processador, e confere que os fluxos estão vivos.
- * @param context o contexto das provas
  * @param subjects o que se mede, já aquecido
  * @param streams quantos fluxos em cada um
  * @returns por variante: kB por fluxo, e processador em fração de um núcleo
@@ -156,26 +136,17 @@ async function measure_idle(
 ): Promise<Record<string, Record<string, number>>> {
   const { plan } = context;
   const empty = await Promise.all(subjects.map(read_memory));
-  for (const { client, port, path } of subjects) {
-    const request = stream_request(path);
-    const wanted = { streams, lines_each: 1, skip: 0, wait_head: true };
-    await client.call('open', { port, request, ...wanted });
-  }
+  for (const subject of subjects) await open_streams(subject, streams);
   await rest(plan.idle_rest_s);
   const full = await Promise.all(subjects.map(read_memory));
-  const pids = Object.fromEntries(
+  const processes = Object.fromEntries(
     subjects.flatMap(({ variant, pid, redis }) => [
-      [variant, pid],
-      ...(redis ? [[`${variant} redis`, redis.process.pid ?? 0]] : []),
+      [variant, { pid }],
+      ...(redis ? [[`${variant} redis`, redis]] : []),
     ]),
   );
-  const { wall_s, cpu_s } = await with_cpu(pids, () => rest(plan.idle_cpu_s));
-  const count = Math.min(poked_streams, streams);
-  for (const { client, poke, endings } of subjects) {
-    await poke(count);
-    const wanted = { lines: count, endings: endings ? count : 0, limit_ms: poke_limit_ms };
-    await client.call('finish', wanted);
-  }
+  const { wall_s, cpu_s } = await with_cpu(processes, () => rest(plan.idle_cpu_s));
+  for (const subject of subjects) await close_streams(subject, Math.min(poked_streams, streams));
   const share = (name: string) => (cpu_s[name] ?? Number.NaN) / wall_s;
   const results = subjects.map(({ variant }, index) => {
     const [before, after] = [empty[index], full[index]] as [idle_memory, idle_memory];
@@ -191,10 +162,7 @@ async function measure_idle(
   return Object.fromEntries(results);
 }
 
-/**
- * Roda a prova, uma vez para cada número de fluxos, sempre com processos novos.
- * @param context o contexto das provas
- */
+/** Roda a prova, uma vez para cada número de fluxos, sempre com processos novos. */
 async function run(context: bench_context): Promise<void> {
   if (!can_read_processes()) {
     context.note('idle: pulada, só o Linux mostra o gasto dos processos');
@@ -210,9 +178,13 @@ async function run(context: bench_context): Promise<void> {
       continue;
     }
     context.step(`idle: ${case_name}`);
-    const subjects = [await start_proxy_subject(context), await start_floor_subject(context)];
-    if (context.peers.nchan) subjects.push(await start_nchan_subject(context, streams));
-    for (const subject of subjects) await warm_up(subject);
+    const subjects = [await start_proxy_subject(context), await start_floor_subject()];
+    if (context.peers.nchan) subjects.push(await start_nchan_subject(streams));
+    for (const subject of subjects) {
+      // um primeiro pedido, que não conta: a memória que ele traz é do programa, não dos fluxos
+      await open_streams(subject, 1);
+      await close_streams(subject, 1);
+    }
     const results = await measure_idle(context, subjects, streams);
     for (const [variant, values] of Object.entries(results)) {
       context.record({ scenario: 'idle', case_name, variant, round: 1, values });

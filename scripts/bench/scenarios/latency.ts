@@ -4,17 +4,18 @@
  * ritmo, sem Redis.
  */
 
-import type { local_redis } from '../../dev/local';
 import { type bench_context, run_rounds, type scenario, type trial } from '../context';
 import { peer_notes, start_nchan, start_webdis } from '../peers';
 import {
-  cpu_costs,
+  type bench_redis,
+  type processes,
   type role,
   type server,
   start_bench_proxy,
   start_bench_redis,
+  start_bench_worker,
   start_role,
-  with_cpu,
+  with_costs,
 } from '../processes';
 
 /** Linhas por segundo em todos os fluxos juntos. */
@@ -27,7 +28,7 @@ const warm_s = 1;
 const finish_limit_ms = 15_000;
 
 /** O que os clientes devolvem. Demoras em ms; `last_at`, de `clock`. */
-export type latency_figures = Record<'p50' | 'p90' | 'p99' | 'max' | 'samples', number> & {
+type latency_figures = Record<'p50' | 'p90' | 'p99' | 'max' | 'samples', number> & {
   last_at?: number;
   swapped?: number;
 };
@@ -35,239 +36,166 @@ export type latency_figures = Record<'p50' | 'p90' | 'p99' | 'max' | 'samples', 
 /** Quantos fluxos, o ritmo de cada um em ms, e as voltas: quantas linhas cada um recebe. */
 export type latency_load = { streams: number; pace_ms: number; rounds: number; skip: number };
 
-/** Os processos da prova. */
-type latency_scene = {
-  redis: local_redis;
-  worker: role;
-  client: role;
-  blpop: role;
-  floor: role;
-  floor_port: number;
-  poster: role;
+/** Os processos que todos dividem: quem dá as linhas pelo Redis e quem abre os fluxos. */
+export type latency_scene = { redis: bench_redis; worker: role; client: role };
+
+/** O que se mede: os processos que contam, como os fluxos abrem, recebem as linhas e acabam. */
+export type latency_subject = {
+  processes: processes;
+  open: (load: latency_load) => Promise<unknown>;
+  pace: (load: latency_load) => Promise<unknown>;
+  finish: (load: latency_load) => Promise<latency_figures>;
 };
 
-/**
- * Decide a carga: o total de linhas por segundo é sempre o mesmo.
- * @param streams quantos fluxos
- * @param seconds duração da medição, sem o aquecimento
- * @returns a carga
- */
-export function make_load(streams: number, seconds: number): latency_load {
+/** Decide a carga de `streams` fluxos, por `seconds` segundos além do aquecimento, e a devolve. */
+function make_load(streams: number, seconds: number): latency_load {
   const pace_ms = (streams * 1000) / total_rate;
   const skip = Math.max(1, Math.round((warm_s * 1000) / pace_ms));
   const rounds = skip + Math.max(1, Math.ceil((seconds * 1000) / pace_ms));
   return { streams, pace_ms, rounds, skip };
 }
 
-/**
- * Monta o pedido que abre um fluxo.
- * @param path o caminho
- * @returns o pedido HTTP inteiro
- */
+/** Monta o pedido que abre um fluxo no caminho `path`. */
 export function stream_request(path: string): string {
   return `GET ${path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n`;
 }
 
 /**
- * Abre os fluxos de uma carga.
- * @param client quem os abre
- * @param port a porta do servidor
- * @param path o caminho; "{stream}" vira o número do fluxo
- * @param load a carga
- * @param wait_head se os cabeçalhos das respostas devem ser esperados
- */
-async function open_streams(
-  client: role,
-  port: number,
-  path: string,
-  load: latency_load,
-  wait_head: boolean,
-): Promise<void> {
-  const { streams, rounds, skip } = load;
-  const wanted = { streams, lines_each: rounds, skip, wait_head };
-  await client.call('open', { port, request: stream_request(path), ...wanted });
-}
-
-/**
- * Espera o fim dos fluxos de uma carga, e confere que cada um recebeu todas as linhas, em ordem.
- * @param client quem os abriu
- * @param load a carga
- * @param endings quantas respostas devem chegar ao fim
- * @returns demoras em ms
- */
-async function finish_streams(
-  client: role,
-  load: latency_load,
-  endings: number,
-): Promise<Record<string, number>> {
-  const { streams, rounds } = load;
-  const wanted = { lines: streams * rounds, lines_each: rounds, endings };
-  const figures = await client.call<latency_figures>('finish', {
-    ...wanted,
-    limit_ms: finish_limit_ms,
-  });
-  const { last_at: _, swapped: __, ...delays } = figures;
-  return delays;
-}
-
-/**
- * Mede um proxy.
- * @param scene Redis, worker e cliente
- * @param proxy o proxy
- * @param load a carga
+ * Monta o que mede um servidor HTTP.
+ * @param path o caminho de um fluxo; "{stream}" vira o número dele
+ * @param ends se as respostas acabam sozinhas depois da última linha
  * @param wait_head se os cabeçalhos devem ter chegado antes da primeira linha
- * @returns demoras em ms e processador por linha
  */
-export async function measure_proxy_latency(
-  scene: Pick<latency_scene, 'redis' | 'worker' | 'client'>,
-  proxy: server,
-  load: latency_load,
-  wait_head = false,
-): Promise<Record<string, number>> {
-  const { worker, client, redis } = scene;
-  const { streams } = load;
-  await worker.call('set_mode', { mode: 'hold' });
-  await open_streams(client, proxy.port, '/latency', load, wait_head);
-  await worker.call('wait_tasks', { count: streams });
-  const tools = { worker: worker.pid, client: client.pid };
-  const pids = { server: proxy.pid, redis: redis.process.pid ?? 0, ...tools };
-  const { cpu_s, wall_s } = await with_cpu(pids, () => worker.call('pace', load));
-  await worker.call('finish_tasks');
+function http_subject(
+  client: role,
+  { port }: Pick<server, 'port'>,
+  path: string,
+  ends: boolean,
+  wait_head = true,
+): Pick<latency_subject, 'open' | 'finish'> {
+  const request = stream_request(path);
   return {
-    ...(await finish_streams(client, load, streams)),
-    ...cpu_costs(cpu_s, wall_s, load.streams * load.rounds),
+    open: ({ streams, rounds, skip }) =>
+      client.call('open', { port, request, streams, lines_each: rounds, skip, wait_head }),
+    finish: ({ streams, rounds }) =>
+      client.call('finish', {
+        lines: streams * rounds,
+        lines_each: rounds,
+        endings: ends ? streams : 0,
+        limit_ms: finish_limit_ms,
+      }),
   };
 }
 
-/**
- * Mede o piso sem HTTP.
- * @param scene os processos
- * @param load a carga
- * @returns demoras em ms e processador por linha
- */
-async function measure_blpop(scene: latency_scene, load: latency_load) {
-  const { redis, worker, blpop } = scene;
-  const { streams, rounds, skip } = load;
+/** Monta o que mede um proxy; `wait_head` como em http_subject. */
+export function proxy_subject(
+  { redis, worker, client }: latency_scene,
+  proxy: server,
+  wait_head = false,
+): latency_subject {
+  const { open, finish } = http_subject(client, proxy, '/latency', true, wait_head);
+  return {
+    processes: { server: proxy, redis, worker, client },
+    open: async (load) => {
+      await worker.call('set_mode', { mode: 'hold' });
+      await open(load);
+      await worker.call('wait_tasks', { count: load.streams });
+    },
+    pace: (load) => worker.call('pace', load),
+    finish: async (load) => {
+      await worker.call('finish_tasks');
+      return finish(load);
+    },
+  };
+}
+
+/** Monta o que mede o piso sem HTTP. */
+function blpop_subject({ redis, worker }: latency_scene): latency_subject {
+  const blpop = start_role('blpop_client');
   const prefix = 'blpop_';
   const where = { port: redis.port, database: 1, prefix };
-  await worker.call('set_mode', { mode: 'hold' });
-  await blpop.call('open', { ...where, streams, lines_each: rounds, skip });
-  const tools = { worker: worker.pid, client: blpop.pid };
-  const pids = { redis: redis.process.pid ?? 0, ...tools };
-  const { cpu_s, wall_s } = await with_cpu(pids, () => worker.call('pace', { ...load, prefix }));
-  const limits = { lines_each: rounds, limit_ms: finish_limit_ms };
-  const figures = await blpop.call<latency_figures>('finish', limits);
-  return { ...figures, ...cpu_costs(cpu_s, wall_s, load.streams * load.rounds) };
-}
-
-/**
- * Mede o piso com HTTP, sem Redis.
- * @param scene os processos
- * @param load a carga
- * @returns demoras em ms e processador por linha
- */
-async function measure_http(scene: latency_scene, load: latency_load) {
-  const { client, floor, floor_port } = scene;
-  await open_streams(client, floor_port, '/hold', load, true);
-  const pids = { server: floor.pid, client: client.pid };
-  const { cpu_s, wall_s } = await with_cpu(pids, () => floor.call('pace', load));
   return {
-    ...(await finish_streams(client, load, load.streams)),
-    ...cpu_costs(cpu_s, wall_s, load.streams * load.rounds),
+    processes: { redis, worker, client: blpop },
+    open: ({ streams, rounds, skip }) =>
+      blpop.call('open', { ...where, streams, lines_each: rounds, skip }),
+    pace: (load) => worker.call('pace', { ...load, prefix }),
+    finish: ({ rounds }) => blpop.call('finish', { lines_each: rounds, limit_ms: finish_limit_ms }),
   };
 }
 
-/**
- * Mede o webdis: o worker publica, cada fluxo é um SUBSCRIBE.
- * @param scene os processos
- * @param webdis o servidor
- * @param load a carga
- * @returns demoras em ms e processador por linha
- */
-async function measure_webdis(scene: latency_scene, webdis: server, load: latency_load) {
-  const { client, worker, redis } = scene;
+/** Monta o que mede o piso com HTTP, sem Redis. */
+async function floor_subject({ client }: latency_scene): Promise<latency_subject> {
+  const floor = start_role('floor_server');
+  const port = await floor.call<number>('listen');
+  return {
+    processes: { server: floor, client },
+    ...http_subject(client, { port }, '/hold', true),
+    pace: (load) => floor.call('pace', load),
+  };
+}
+
+/** Monta o que mede o webdis: o worker publica, cada fluxo é um SUBSCRIBE. */
+async function webdis_subject({ redis, worker, client }: latency_scene): Promise<latency_subject> {
+  const webdis = await start_webdis(redis);
   const prefix = 'webdis_';
-  await open_streams(client, webdis.port, `/SUBSCRIBE/${prefix}{stream}`, load, true);
-  const tools = { worker: worker.pid, client: client.pid };
-  const pids = { server: webdis.pid, redis: redis.process.pid ?? 0, ...tools };
-  const publish = { ...load, command: 'PUBLISH', prefix };
-  const { cpu_s, wall_s } = await with_cpu(pids, () => worker.call('pace', publish));
   return {
-    ...(await finish_streams(client, load, 0)),
-    ...cpu_costs(cpu_s, wall_s, load.streams * load.rounds),
+    processes: { server: webdis, redis, worker, client },
+    ...http_subject(client, webdis, `/SUBSCRIBE/${prefix}{stream}`, false),
+    pace: (load) => worker.call('pace', { ...load, command: 'PUBLISH', prefix }),
+  };
+}
+
+/** Monta o que mede o nchan: um POST por linha, cada fluxo é um assinante. */
+async function nchan_subject({ client }: latency_scene): Promise<latency_subject> {
+  const nchan = await start_nchan();
+  const poster = start_role('post_worker');
+  await poster.call('connect', { port: nchan.port, lanes: 1, path: '/pub/' });
+  return {
+    processes: { server: nchan, worker: poster, client },
+    ...http_subject(client, nchan, '/sub/{stream}', false),
+    pace: (load) => poster.call('pace', load),
   };
 }
 
 /**
- * Mede o nchan: um POST por linha, cada fluxo é um assinante.
- * @param scene os processos
- * @param nchan o servidor
- * @param load a carga
+ * Mede uma vez: abre os fluxos, dá as linhas, e confere que cada fluxo recebeu todas, em ordem.
  * @returns demoras em ms e processador por linha
  */
-async function measure_nchan(scene: latency_scene, nchan: server, load: latency_load) {
-  const { client, poster } = scene;
-  await open_streams(client, nchan.port, '/sub/{stream}', load, true);
-  const pids = { server: nchan.pid, worker: poster.pid, client: client.pid };
-  const { cpu_s, wall_s } = await with_cpu(pids, () => poster.call('pace', load));
-  return {
-    ...(await finish_streams(client, load, 0)),
-    ...cpu_costs(cpu_s, wall_s, load.streams * load.rounds),
-  };
+export async function measure_latency(
+  { processes, open, pace, finish }: latency_subject,
+  load: latency_load,
+): Promise<Record<string, number>> {
+  await open(load);
+  const lines = () => load.streams * load.rounds;
+  const { costs } = await with_costs(processes, lines, () => pace(load));
+  const { last_at: _, swapped: __, ...delays } = await finish(load);
+  return { ...delays, ...costs };
 }
 
-/**
- * Sobe os papéis da prova.
- * @param context o contexto das provas
- * @returns os processos
- */
-async function make_scene(context: bench_context): Promise<latency_scene> {
-  const { roles_dir } = context;
-  const redis = await start_bench_redis();
-  const worker = start_role(roles_dir, 'worker');
-  const client = start_role(roles_dir, 'stream_client');
-  const blpop = start_role(roles_dir, 'blpop_client');
-  const floor = start_role(roles_dir, 'floor_server');
-  await worker.call('connect', { port: redis.port, database: 1, channel: 'ndjson_jobs' });
-  const floor_port = await floor.call<number>('listen');
-  const poster = start_role(roles_dir, 'post_worker');
-  return { redis, worker, client, blpop, floor, floor_port, poster };
-}
-
-/**
- * Roda a prova.
- * @param context o contexto das provas
- */
+/** Roda a prova. */
 async function run(context: bench_context): Promise<void> {
   const { plan, program, peers } = context;
-  const scene = await make_scene(context);
-  const proxy = await start_bench_proxy(program, scene.redis);
-  const polling = await start_bench_proxy(program, scene.redis, ['--wakeup', 'off']);
-  const measured: [string, (load: latency_load) => ReturnType<trial['run']>][] = [
-    ['json-proxy', (load) => measure_proxy_latency(scene, proxy, load)],
-    ['piso blpop', (load) => measure_blpop(scene, load)],
-    ['piso http', (load) => measure_http(scene, load)],
+  const redis = await start_bench_redis();
+  const worker = await start_bench_worker(redis);
+  const scene = { redis, worker, client: start_role('stream_client') };
+  const polling = await start_bench_proxy(program, redis, ['--wakeup', 'off']);
+  const first: [string, latency_subject] = [
+    'json-proxy',
+    proxy_subject(scene, await start_bench_proxy(program, redis)),
   ];
-  if (peers.webdis) {
-    const webdis = await start_webdis(scene.redis);
-    measured.push(['webdis', (load) => measure_webdis(scene, webdis, load)]);
-  }
-  if (peers.nchan) {
-    const nchan = await start_nchan();
-    await scene.poster.call('connect', { port: nchan.port, lanes: 1, path: '/pub/' });
-    measured.push(['nchan', (load) => measure_nchan(scene, nchan, load)]);
-  }
-  const slow: (typeof measured)[number] = [
-    'json-proxy, wakeup off',
-    (load) => measure_proxy_latency(scene, polling, load),
+  const others: [string, latency_subject][] = [
+    ['piso blpop', blpop_subject(scene)],
+    ['piso http', await floor_subject(scene)],
   ];
+  if (peers.webdis) others.push(['webdis', await webdis_subject(scene)]);
+  if (peers.nchan) others.push(['nchan', await nchan_subject(scene)]);
+  const slow: typeof first = ['json-proxy, wakeup off', proxy_subject(scene, polling)];
   const trials = plan.latency_streams.flatMap((streams, index) => {
     const load = make_load(streams, plan.seconds);
-    const case_name = `${streams} fluxos`;
-    const variants = index === 0 ? measured.toSpliced(1, 0, slow) : measured;
-    return variants.map(([variant, measure]): trial => {
-      const is_peer = variant in peer_notes;
-      return { case_name, variant, is_peer, run: () => measure(load) };
+    const variants = index === 0 ? [first, slow, ...others] : [first, ...others];
+    return variants.map(([variant, subject]): trial => {
+      const run = () => measure_latency(subject, load);
+      return { case_name: `${streams} fluxos`, variant, is_peer: variant in peer_notes, run };
     });
   });
   await run_rounds(context, 'latency', trials);

@@ -12,13 +12,28 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs as parse_args } from 'node:util';
 import { proxy_flags, serve } from '../worker';
 
-const { values } = parse_args({
-  options: {
-    ...proxy_flags,
-    pause: { type: 'string', default: '400' },
-    loop: { type: 'boolean', default: false },
-  },
-});
+/**
+ * Lê as opções; uma que não vale termina o programa com uma linha e o código 2.
+ * @returns as opções
+ */
+function read_flags() {
+  try {
+    const { values } = parse_args({
+      options: {
+        ...proxy_flags,
+        pause: { type: 'string', default: '400' },
+        loop: { type: 'boolean', default: false },
+      },
+    });
+    if (/^\d+$/.test(values.pause)) return values;
+    throw new Error(`--pause: '${values.pause}' não é um tempo em ms`);
+  } catch (error) {
+    console.error(`worker-example: ${(error as Error).message.split('\n')[0]}`);
+    return process.exit(2);
+  }
+}
+
+const values = read_flags();
 
 /** Quantas linhas cada tarefa recebe. */
 const line_count = 5;

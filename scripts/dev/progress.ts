@@ -19,7 +19,6 @@ function format_duration(seconds: number): string {
 /**
  * Cria o mostrador.
  * @param expected_s quanto se espera que tudo dure, em segundos
- * @param target onde escrever
  * @returns o mostrador; `clear` apaga a linha de um terminal
  */
 export function make_progress(expected_s: number, target = process.stderr): progress {
