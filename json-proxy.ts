@@ -2332,6 +2332,8 @@ const reserved_header =
 /** Os que descrevem os bytes do corpo, que só em RAW são os do worker. */
 const body_header = /^content-(length|encoding)$/i;
 
+const [feed_byte, return_byte] = [0x0a, 0x0d];
+
 /** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
 const examined_piece_bytes = 64 * 1024;
 
@@ -2434,19 +2436,19 @@ export function parse_chunk(bytes: Buffer): list_element {
 
 /** Devolve se há quebras de linha em `bytes`. */
 function has_breaks(bytes: Buffer): boolean {
-  return bytes.includes('\n') || bytes.includes('\r');
+  return bytes.includes(feed_byte) || bytes.includes(return_byte);
 }
 
 /** Devolve uma a uma as linhas de `bytes`, sem as quebras; as vazias não contam. */
 function* lines_within(bytes: Buffer): Generator<Buffer> {
-  const find = (mark: string, after: number) => {
+  const find = (mark: number, after: number) => {
     const found = bytes.indexOf(mark, after);
     return found < 0 ? bytes.length : found;
   };
   let [return_at, feed_at] = [-1, -1];
   for (let from = 0, end = 0; from < bytes.length; from = end + 1) {
-    if (return_at < from) return_at = find('\r', from);
-    if (feed_at < from) feed_at = find('\n', from);
+    if (return_at < from) return_at = find(return_byte, from);
+    if (feed_at < from) feed_at = find(feed_byte, from);
     end = Math.min(return_at, feed_at);
     if (end > from) yield bytes.subarray(from, end);
   }
@@ -2483,12 +2485,12 @@ export async function split_element(element: Buffer): Promise<Iterable<Buffer>> 
   }
   if (all_json) return lines_within(element);
   let [size, from, last] = [0, 0, element.length];
-  const is_break = (at: number) => element[at] === 0x0a || element[at] === 0x0d;
+  const is_break = (at: number) => element[at] === feed_byte || element[at] === return_byte;
   while (is_break(from)) from += 1;
   while (is_break(last - 1)) last -= 1;
   for (let end = from; from < last; from = end) {
     end = Math.min(from + examined_piece_bytes, last);
-    if (element[end - 1] === 0x0d && element[end] === 0x0a) end += 1; // uma quebra só
+    if (element[end - 1] === return_byte && element[end] === feed_byte) end += 1; // uma quebra só
     const piece = element.toString('latin1', from, end).replace(/\r\n?|\n/g, ' ');
     size += element.write(piece, size, 'latin1');
     if (end < last) await next_turn();

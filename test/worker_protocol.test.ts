@@ -13,6 +13,7 @@ import {
   delay,
   fetch_all,
   type local_redis,
+  open_socket,
   open_stream,
   type redis_client,
   type proxy as running_proxy,
@@ -155,6 +156,52 @@ describe('o worker original em Python', () => {
       await side.stop();
     });
   }
+
+  test('linhas que parecem cabeças, e as que seguem EOF, chegam como no original', async () => {
+    const side = await subscribe();
+    const stream = open_stream(proxy);
+    const task_key = await side.next_key();
+    const lines = ['HTTP 404 Not Found', '{"n":1}', 'HTTP 200 OK', 'HTTP 999'];
+    await side.client.rPush(original_list_name(task_key), [...lines, ' ', 'EOF', '{"n":2}']);
+    assert.equal((await stream.head()).statusCode, 200);
+    assert.deepEqual(await stream.rest(), [...lines, '{"n":2}']);
+    assert.equal(await side.client.del(task_key), 0);
+    await side.stop();
+  });
+
+  test('os campos que o original dá, um formulário no corpo, os nomes na resposta', async () => {
+    const side = await subscribe();
+    const headers = { 'Content-Type': 'application/x-www-form-urlencoded', 'X_Under-score': 'u' };
+    const stream = open_stream(proxy, { method: 'PUT', path: '/a', headers, body: 'a=1&b=%20' });
+    const { task_key, list_name, task } = await original_work(side);
+    assert.equal(task.body, 'a=1&b=%20');
+    assert.equal(task.headers['X-Under-Score'], 'u');
+    const seconds_ago = Date.now() / 1000 - task.request_time;
+    assert.ok(seconds_ago >= 0 && seconds_ago < 60, `${seconds_ago} s`);
+    const given = (await stream.head()).headers;
+    const names = [given['x-task-uuid'], given['x-task-key'], given['x-task-list']];
+    assert.deepEqual(names, [task.uuid, task_key, list_name]);
+    assert.equal(given['content-type'], 'application/x-ndjson');
+    await side.client.del(task_key);
+    assert.deepEqual(await stream.rest(), original_messages);
+    await side.stop();
+  });
+
+  test('o que ali cria uma tarefa e aqui não: POST /ping, HEAD e URL com acentos', async () => {
+    const side = await subscribe();
+    const ping = await fetch_all(proxy, { path: '/ping', body: '{}' });
+    assert.deepEqual([ping.status, ping.body], [200, 'pong']);
+    assert.equal((await fetch_all(proxy, { method: 'HEAD', path: '/a' })).status, 200);
+    const raw = await open_socket(proxy.port);
+    raw.send('GET /ação HTTP/1.1\r\nHost: a\r\n\r\n');
+    await raw.wait_for(/^HTTP\/1\.1 400 [\s\S]* percent-encoded"\}\n$/);
+    const stream = open_stream(proxy, { path: '/a%C3%A7%C3%A3o' });
+    const { task_key, task } = await original_work(side);
+    assert.equal(task.url, '/a%C3%A7%C3%A3o', 'é a primeira tarefa que o worker ouve');
+    await side.client.del(task_key);
+    assert.deepEqual(await stream.rest(), original_messages);
+    await side.stop();
+  });
 
   test('cinco pedidos seguidos ao mesmo worker, que nunca reconecta', async () => {
     const side = await subscribe();

@@ -157,6 +157,13 @@ function bulk_ratios(summaries: summary[]): ratio[] {
         '>=',
         0.8,
       ),
+      compare(
+        'bulk',
+        `${case_name}: RAW ÷ linhas`,
+        of('json-proxy raw') / of('json-proxy'),
+        '>=',
+        1,
+      ),
       compare('bulk', `${case_name}: ÷ piso http`, of('json-proxy') / of('piso http')),
       compare('bulk', `${case_name}: ÷ webdis`, of('json-proxy') / of('webdis'), '>=', 8),
     ];

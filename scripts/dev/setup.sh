@@ -19,6 +19,7 @@
 #   n8n-nodes            a descrição dos nós do n8n, para test:extra
 #   clients              SDKs e bibliotecas que falam com os workers, para test:extra
 #   n8n                  o n8n inteiro (2,3 GB, uns cinco minutos), para test:n8n
+#   old-nodes            os Node que já não servem, para test:extra; só no Linux
 #   peers                webdis e nginx com nchan, para bench -- --install-peers
 set -eu
 cd "$(dirname "$0")/../.."
@@ -214,6 +215,24 @@ fill_n8n() {
     node_modules/.bin/n8n --version && touch ready
 }
 
+# Enche a pasta dos Node que já não servem, do npm: só o executável de cada um.
+fill_old_nodes() {
+  processor=$(uname -m | sed 's/x86_64/x64/; s/aarch64/arm64/')
+  for version in 12.22.12 14.21.3 16.20.2 18.20.4; do
+    file=$(npm pack --silent "node-linux-$processor@$version") || return
+    tar -xzf "$file" package/bin/node || return
+    mv package/bin/node "v$version"
+    rm "$file"
+  done
+  touch ready
+}
+
+# Instala os Node que já não servem; nos outros sistemas os testes deles são pulados.
+ensure_old_nodes() {
+  [ "$(uname)" = Linux ] || return 0
+  ensure_cached old-nodes-1 fill_old_nodes
+}
+
 # Instala os concorrentes que o bench sabe medir.
 ensure_peers() {
   command -v webdis >/dev/null && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ] && return
@@ -241,11 +260,12 @@ for part in "$@"; do
     n8n-nodes) ensure_cached "n8n-nodes-$n8n_nodes" fill_n8n_nodes ;;
     clients) ensure_cached "clients-$clients" fill_clients ;;
     n8n) ensure_cached "n8n-$n8n" fill_n8n ;;
+    old-nodes) ensure_old_nodes ;;
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
 openssl nginx prometheus chromium firefox systemd strace busybox buildah n8n-nodes clients n8n \
-peers" >&2
+old-nodes peers" >&2
       exit 2
       ;;
   esac

@@ -163,11 +163,14 @@ async function poke(args: { count: number }): Promise<void> {
  * Enche uma lista modelo com linhas numeradas.
  * @param args nome da lista e quantas linhas
  */
-async function seed(args: { name: string; lines: number }): Promise<void> {
+async function seed(args: { name: string; lines: number; head?: string }): Promise<void> {
+  const { head } = args;
   ready_link().send(encode('DEL', args.name), 1);
+  if (head) ready_link().send(encode('RPUSH', args.name, head), 1);
+  const after = head ? '\n' : ''; // com cabeça é RAW: a quebra da linha é do worker
   for (let first = 0; first < args.lines; first += preload_chunk) {
     const size = Math.min(preload_chunk, args.lines - first);
-    const lines = Array.from({ length: size }, (_, offset) => make_line(0, first + offset));
+    const lines = Array.from({ length: size }, (_, offset) => make_line(0, first + offset) + after);
     ready_link().send(encode('RPUSH', args.name, ...lines), 1);
     await ready_link().settled();
   }

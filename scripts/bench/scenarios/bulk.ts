@@ -53,9 +53,12 @@ type bulk_peer = {
   others: processes;
 };
 
-/** Dá o nome da lista modelo de `lines` linhas. */
-function seed_name(lines: number): string {
-  return `seed_${lines}`;
+/** O que faz das mesmas linhas uma resposta RAW. */
+const raw_head = 'RAW 200 {"Content-Type": "application/x-ndjson"}';
+
+/** Dá o nome da lista modelo de `lines` linhas, ou da que é RAW. */
+function seed_name(lines: number, is_raw = false): string {
+  return `seed_${lines}${is_raw ? '_raw' : ''}`;
 }
 
 /** Enche a lista modelo de `lines` linhas, de que `fill_lists` tira cópias. */
@@ -63,9 +66,9 @@ export function seed_list(worker: role, lines: number): Promise<void> {
   return worker.call('seed', { name: seed_name(lines), lines });
 }
 
-/** Prepara `lists` listas de `lines` linhas. */
-function fill_lists(worker: role, lists: number, lines: number): Promise<void> {
-  return worker.call('preload', { name: seed_name(lines), lists });
+/** Prepara `lists` listas de `lines` linhas, ou de RAW. */
+function fill_lists(worker: role, lists: number, lines: number, is_raw = false): Promise<void> {
+  return worker.call('preload', { name: seed_name(lines, is_raw), lists });
 }
 
 /**
@@ -82,11 +85,15 @@ async function measure_rate(
   return { rate: lines / seconds, seconds, ...costs };
 }
 
-/** Monta a medida de um proxy, com PAUSE 0. */
-export function measure_proxy({ redis, worker, client }: bulk_scene, proxy: server): bulk_measure {
+/** Monta a medida de um proxy, com PAUSE 0, em linhas ou em RAW. */
+export function measure_proxy(
+  { redis, worker, client }: bulk_scene,
+  proxy: server,
+  is_raw = false,
+): bulk_measure {
   return async (streams, lines_each) => {
     await worker.call('set_mode', { mode: 'fill' });
-    await fill_lists(worker, streams, lines_each);
+    await fill_lists(worker, streams, lines_each, is_raw);
     return measure_rate({ redis, server: proxy, worker, client }, streams * lines_each, () =>
       client.call('run', { port: proxy.port, streams, lines_each }),
     );
@@ -180,6 +187,7 @@ async function run(context: bench_context): Promise<void> {
   const watcher = start_role('stream_client');
   const measures: [variant: string, measure: bulk_measure, is_peer?: boolean][] = [
     ['json-proxy', measure_proxy(scene, proxy)],
+    ['json-proxy raw', measure_proxy(scene, proxy, true)],
     ...raw_counts.map((count): [string, bulk_measure] => [
       `piso lpop ${count}`,
       measure_raw(scene, raw, count),
@@ -195,6 +203,8 @@ async function run(context: bench_context): Promise<void> {
   for (const streams of stream_cases) {
     const lines_each = Math.floor(plan.bulk_lines / streams);
     await seed_list(worker, lines_each);
+    const raw_seed = { name: seed_name(lines_each, true), lines: lines_each, head: raw_head };
+    await worker.call('seed', raw_seed);
     const case_name = streams === 1 ? '1 fluxo' : `${streams} fluxos`;
     for (const [variant, measure, is_peer = false] of measures) {
       trials.push({ case_name, variant, is_peer, run: () => measure(streams, lines_each) });
