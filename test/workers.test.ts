@@ -228,7 +228,7 @@ const serving: Record<string, () => Promise<void>> = {
     const { proxy, worker, db } = scene;
     const [first_pid, second_pid] = [await pid_of(proxy, 1), await pid_of(proxy, 2)];
     const lines = [
-      `start version=\\S+ node=\\S+ pid=${proxy.process.pid} redis=.* list_prefix=\\S+ .* workers=2`,
+      `start version=\\S+ .* pid=${proxy.process.pid} redis=.* list_prefix=\\S+ .* workers=2`,
       'wakeup mode=tracking worker=1',
       `process_ready worker=1 pid=${first_pid}`,
       `listen url=http://127\\.0\\.0\\.1:${proxy.port}`,
