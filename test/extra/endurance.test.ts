@@ -48,7 +48,7 @@ const soon = { ttl_s: 6, maxtime_ms: 3000 };
 
 /** As linhas de stderr que são esperadas; um aviso do Node não é. */
 const usual_log =
-  /^probe \{|^\S+ (refused|head_as_line|header_refused|silent_worker|stalled_reader) /;
+  /^probe \{|^\S+ (refused|refused_more|head_as_line|header_refused|silent_worker|stalled_reader) /;
 
 const max_body = 1000;
 
@@ -216,7 +216,7 @@ const kinds: Record<string, kind> = {
     run: async (stage, url) => {
       await vanish(stage.open.port, raw_request(`GET ${url}`), async (client) => {
         client.socket.pause();
-        await clog_reader(stage.db, await stage.task_at(url));
+        await clog_reader(stage.db, await stage.task_at(url), stage.open);
       });
     },
   },
