@@ -285,7 +285,7 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
     const stream = open_stream(proxy, accept_events);
     const task = await worker.next();
     await stream.pause();
-    await clog_reader(db, task);
+    await clog_reader(db, task, proxy);
     await stream.resume();
     await db.rPush(task.task_list, 'EOF');
     const { events } = parse_events(`${(await stream.rest(30_000)).join('\n')}\n`);

@@ -64,7 +64,7 @@ function assert_refused(reply: http_reply, status: number, error: string): void 
   assert.deepEqual(JSON.parse(reply.body), { error });
 }
 
-describe('API_KEY', { concurrency: tests_at_once }, () => {
+describe('API_KEY', () => {
   const keys = ['--api-key', 'chave-um, chave-dois'];
   const no_key = 'missing or unknown API key';
 
@@ -78,14 +78,15 @@ describe('API_KEY', { concurrency: tests_at_once }, () => {
     ['em Basic', { Authorization: 'Basic chave-um' }],
   ] as [string, Record<string, string>][]) {
     test(`chave ${what}: 401, e nada é guardado nem anunciado`, async () => {
-      const own = await start_redis();
-      const { proxy, worker, db } = await start_scene(own, keys);
+      const { proxy, worker, db } = await start_scene(redis, keys);
+      await db.flushAll();
+      const published = await served(db, 'publish');
       const reply = await fetch_all(proxy, { headers, body: 'x' });
       assert_refused(reply, 401, no_key);
       assert.equal(reply.headers['www-authenticate'], 'Bearer');
       assert.equal((await fetch_all(proxy, { method: 'HEAD', headers })).status, 401);
       assert.deepEqual([await db.keys('*'), worker.pending], [[], []]);
-      assert.equal(await served(db, 'publish'), 0);
+      assert.equal(await served(db, 'publish'), published);
       assert.doesNotMatch(`${proxy.stdout()}${proxy.stderr()}`, /chave/);
     });
   }
@@ -209,7 +210,7 @@ describe('API_KEY', { concurrency: tests_at_once }, () => {
   });
 });
 
-describe('REDIS_PASSWORD_FILE', { concurrency: tests_at_once }, () => {
+describe('REDIS_PASSWORD_FILE', () => {
   test('a senha vem do arquivo, sem a quebra de linha', async () => {
     const own = await start_redis(['--requirepass', 'hunter2']);
     const proxy = await start_proxy(own, ['--secret-file', secret_file('hunter2\n')]);
@@ -223,7 +224,7 @@ describe('REDIS_PASSWORD_FILE', { concurrency: tests_at_once }, () => {
   });
 });
 
-describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
+describe('RATE e TRUST_PROXY', () => {
   const day_s = 86_400; // numa janela de um dia nenhum teste passa de uma para a outra
 
   for (const [text, expected] of [
@@ -263,10 +264,10 @@ describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
   }
 
   test('acima do limite, 429 com Retry-After; a conta é de todos os proxies e expira', async () => {
-    const own = await start_redis();
     const rate = ['--rate', `2/${day_s}`];
-    const scene = await start_scene(own, rate);
-    const other = await start_scene(own, rate);
+    const scene = await start_scene(redis, rate);
+    await scene.db.flushAll();
+    const other = await start_scene(redis, rate);
     assert.equal((await ask(scene)).status, 200);
     assert.equal((await ask(other)).status, 200);
     for (const at of [scene, other]) {
@@ -284,8 +285,8 @@ describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
   });
 
   test('com TRUST_PROXY conta o último X-Forwarded-For, que o worker também vê', async () => {
-    const own = await start_redis();
-    const scene = await start_scene(own, ['--rate', `1/${day_s}`, '--trust-proxy', 'on']);
+    const scene = await start_scene(redis, ['--rate', `1/${day_s}`, '--trust-proxy', 'on']);
+    await scene.db.flushAll();
     const from = (list: string) => ({ headers: { 'X-Forwarded-For': list } });
     const stream = open_stream(scene.proxy, from('9.9.9.9, 10.0.0.1'));
     const task = await scene.worker.next();
@@ -298,7 +299,8 @@ describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
 
   test('chaves erradas contam; acima do limite nem a certa é olhada', async () => {
     const args = ['--rate', `3/${day_s}`, '--api-key', 'certa'];
-    const scene = await start_scene(await start_redis(), args);
+    const scene = await start_scene(redis, args);
+    await scene.db.flushAll();
     const with_key = (key: string) => ask(scene, { headers: { 'X-API-Key': key } });
     assert.equal((await with_key('certa')).status, 200);
     for (const key of ['a', 'b']) assert.equal((await with_key(key)).status, 401);
@@ -339,7 +341,8 @@ describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
 
   test('nem outra porta, outra grafia ou outro endereço do mesmo /64 passa do limite', async () => {
     const args = ['--rate', `1/${day_s}`, '--trust-proxy', 'on'];
-    const scene = await start_scene(await start_redis(), args);
+    const scene = await start_scene(redis, args);
+    await scene.db.flushAll();
     const ask_from = async (from: string) =>
       (await ask(scene, { headers: { 'X-Forwarded-For': from } })).status;
     for (const [first, ...others] of [
@@ -358,15 +361,15 @@ describe('RATE e TRUST_PROXY', { concurrency: tests_at_once }, () => {
   });
 
   test('sem TRUST_PROXY o X-Forwarded-For não conta', async () => {
-    const own = await start_redis();
-    const scene = await start_scene(own, ['--rate', `1/${day_s}`]);
+    const scene = await start_scene(redis, ['--rate', `1/${day_s}`]);
+    await scene.db.flushAll();
     assert.equal((await ask(scene, { headers: { 'X-Forwarded-For': '1.1.1.1' } })).status, 200);
     assert.equal((await ask(scene, { headers: { 'X-Forwarded-For': '2.2.2.2' } })).status, 429);
   });
 
   test('um Redis que não deixa contar recusa, não abre a porta', async () => {
-    const own = await start_redis();
-    const scene = await start_scene(own, ['--rate', `5/${day_s}`]);
+    const scene = await start_scene(redis, ['--rate', `5/${day_s}`]);
+    await scene.db.flushAll();
     await scene.db.sendCommand(['ACL', 'SETUSER', 'default', '-incr']);
     assert_refused(await ask(scene), 503, 'redis denied access');
     assert.deepEqual(await scene.db.keys('*'), []);
@@ -433,8 +436,9 @@ describe('páginas de outras origens', { concurrency: tests_at_once }, () => {
   });
 });
 
-describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
+describe('CORS_ORIGIN', () => {
   const page = 'https://pagina.example';
+  const allowed = ['--cors-origin', `https://a.example,${page}`, '--maxbody', '1'];
   const preflight = {
     method: 'OPTIONS',
     headers: {
@@ -462,7 +466,7 @@ describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
   }
 
   test('por padrão nenhuma resposta fala de origens', async () => {
-    const proxy = await start_proxy(redis);
+    const { proxy } = await start_scene(redis);
     const { status, headers } = await fetch_all(proxy, preflight);
     assert.equal(status, 204);
     assert.deepEqual(
@@ -472,8 +476,8 @@ describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
   });
 
   test('a pergunta do navegador é respondida sem tarefa', async () => {
-    const own = await start_redis();
-    const { proxy, db } = await start_scene(own, ['--cors-origin', `https://a.example,${page}`]);
+    const { proxy, db } = await start_scene(redis, allowed);
+    const published = await served(db, 'publish');
     const { status, headers } = await fetch_all(proxy, preflight);
     assert.equal(status, 204);
     assert.equal(headers['access-control-allow-origin'], page);
@@ -481,13 +485,11 @@ describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
     assert.equal(headers['access-control-allow-headers'], 'content-type,x-api-key');
     assert.equal(headers['access-control-max-age'], '600');
     assert.equal(headers.vary, 'Origin');
-    assert.equal(await served(db, 'publish'), 0);
+    assert.equal(await served(db, 'publish'), published);
   });
 
   test('a página pode ler o fluxo, o erro e o /ping; outra origem, não', async () => {
-    const { proxy, worker, db } = await start_scene(redis, [
-      ...['--cors-origin', page, '--maxbody', '1'],
-    ]);
+    const { proxy, worker, db } = await start_scene(redis, allowed);
     const ours = { Origin: page };
     const stream = open_stream(proxy, { headers: ours });
     await db.rPush((await worker.next()).task_list, ['1', 'EOF']);
@@ -509,14 +511,14 @@ describe('CORS_ORIGIN', { concurrency: tests_at_once }, () => {
   });
 
   test('* serve a qualquer página', async () => {
-    const proxy = await start_proxy(redis, ['--cors-origin', '*']);
+    const proxy = await start_proxy(redis, ['-t', '1', '--cors-origin', '*']);
     const { headers } = await fetch_all(proxy, { headers: { Origin: page }, path: '/ping' });
     assert.equal(headers['access-control-allow-origin'], '*');
     assert.equal(headers.vary, undefined);
   });
 });
 
-describe('MAXTASKS', { concurrency: tests_at_once }, () => {
+describe('MAXTASKS', () => {
   test('além dele, 503 com Retry-After; quando um fluxo acaba, há lugar', async () => {
     const { proxy, worker, db } = await start_scene(redis, ['--maxtasks', '2']);
     const first = await begin(proxy, worker);
@@ -543,11 +545,11 @@ describe('MAXTASKS', { concurrency: tests_at_once }, () => {
   });
 });
 
-describe('FAILFAST', { concurrency: tests_at_once }, () => {
+describe('FAILFAST', () => {
   test('ninguém ouve o canal: 503 na hora, e a tarefa some', async () => {
-    const own = await start_redis();
-    const proxy = await start_proxy(own, ['--failfast', 'on']);
-    const db = await connect_redis(own);
+    const proxy = await start_proxy(redis, ['--failfast', 'on', '-C', 'ninguem']);
+    const db = await connect_redis(redis);
+    await db.flushAll();
     const reply = await fetch_all(proxy, { body: 'x' });
     assert_refused(reply, 503, 'no worker is listening');
     assert.equal(reply.headers['retry-after'], '5');

@@ -229,7 +229,7 @@ describe('contas', { concurrency: 3 }, () => {
     const { proxy, worker } = await set_scene(['--grace', '100']);
     const { stream, task } = await begin(proxy, worker, ['1']);
     await stream.pause();
-    await clog_reader(worker.client, task); // quem não lê segura o processo mais um pouco
+    await clog_reader(worker.client, task, proxy); // quem não lê segura o processo mais um pouco
     const cut = await begin(proxy, worker);
     const stopped = proxy.stop();
     assert.deepEqual(await cut.stream.rest(), [goodbye]);

@@ -136,7 +136,7 @@ describe('RAW', () => {
     await push([events_head]);
     const [head] = await talk.wait_for(/^[\s\S]+\r\n\r\n/);
     talk.socket.pause();
-    await clog_reader(common.db, task);
+    await clog_reader(common.db, task, common.proxy);
     talk.socket.resume();
     await common.db.del(task.task_key);
     await talk.closed(30_000);

@@ -186,7 +186,7 @@ test('cliente lento com muito por ler recebe tudo, mesmo que outros já tenham s
   const slow = await begin(proxy, worker, ['primeira']);
   const quick = await begin(proxy, worker, ['primeira']);
   await slow.stream.pause();
-  await clog_reader(db, slow.task);
+  await clog_reader(db, slow.task, proxy);
   await ask_to_stop(proxy);
   assert.deepEqual(await quick.stream.rest(), [goodbye]);
   const pattern = new RegExp(` end task=${slow.task.uuid} ending=shutdown status=200 lines=(\\d+)`);

@@ -121,7 +121,7 @@ describe('serviço', { concurrency: tests_at_once }, () => {
     await db.rPush(task.task_list, 'começo');
     assert.equal(await stream.next(), 'começo');
     await stream.pause();
-    await clog_reader(db, task);
+    await clog_reader(db, task, proxy, ca);
     await db.del(task.task_key);
     await stream.resume();
     const lines = await stream.rest(long_patience_ms);

@@ -1,10 +1,16 @@
 /*
- * Monta json-proxy.js: um arquivo só, com a biblioteca redis dentro, que roda numa pasta vazia.
+ * Monta json-proxy.js: um arquivo só, com a biblioteca redis dentro, que roda numa pasta vazia. Com
+ * --kit também o kit do worker, na pasta kit/: é a entrada ndjson-proxy/worker do pacote.
  *
  *   npm run build
  */
 
-import { chmodSync as change_mode, statSync as file_stats } from 'node:fs';
+import { execFileSync as run } from 'node:child_process';
+import {
+  chmodSync as change_mode,
+  statSync as file_stats,
+  writeFileSync as write_file,
+} from 'node:fs';
 import path from 'node:path';
 import { build } from 'esbuild';
 import { temp_dir } from './local';
@@ -53,12 +59,42 @@ export async function built_program(given?: string): Promise<string> {
   return file;
 }
 
-/** Monta json-proxy.js na raiz do projeto e diz o tamanho. */
+/**
+ * Monta o kit do worker, com os tipos. Para quem usa ESM há um arquivo que só repassa: uma cópia
+ * a mais seria outro kit no mesmo processo.
+ * @param folder a pasta a encher
+ */
+async function build_kit(folder: string): Promise<void> {
+  const entry = path.join(root, 'scripts', 'worker', 'index.ts');
+  await build({
+    entryPoints: [entry],
+    outfile: path.join(folder, 'index.js'),
+    bundle: true,
+    platform: 'node',
+    format: 'cjs',
+    target: 'node20',
+    packages: 'external',
+    logLevel: 'warning',
+  });
+  const language = '--target es2022 --lib es2023 --module nodenext --types node --strict';
+  const kind = '--ignoreConfig --declaration --emitDeclarationOnly --skipLibCheck';
+  const flags = `${kind} ${language}`.split(' ');
+  const tsc = path.join(root, 'node_modules', '.bin', 'tsc');
+  run(tsc, [...flags, '--outDir', folder, entry], { cwd: root, stdio: 'inherit' });
+  for (const name of ['index.mjs', 'index.d.mts']) {
+    write_file(path.join(folder, name), "export * from './index.js';\n");
+  }
+}
+
+/**
+ * Monta json-proxy.js na raiz do projeto e diz o tamanho; com --kit, também o kit.
+ */
 async function main(): Promise<void> {
   const outfile = path.join(root, 'json-proxy.js');
   await build_program(outfile);
   const kilobytes = Math.round(file_stats(outfile).size / 1024);
   console.log(`json-proxy.js: ${kilobytes} kB; rode com: node json-proxy.js --help`);
+  if (process.argv.includes('--kit')) await build_kit(path.join(root, 'kit'));
 }
 
 if (require.main === module) void main();

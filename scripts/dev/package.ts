@@ -17,7 +17,7 @@ import { temp_dir } from './local';
 const root = path.join(__dirname, '..', '..');
 
 /** O que não vai na cópia do projeto: o que é montado, e o que é grande. */
-const left_out = new Set(['.git', 'node_modules', 'json-proxy.js', 'bin']);
+const left_out = new Set(['.git', 'node_modules', 'json-proxy.js', 'bin', 'kit']);
 
 /**
  * Roda o npm.

@@ -216,7 +216,7 @@ const kinds: Record<string, kind> = {
     run: async (stage, url) => {
       await vanish(stage.open.port, raw_request(`GET ${url}`), async (client) => {
         client.socket.pause();
-        await clog_reader(stage.db, await stage.task_at(url));
+        await clog_reader(stage.db, await stage.task_at(url), stage.open);
       });
     },
   },

@@ -302,7 +302,7 @@ const tests: Record<string, () => Promise<void>> = {
     const client = await connect_client(proxy, raw_request('GET /'));
     const task = await worker.next();
     client.socket.pause();
-    await clog_reader(db, task);
+    await clog_reader(db, task, proxy);
     vanish(link, client);
     assert.equal((await outcome_of(proxy, task, unread_limit_ms))[0], 'client_gone');
     await see_tombstone(db, task);

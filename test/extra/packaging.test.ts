@@ -4,11 +4,12 @@
  */
 
 import assert from 'node:assert/strict';
-import { execFileSync as run } from 'node:child_process';
+import { execFileSync as run, spawnSync as spawn_sync } from 'node:child_process';
 import {
   copyFileSync as copy_file,
   existsSync as file_exists,
   readdirSync as list_dir,
+  symlinkSync as make_link,
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
@@ -22,6 +23,7 @@ import {
   type local_redis,
   type proxy,
   start_program,
+  start_proxy,
   start_redis,
   start_worker,
   temp_dir,
@@ -121,7 +123,8 @@ describe('o binário', () => {
       await ready_processes(proxy, 3);
       assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
       assert.equal(await proxy.stop(), 0);
-      const complaints = proxy.stderr().trimEnd().split('\n');
+      const said = proxy.stderr().trimEnd().split('\n');
+      const complaints = said.filter((line) => !line.includes(' unclaimed '));
       assert.equal(complaints.length, 1, proxy.stderr());
       assert.match(complaints[0] ?? '', / process_died worker=\d signal=SIGKILL pause=100$/);
     });
@@ -142,24 +145,63 @@ describe('o pacote do npm', () => {
     const tarball = pack_project();
     const listed = run('tar', ['-tzf', tarball], { encoding: 'utf8' }).trim().split('\n').sort();
     const manuals = ['README', 'MANUAL'].flatMap((name) => [`${name}.md`, `${name}.pt-BR.md`]);
-    const to_copy = [
-      ...['ts', 'py', 'sh'].map((kind) => `worker/worker.${kind}`),
-      'images/flow.svg',
-    ];
-    for (const folder of ['n8n', 'deploy/systemd', 'deploy/grafana']) {
-      to_copy.push(...list_dir(`scripts/${folder}`).map((name) => `${folder}/${name}`));
+    const to_copy = ['images/flow.svg'];
+    const workers = ['worker', 'worker/examples'];
+    for (const folder of [...workers, 'n8n', 'deploy/systemd', 'deploy/grafana']) {
+      const inside = list_dir(`scripts/${folder}`, { withFileTypes: true });
+      const found = inside.filter((entry) => entry.isFile()).map(({ name }) => name);
+      to_copy.push(...found.map((name) => `${folder}/${name}`));
     }
+    const kit = [
+      'index.js',
+      'index.mjs',
+      'index.d.ts',
+      'index.d.mts',
+      'worker.d.ts',
+      'adapters.d.ts',
+    ];
     const names = [...manuals, 'CHANGELOG.md', 'LICENSE', 'json-proxy.js', 'package.json'];
+    names.push(...kit.map((name) => `kit/${name}`));
     const expected = [...names, ...to_copy.map((name) => `scripts/${name}`)];
     assert.deepEqual(listed, expected.map((name) => `package/${name}`).sort());
     const modules = path.join(install_package(tarball), 'node_modules');
     const visible = list_dir(modules).filter((name) => !name.startsWith('.'));
-    assert.deepEqual(visible, ['json-proxy']);
+    assert.deepEqual(visible, ['ndjson-proxy']);
     const command = path.join(modules, '.bin', 'json-proxy');
     assert.equal(run(command, ['-V'], { encoding: 'utf8' }), `${version}\n`);
     const proxy = await start_installed(command, 'canal_pacote');
     await check_stream(proxy, 'canal_pacote');
     assert.equal(await proxy.stop(), 0);
     assert.equal(proxy.stderr(), '');
+  });
+
+  test('ndjson-proxy/worker serve a CommonJS e a ESM, com tipos, ao lado do redis', async () => {
+    const dir = install_package(pack_project());
+    const ours = path.join(__dirname, '../../node_modules');
+    for (const name of ['redis', '@redis', '@types', 'undici-types']) {
+      make_link(path.join(ours, name), path.join(dir, 'node_modules', name));
+    }
+    const use = 'serve_fetch((request: Request) => Response.json({ asked: request.method }));\n';
+    const files = {
+      'answer.mts': `import { serve_fetch } from 'ndjson-proxy/worker';\n${use}`,
+      'answer.cts': `import { serve_fetch } from 'ndjson-proxy/worker';\n${use}`,
+      'wrong.mts': "import { serve } from 'ndjson-proxy/worker';\nserve(7);\n",
+    };
+    for (const [name, text] of Object.entries(files)) write_file(path.join(dir, name), text);
+    const tsc = path.join(ours, '.bin/tsc');
+    const flags = ['--strict', '--module', 'nodenext', '--target', 'es2022', '--types', 'node'];
+    run(tsc, [...flags, 'answer.mts', 'answer.cts'], { cwd: dir });
+    const refused = spawn_sync(tsc, [...flags, '--noEmit', 'wrong.mts'], { cwd: dir });
+    assert.match(String(refused.stdout), /'number' is not assignable/);
+    for (const file of ['answer.mjs', 'answer.cjs']) {
+      const channel = `canal_${file}`;
+      const proxy = await start_proxy(redis, ['-C', channel]);
+      const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: channel };
+      const worker = start_program(process.execPath, [file], env, dir);
+      await worker.wait_for(/ouvindo/);
+      assert.equal((await fetch_all(proxy)).body, '{"asked":"GET"}');
+      assert.equal(await worker.stop(), 0);
+      assert.equal(worker.stderr(), '');
+    }
   });
 });
