@@ -194,6 +194,8 @@ export function make_checker(book: ledger, stream: number, plan: work_plan): lin
     if (error) fail(book, `fluxo ${stream}: depois do erro veio ${start}`);
     error = /^\{"error": "(.*)"\}$/.exec(start)?.[1] ?? '';
     if (error) return;
+    // uma cabeça que chega depois de um sinal de vida, ou de HEAD_WAIT, segue como linha
+    if (count === 0 && start === plan.head.text) return;
     count += 1;
     const [, owner, position] = /^\{"s":"@(\d+):(\d+)@/.exec(start) ?? [];
     const index = Number(position);

@@ -74,6 +74,11 @@ const head_statuses = [200, 201, 302, 404, 418];
 /** O enchimento das linhas e dos corpos: de um, dois e três bytes. */
 const fillers = ['x', 'ç', '€'];
 
+/** Diz se a linha de posição `index` tem uma quebra no meio, de que o proxy faz um espaço. */
+function has_break(index: number): boolean {
+  return index % 17 === 3;
+}
+
 /**
  * Escreve uma linha como o cliente deve recebê-la.
  * @param stream número do fluxo
@@ -83,11 +88,12 @@ const fillers = ['x', 'ç', '€'];
  */
 export function line_text(stream: number, index: number, size: number): string {
   const filler = fillers[(stream + index) % fillers.length] ?? '';
-  return `{"s":"@${stream}:${index}@","x":"${filler.repeat(size)}"}`;
+  const end = has_break(index) ? ' }' : '}';
+  return `{"s":"@${stream}:${index}@","x":"${filler.repeat(size)}"${end}`;
 }
 
 /**
- * Escreve uma linha como o worker a empurra: algumas com quebras, que o proxy deve retirar.
+ * Escreve uma linha como o worker a empurra: algumas com uma quebra no meio.
  * @param stream número do fluxo
  * @param index posição da linha
  * @param size caracteres de enchimento
@@ -95,7 +101,7 @@ export function line_text(stream: number, index: number, size: number): string {
  */
 export function pushed_text(stream: number, index: number, size: number): string {
   const text = line_text(stream, index, size);
-  return index % 17 === 3 ? `${text.slice(0, -1)}\r\n}` : text;
+  return has_break(index) ? `${text.slice(0, -2)}\r\n}` : text;
 }
 
 /**
