@@ -1089,6 +1089,9 @@ const clean_limit_ms = 1000;
 /** De quanto em quanto tempo a conexão é conferida. */
 const watch_ms = 2000;
 
+/** De quanto em quanto tempo, no máximo, se procura o servidor certo por uma conexão nova. */
+const seek_ms = 4000;
+
 /**
  * Silêncio a partir do qual a conexão é trocada. Um Redis que só travou por menos que isto responde
  * tudo o que lhe foi pedido; trocá-la antes jogaria fora uma retirada já escrita. Sobre TLS não se
@@ -1114,8 +1117,14 @@ const least_adopted_ttl_s = 600;
 /** LPOP com quantidade existe desde o Redis 6.2. */
 const pop_count_version = 6.2;
 
-/** Erros de um Redis que está voltando ou ocupado: valem como ausência, não como recusa. */
-const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b/;
+/**
+ * Erros de um servidor que não é o procurado: uma réplica, por uma troca de primário, outro nó. Só
+ * uma conexão nova, com o nome perguntado de novo, acha o certo.
+ */
+const wrong_server_reply = /^(READONLY|MOVED|MASTERDOWN|CLUSTERDOWN)\b/;
+
+/** Erros de um Redis que está voltando, ocupado ou trocado: ausência, que passa, não recusa. */
+const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|READONLY|MOVED)\b/;
 
 /** Erros de um servidor que desliga sem responder. */
 const hang_up = /closed unexpectedly|ECONNRESET/;
@@ -1183,30 +1192,31 @@ function redis_make_client(tracking: boolean) {
   return { client, buffers: client.withTypeMapping({ [resp_types.BLOB_STRING]: Buffer }) };
 }
 
-/**
- * O estado da conexão, único no processo. `uuid_head` é o começo do UUID de toda tarefa deste
- * processo, por que se pedem os avisos: curto, para que ele seja aleatório no resto; ouvir algumas
- * das tarefas dos outros não faz mal; `identity` diz de que servidor e dados se trata (o run_id,
- * com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões já
- * houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
- * já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último motivo registrado;
- * `alive_at`, o último sinal de vida; `tracking`, se o servidor avisa
- * das mudanças; `asks_news`, se isso foi pedido; `pending_cleanups`, o que espera a volta dele.
- */
+/** O estado da conexão, único no processo. Instantes em ms do relógio monotônico. */
 const redis_link = {
+  // O começo do UUID de toda tarefa deste processo, por que se pedem os avisos: curto, para que o
+  // resto seja aleatório; ouvir algumas das tarefas dos outros não faz mal.
   uuid_head: random_uuid().slice(0, 2),
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
-  buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined,
-  identity: '',
-  connection_count: 0,
-  pops_many: false,
-  was_ready: false,
-  lost_at: 0,
-  lost_reason: '',
-  alive_at: 0,
-  socket: undefined as net_socket | undefined,
-  tracking: false,
-  asks_news: false,
+  buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined, // dá Buffers
+  socket: undefined as net_socket | undefined, // para ver chegarem bytes; sobre TLS não se vê
+
+  // que servidor é este
+  identity: '', // run_id e master_replid, com um "*" por FLUSHALL; vazio enquanto não se sabe
+  connection_count: 0, // faz as vezes dele onde o INFO é proibido
+  pops_many: false, // conhece LPOP com quantidade
+  wrong_server: '', // por que não serve: réplica, outro nó
+  sought_at: 0, // quando se procurou outro pela última vez
+  eviction_policy: '', // a maxmemory-policy, se despeja chaves
+  evictions: 0, // quantas já tinha despejado quando se perguntou
+
+  // se está de pé
+  was_ready: false, // a primeira conexão já deu certo
+  lost_at: 0, // quando caiu; 0 se está de pé
+  lost_reason: '', // o último motivo registrado
+  alive_at: 0, // o último sinal de vida
+  tracking: false, // avisa das mudanças
+  asks_news: false, // isso foi pedido
 };
 
 /** Quem quer saber das mudanças de cada tarefa, por UUID, o último trecho das chaves dela. */
@@ -1245,10 +1255,17 @@ function redis_note_answer(asked_at: number, latency: histogram): void {
 /**
  * Diz se o erro é uma recusa do Redis, que repetir não resolve, e não uma ausência passageira.
  * @param error o que foi lançado
- * @returns true para OOM, READONLY, NOPERM, WRONGTYPE etc.
+ * @returns true para OOM, NOPERM, WRONGTYPE etc.
  */
 function is_refusal(error: unknown): error is Error {
   return error instanceof error_reply && !transient_reply.test(error.message);
+}
+
+/** Guarda um erro que diz que se fala com o servidor errado: redis_watch procura outro. */
+function redis_note_error(error: unknown): void {
+  if (!(error instanceof error_reply) || !wrong_server_reply.test(error.message)) return;
+  if (redis_link.wrong_server === '') redis_link.identity += '*'; // os dados podem ser já outros
+  redis_link.wrong_server = error.message;
 }
 
 /**
@@ -1308,6 +1325,8 @@ function explain_redis_error(error: unknown): string {
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
     [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
+    [/READONLY|MASTERDOWN/, 'esse Redis é uma réplica; procura-se o primário no mesmo endereço'],
+    [/MOVED|CLUSTERDOWN/, 'esse nó do cluster não tem a chave, ou o cluster está fora'],
     [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
     [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
     [hang_up, 'o servidor fechou a conexão; a porta é do Redis? pede TLS? está em modo protegido?'],
@@ -1343,6 +1362,21 @@ async function redis_ping(fresh_ms = 0): Promise<boolean> {
   }
 }
 
+/** Lê o campo `name` do INFO `info`; vazio se não há. */
+function info_field(info: string, name: string): string {
+  return new RegExp(`^${name}:([^\\r\\n]*)`, 'm').exec(info)?.[1] ?? '';
+}
+
+/** Lê quantas chaves o Redis já despejou; sem resposta fica o que se sabia. Não lança. */
+async function redis_count_evictions(): Promise<void> {
+  try {
+    const stats = await redis_ready().client.info('stats');
+    redis_link.evictions = Number(info_field(stats, 'evicted_keys'));
+  } catch {
+    // caiu: a conexão seguinte lê de novo
+  }
+}
+
 /**
  * Descobre qual servidor atende a conexão nova e o que ele sabe fazer. Onde o INFO é proibido, cada
  * conexão conta como um servidor diferente: na dúvida, dados sumidos não passam por sucesso.
@@ -1353,14 +1387,32 @@ async function redis_identify(): Promise<string> {
   redis_link.identity = '';
   let info = '';
   try {
-    info = await redis_ready().client.info('server');
+    info = await redis_ready().client.info();
   } catch (error) {
     if (!(error instanceof error_reply)) return ''; // caiu de novo; a próxima conexão pergunta
   }
-  const redis_version = Number(/^redis_version:(\d+\.\d+)/m.exec(info)?.[1] ?? 0);
-  redis_link.pops_many = redis_version >= pop_count_version;
-  redis_link.identity = /^run_id:(\w+)/m.exec(info)?.[1] ?? fallback;
-  return /^redis_mode:(\w+)/m.exec(info)?.[1] ?? '';
+  const policy = info_field(info, 'maxmemory_policy');
+  redis_link.eviction_policy = policy === 'noeviction' ? '' : policy;
+  redis_link.evictions = Number(info_field(info, 'evicted_keys'));
+  redis_link.wrong_server = info_field(info, 'role') === 'slave' ? 'READONLY' : '';
+  redis_link.pops_many = Number.parseFloat(info_field(info, 'redis_version')) >= pop_count_version;
+  // o segundo muda quando o servidor passa a primário, ou a réplica de outro
+  const identity = info_field(info, 'run_id') + info_field(info, 'master_replid');
+  redis_link.identity = identity || fallback;
+  if (redis_link.eviction_policy) {
+    const hint = 'cheio, esse Redis joga tarefas e linhas fora; use maxmemory-policy noeviction';
+    log('warn', 'eviction', { policy, hint });
+  }
+  return info_field(info, 'redis_mode');
+}
+
+/**
+ * Diz se o Redis pode ter despejado chaves desde que `count` foi lido de redis_link.evictions.
+ */
+async function redis_evicted_since(count: number): Promise<boolean> {
+  if (redis_link.eviction_policy === '') return false;
+  await redis_count_evictions();
+  return redis_link.evictions > count;
 }
 
 /**
@@ -1394,6 +1446,7 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
   }
   const failed = (await Promise.allSettled(replies)).filter((reply) => reply.status === 'rejected');
   const refused = failed.find((reply) => is_refusal(reply.reason));
+  for (const { reason } of failed) redis_note_error(reason);
   if (refused) {
     const reason = String(refused.reason.message);
     log('warn', 'clean_refused', { task: work.task_uuid, reason });
@@ -1436,7 +1489,10 @@ async function redis_create_task(task: task_record): Promise<number> {
     redis_note_answer(asked_at, tally.redis_create);
     return Number(receivers);
   } catch (error) {
-    if (!is_refusal(error)) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
+    redis_note_error(error);
+    // um erro é resposta: nada foi guardado; sem resposta, não se sabe
+    const is_answer = error instanceof error_reply;
+    if (!is_answer) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
     throw error;
   }
 }
@@ -1474,6 +1530,7 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
     redis_presence(task),
   ]);
   if (popped.status === 'rejected') {
+    redis_note_error(popped.reason);
     // o LPOP pode ter sido atendido: o que ele retirou se perdeu com a conexão
     if (!(popped.reason instanceof error_reply)) log('warn', 'poll_lost', { task: task.uuid });
     throw popped.reason;
@@ -1743,12 +1800,10 @@ async function redis_connect(): Promise<void> {
   redis_log_wakeup(reason);
 }
 
-/**
- * Troca a conexão por outra. Num cliente novo: o laço de tentativas do anterior acaba com ele.
- */
-function redis_replace(): void {
+/** Troca a conexão por outra. Num cliente novo: o laço de tentativas do anterior acaba com ele. */
+function redis_replace(reason: Error): void {
   const { client, asks_news } = redis_link;
-  redis_note_loss(new deadline_error('sem resposta'));
+  redis_note_loss(reason);
   for (const event of ['error', 'ready', 'invalidate']) client?.removeAllListeners(event);
   client?.on('error', () => {});
   redis_open(asks_news)
@@ -1759,7 +1814,7 @@ function redis_replace(): void {
 
 /**
  * Confere de tempos em tempos se a conexão se calou sem fechar (o host sumiu), o que não dá erro
- * por muitos minutos, e então a troca por outra.
+ * por muitos minutos, ou se fala com o servidor errado, e então a troca por outra.
  */
 async function redis_watch(): Promise<void> {
   const limit_ms = REDIS_SERVER.tls ? silence_limit_ms.tls : silence_limit_ms.plain;
@@ -1768,10 +1823,17 @@ async function redis_watch(): Promise<void> {
     const asked_at = now();
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
+    if (redis_link.eviction_policy) void redis_count_evictions();
     const bytes = redis_link.socket?.bytesRead ?? 0;
     if (bytes !== bytes_seen) redis_link.alive_at = asked_at; // uma linha enorme a caminho
     bytes_seen = bytes;
-    if (asked_at - redis_link.alive_at > limit_ms && redis_link.was_ready) redis_replace();
+    const is_silent = asked_at - redis_link.alive_at > limit_ms;
+    const is_wrong = redis_link.wrong_server !== '' && asked_at - redis_link.sought_at > seek_ms;
+    if (!redis_link.was_ready || !(is_silent || is_wrong)) continue;
+    redis_link.sought_at = asked_at;
+    redis_replace(
+      is_wrong ? new Error(redis_link.wrong_server) : new deadline_error('sem resposta'),
+    );
   }
 }
 
@@ -1834,31 +1896,25 @@ const stream_types = [
 type interruption = 'client_gone' | 'shutdown';
 
 /**
- * A vez de um pedido: por que foi interrompido, e quem avisar quando for (um pedido espera por uma
- * coisa de cada vez). Um AbortSignal diria o mesmo, por um décimo do tempo de uma tarefa curta e
- * mais de um kB por fluxo parado.
+ * A vez de um pedido. Um AbortSignal diria o mesmo de uma interrupção, por um décimo do tempo de
+ * uma tarefa curta e mais de um kB por fluxo parado.
  */
 type request_turn = {
   request: http.IncomingMessage;
   response: http.ServerResponse;
-  interrupted: interruption | undefined;
-  on_interrupt: () => void;
+  interrupted: interruption | undefined; // por que ele não deve mais ser atendido
+  on_interrupt: () => void; // quem avisar disso: ele espera por uma coisa de cada vez
 };
 
-/**
- * O que se sabe de uma conexão: os pedidos sem resposta, a resposta do último, o fim da vez dele, e
- * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
- * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
- * corpo.
- */
+/** O que se sabe de uma conexão de cliente. */
 type connection_state = {
   socket: net_socket;
-  bytes_at_rest: number;
-  turns: Set<request_turn>;
-  last_turn: Promise<void>;
+  bytes_at_rest: number; // os recebidos quando ficou ociosa: se há mais, vem um pedido
+  turns: Set<request_turn>; // os pedidos sem resposta
+  last_turn: Promise<void>; // o fim da vez do último deles
   last_response: http.ServerResponse | undefined;
-  broken: refusal | undefined;
-  on_broken: () => void;
+  broken: refusal | undefined; // o que o analisador recusou nela
+  on_broken: () => void; // avisa o pedido que ainda espera pelo corpo
 };
 
 const connections = new Map<duplex_stream, connection_state>();
@@ -2530,47 +2586,52 @@ type stream_format = {
 /** Por que um fluxo está parado. Só "interval" pode ser encurtado por uma notícia do Redis. */
 type wait_kind = 'interval' | 'pause' | 'drain';
 
-/**
- * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `is_complete` diz que o
- * worker apagou a tarefa: ninguém mais escreve na lista; `said_end`, que empurrou uma palavra de
- * fim; `opening` é o que vai antes do primeiro evento; `bytes_left`, o que falta do Content-Length
- * do worker; `is_cut`, que o fim tem de ser um corte.
- */
+/** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
 type stream_state = {
+  // o pedido e a forma da resposta
   task: task_names;
   response: http.ServerResponse;
   turn: request_turn;
-  media_type: string;
-  format: stream_format;
-  receivers: number;
-  was_fed: boolean;
-  was_claimed: boolean;
+  media_type: string; // o que o Accept pediu
+  format: stream_format; // o que sai: depende também da cabeça
+  opening: string; // o que ainda vai antes do primeiro evento
+  bytes_left: number; // o que falta do Content-Length do worker
+  is_sending: boolean; // há linhas a meio caminho do cliente
+
+  // o worker
+  receivers: number; // quantos ouviram o anúncio
+  was_claimed: boolean; // já se viu a reserva dele
+  was_fed: boolean; // já se viu algo na lista
+  said_end: boolean; // empurrou uma palavra de fim
+  is_complete: boolean; // apagou a tarefa: ninguém mais escreve na lista
+  is_cut: boolean; // desistiu: o fim tem de ser um corte
+  odd_head: boolean; // já se registrou uma linha que parece cabeça
+
+  // o Redis: se o que some foi o worker que apagou
+  identity: string; // o servidor em que se viu a tarefa pela última vez
+  evictions: number; // quantas chaves ele tinha despejado então
+  expires_at: number; // antes disto a tarefa não pode ter expirado
+  renew_at: number; // quando renovar o TTL das chaves
+  keys_left: boolean; // na última consulta ainda havia chaves
+
+  // o ritmo
   started_at: number;
-  last_pop_at: number;
-  resume_at: number;
-  renew_at: number;
-  expires_at: number;
-  identity: string;
-  is_complete: boolean;
-  said_end: boolean;
-  keys_left: boolean;
-  batch: number;
+  last_pop_at: number; // o último elemento: dele conta MAXTIME
+  resume_at: number; // até quando vai a PAUSE
+  sent_at: number; // a última escrita: dela conta HEARTBEAT
+  batch: number; // quantas linhas pedir da próxima vez
+  open_timer: NodeJS.Timeout | undefined; // o de HEAD_WAIT
+  beat_timer: NodeJS.Timeout | undefined; // o de HEARTBEAT
+  waiting: wait_kind | undefined; // por que dorme, se dorme
+  has_news: boolean; // algo mudou desde a última consulta
+  wake: () => void; // encurta o sono de agora
+
+  // as contas do log
   elements: number;
   lines: number;
   bytes: number;
-  bytes_left: number;
-  opening: string;
-  is_sending: boolean;
-  odd_head: boolean;
-  dropped: number;
-  is_cut: boolean;
-  failure: string;
-  open_timer: NodeJS.Timeout | undefined;
-  beat_timer: NodeJS.Timeout | undefined;
-  sent_at: number;
-  waiting: wait_kind | undefined;
-  has_news: boolean;
-  wake: () => void;
+  dropped: number; // elementos de uma resposta sem corpo
+  failure: string; // por que não deu certo
 };
 
 /** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
@@ -2734,6 +2795,7 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     expires_at: now() + REDIS_TTL * 1000,
     identity: redis_link.identity,
     is_complete: false,
+    evictions: redis_link.evictions,
     said_end: false,
     keys_left: true,
     batch: 1,
@@ -2875,6 +2937,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
     const is_proof = task_exists || (stream.is_complete && has_lines);
     if (is_proof) stream.identity = identity || stream.identity;
+    if (task_exists) stream.evictions = redis_link.evictions;
     // um FLUSHALL entre a pergunta e a resposta já mudou a identidade
     const is_same = identity !== '' && identity === redis_link.identity;
     if (!is_proof && is_same && identity === stream.identity) stream.is_complete = true;
@@ -3063,6 +3126,17 @@ function judge_absence(stream: stream_state): ending | undefined {
 }
 
 /**
+ * Confirma o fim de um fluxo que parece completo: se o Redis despejou chaves desde que se viu a
+ * tarefa, pode ter sido ele que a apagou, e a parte não pode passar pelo todo.
+ * @returns `verdict`, ou redis_lost, com o motivo em `failure`
+ */
+async function confirm_ending(stream: stream_state, verdict: ending): Promise<ending> {
+  if (verdict !== 'done' || !(await redis_evicted_since(stream.evictions))) return verdict;
+  stream.failure = `o Redis despejou chaves (${redis_link.eviction_policy}), talvez a da tarefa`;
+  return 'redis_lost';
+}
+
+/**
  * Dá o sono entre consultas a uma lista vazia.
  * @param stream o fluxo
  * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
@@ -3102,7 +3176,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
     if (poll && stream.said_end) return verdict || 'done';
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
     if (poll?.task_exists && poll.elements.length > 0 && !redis_link.tracking) continue;
-    if (verdict) return verdict;
+    if (verdict) return confirm_ending(stream, verdict);
     if (turn.interrupted) continue;
     if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost';
     const pause_ms = poll ? idle_interval(stream) : Math.min(retry_ms, time_left(stream));
@@ -3241,11 +3315,11 @@ const guessing = { free: 10, delay_ms: 1000, window_ms: 60_000, networks: 10_000
 
 /**
  * Traduz o que deu errado no Redis antes de haver fluxo.
- * @param error o que foi lançado
- * @returns 503 se o Redis recusou, 504 se não respondeu
+ * @returns 503 se o Redis recusou, ou é só de leitura; 504 se não respondeu
  */
 function refusal_for(error: unknown): refusal {
-  if (is_refusal(error)) return new refusal(refusal_reason(error));
+  const is_read_only = error instanceof error_reply && /^READONLY\b/.test(error.message);
+  if (is_refusal(error) || is_read_only) return new refusal(refusal_reason(error as Error));
   return new refusal('redis_silent');
 }
 
@@ -3620,6 +3694,11 @@ export const metrics_table = [
         ['polling', Number(!redis_link.tracking)],
       ]),
   ),
+  gauge(
+    'json_proxy_redis_eviction',
+    'Vale 1 se o Redis, cheio, joga chaves fora (maxmemory-policy).',
+    () => Number(redis_link.eviction_policy !== ''),
+  ),
   counter(
     'json_proxy_process_cpu_seconds_total',
     'Tempo de processador usado, do usuário e do sistema.',
@@ -3702,12 +3781,10 @@ function metrics_page(collected: string[][]): string {
   return blocks.join('');
 }
 
-/**
- * Diz se este processo pode receber pedidos: não está parando, e o Redis responde.
- * @returns true se pode
- */
+/** Diz se este processo pode receber pedidos: não está parando, e o Redis responde e guarda. */
 async function is_ready(): Promise<boolean> {
-  return !lifetime.stopping && (await redis_ping()) && !lifetime.stopping;
+  const may_write = () => !lifetime.stopping && redis_link.wrong_server === '';
+  return may_write() && (await redis_ping()) && may_write();
 }
 
 /** O que um processo conta ao supervisor, se há porta de métricas; `at` em ms desde 1970. */

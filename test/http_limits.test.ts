@@ -415,15 +415,17 @@ describe('MAXBODY', () => {
 describe('o que o analisador do Node recusa', { concurrency: 8 }, () => {
   const host = 'Host: h\r\n';
   const wrong_version = 'only HTTP/1.0 and HTTP/1.1 are supported';
+  const bad_url = 'the URL has characters that must be percent-encoded';
+  const not_https = 'this port speaks HTTP, not HTTPS';
   const many = Array.from({ length: 3000 }, (_, index) => `X-${index}: v`);
   const requests: [string, string | Buffer, number?, string?][] = [
     ['linha que não é HTTP', 'isto não é HTTP\r\n\r\n'],
     ['método desconhecido', `VOAR / HTTP/1.1\r\n${host}\r\n`],
-    ['sem alvo', `GET HTTP/1.1\r\n${host}\r\n`],
+    ['sem alvo', `GET HTTP/1.1\r\n${host}\r\n`, 400, bad_url],
     ['espaço no alvo', `GET /a b HTTP/1.1\r\n${host}\r\n`],
     ['versão desconhecida', `GET / HTTP/3.0\r\n${host}\r\n`],
     ['HTTP/2 direto', 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'],
-    ['TLS numa porta sem TLS', Buffer.from('160301020001', 'hex')],
+    ['TLS numa porta sem TLS', Buffer.from('160301020001', 'hex'), 400, not_https],
     ['nome de cabeçalho com espaço', raw_request('GET /', ['X Y: z'])],
     ['cabeçalho sem dois-pontos', raw_request('GET /', ['cabecalho'])],
     ['NUL num valor', raw_request('GET /', ['X: a\0b'])],

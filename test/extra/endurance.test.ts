@@ -48,7 +48,7 @@ const soon = { ttl_s: 6, maxtime_ms: 3000 };
 
 /** As linhas de stderr que são esperadas; um aviso do Node não é. */
 const usual_log =
-  /^probe \{|^\S+ (refused|head_as_line|header_refused|silent_worker|stalled_reader) /;
+  /^probe \{|^\S+ (refused|refused_more|head_as_line|header_refused|silent_worker|stalled_reader) /;
 
 const max_body = 1000;
 
