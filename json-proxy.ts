@@ -53,7 +53,7 @@
  * COMO UM FLUXO TERMINA (campo ending= da linha de log "end")
  *   done  timeout  client_gone  redis_lost  failed  shutdown      (a tabela está em ending_rules)
  *
- * A VIDA DE UM PEDIDO, e com que status cada etapa pode recusá-lo (os textos estão em refusal_rules)
+ * A VIDA DE UM PEDIDO, e com que status cada etapa o recusa (os textos estão em refusal_rules)
  *   handle_request   a vez na conexão; antes dela, o analisador do Node        400 408 413 431
  *   check_request    é HTTP que só se entende de um modo?                      400 417 503 505
  *   dispatch         OPTIONS e /ping; origem, chave, Redis, RATE               401 403 429 500 504
