@@ -124,6 +124,7 @@ import type { Duplex as duplex_stream } from 'node:stream';
 import { setImmediate as next_turn, setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
+import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
   ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
@@ -447,6 +448,7 @@ export const refusal_rules = {
     headers: { ...closing, 'Retry-After': '1' },
   },
   full: { status: 503, text: 'too many streams', headers: try_later },
+  many_bodies: { status: 503, text: 'too many large bodies at once', headers: try_later },
   no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
   redis_full: { status: 503, text: 'redis is out of memory' },
   redis_read_only: { status: 503, text: 'redis is read-only' },
@@ -1377,6 +1379,7 @@ type request_turn = {
   response: http.ServerResponse;
   interrupted: interruption | undefined; // por que ele não deve mais ser atendido
   on_interrupt: () => void; // quem avisar disso: ele espera por uma coisa de cada vez
+  body_bytes: number; // o que o corpo dele ocupa, até a tarefa estar guardada
 };
 
 /** O que se sabe de uma conexão de cliente. */
@@ -1396,12 +1399,13 @@ const connections = new Map<duplex_stream, connection_state>();
 const live_requests = new Set<request_turn>();
 
 /**
- * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS e se a parada já
- * começou.
+ * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS, quanto ocupam os
+ * corpos deles e se a parada já começou.
  */
 const lifetime = {
   server: undefined as http.Server | undefined,
   tasks: 0,
+  body_bytes: 0,
   stopping: false,
 };
 
@@ -1637,12 +1641,21 @@ function response_sent(response: http.ServerResponse): Promise<void> {
   });
 }
 
+/** O que um pedaço de corpo ocupa além dos seus bytes: um cliente pode mandá-los um a um. */
+const chunk_cost = 256;
+
+/**
+ * A parte da memória do V8 que cabe aos corpos a caminho: cada um ainda vira texto e JSON, de até o
+ * dobro do tamanho e com até dois bytes por caractere.
+ */
+const body_budget = heap_statistics().heap_size_limit / 8;
+
 /**
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
  * @param turn a vez do pedido; interrompida, a leitura para
  * @returns os bytes do corpo, vazio se não há
- * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, ou a do analisador; Error se o
- *   cliente sair no meio
+ * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, 503 se já há corpos demais em
+ *   memória, ou a do analisador; Error se o cliente sair no meio
  */
 function read_body(turn: request_turn): Promise<Buffer> {
   const { request, response } = turn;
@@ -1651,9 +1664,9 @@ function read_body(turn: request_turn): Promise<Buffer> {
   const waits = request.headers.expect !== undefined && request.httpVersion !== '1.0';
   if (waits) response.writeContinue(); // check_request só deixou passar o 100-continue
   const state = connections.get(request.socket);
+  const chunks: Buffer[] = [];
   let timer: NodeJS.Timeout;
   const body = new Promise<Buffer>((resolve, reject) => {
-    const chunks: Buffer[] = [];
     let size = 0;
     const stalled = () => reject(new refusal('slow_body'));
     timer = setTimeout(stalled, body_limit_ms);
@@ -1665,16 +1678,21 @@ function read_body(turn: request_turn): Promise<Buffer> {
     request.on('data', (chunk: Buffer) => {
       timer.refresh();
       size += chunk.length;
-      if (size <= MAXBODY) chunks.push(chunk);
-      else reject(too_large());
+      if (size > MAXBODY) return reject(too_large());
+      chunks.push(chunk);
+      turn.body_bytes += chunk.length + chunk_cost;
+      lifetime.body_bytes += chunk.length + chunk_cost;
+      if (lifetime.body_bytes > Math.max(body_budget, 2 * MAXBODY))
+        reject(new refusal('many_bodies'));
     });
-    request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
+    request.once('end', () => resolve(Buffer.concat(chunks)));
     request.once('error', reject);
     turn.on_interrupt = () => reject(new Error('interrompido'));
     if (turn.interrupted) turn.on_interrupt();
   });
   return body.finally(() => {
     request.removeAllListeners('data'); // o que ainda vier não religa o prazo
+    chunks.length = 0; // nada fica com o pedido
     clearTimeout(timer);
   });
 }
@@ -1826,6 +1844,19 @@ function hide_api_keys(headers: Record<string, string>): Record<string, string> 
 }
 
 /**
+ * Diz se os controles de um corpo, que em JSON são seis bytes cada, o fariam maior que em base64.
+ * As quebras de linha, as aspas e a barra, comuns em textos, são dois e não contam.
+ */
+function is_control_heavy(body: Buffer): boolean {
+  let controls = 0;
+  for (let index = 0; index < body.length; index += 1) {
+    const byte = body[index] ?? 0;
+    if (byte < 0x20 && (byte < 0x08 || byte > 0x0d || byte === 0x0b)) controls += 1;
+  }
+  return 5 * controls > body.length / 3;
+}
+
+/**
  * Monta a tarefa de um pedido.
  * @param request o pedido
  * @param body os bytes do corpo
@@ -1834,7 +1865,7 @@ function hide_api_keys(headers: Record<string, string>): Record<string, string> 
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
   const uuid = redis_link.uuid_head + random_uuid().slice(redis_link.uuid_head.length);
   const [task_key, task_list] = redis_keys(uuid);
-  const is_text = is_utf8(body);
+  const is_text = is_utf8(body) && !is_control_heavy(body);
   return {
     task_name: uuid,
     uuid,
@@ -2867,7 +2898,10 @@ async function serve_task(turn: request_turn): Promise<void> {
   if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
   try {
-    const stream = await open_stream(turn, await read_body(turn));
+    const opening = read_body(turn).then((body) => open_stream(turn, body));
+    const stream = await opening.finally(() => {
+      lifetime.body_bytes -= turn.body_bytes;
+    });
     await finish_stream(stream, await run_stream(stream));
   } finally {
     lifetime.tasks -= 1;
@@ -3077,6 +3111,7 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
     response,
     interrupted: undefined,
     on_interrupt: () => {},
+    body_bytes: 0,
   };
   state.turns.add(turn);
   live_requests.add(turn);
