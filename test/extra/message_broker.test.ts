@@ -276,6 +276,9 @@ describe('message-broker', () => {
     const missing = await ask('nobody', 'GET /queues');
     assert.match(String(missing.headers['x-process-time']), /^\d+\.\d{6}$/);
     assert.ok(stats.requests_by_route['/queues/:name/messages'].POST >= 3);
+    assert.ok(stats.requests_by_route['/login'].POST >= 3);
+    assert.ok(stats.requests_by_route['/graphql'].POST >= 3);
+    assert.equal(stats.requests_by_route['/*'], undefined);
     assert.ok(stats.requests_by_status[403] >= 1);
     const statuses = Object.values(stats.requests_by_status) as number[];
     const sum = statuses.reduce((a, b) => a + b, 0);

@@ -5,7 +5,7 @@
 import { statfs as file_system_stats } from 'node:fs/promises';
 import os from 'node:os';
 import type { MiddlewareHandler as middleware } from 'hono';
-import { routePath as route_path } from 'hono/route';
+import { matchedRoutes as matched_routes } from 'hono/route';
 import type { bindings } from '../common/web';
 import { count_messages, list_queues, type store } from './store';
 
@@ -36,8 +36,9 @@ export function count_requests(counters: counters): middleware<bindings> {
     const started_at = performance.now();
     await next();
     const { status } = c.res;
-    const matched = route_path(c, -1);
-    const route = status === 404 && matched.includes('*') ? 'unknown' : matched;
+    // os passos comuns, em "/*", também contam como rotas
+    const paths = matched_routes(c).map(({ path }) => path);
+    const route = paths.findLast((path) => !path.includes('*')) ?? 'unknown';
     counters.total += 1;
     counters.by_route[route] ??= {};
     const methods = counters.by_route[route];
