@@ -505,7 +505,11 @@ export async function open_socket(port: number, host = '127.0.0.1') {
     send: (text: string | Buffer) => socket.write(text),
     text: () => received,
     wait_for: (pattern: RegExp, ms = patience_ms) =>
-      until(`${pattern} no socket; chegou: ${received}`, () => pattern.exec(received), ms),
+      until(
+        () => `${pattern} no socket; chegou: ${received.slice(-2000)}`,
+        () => pattern.exec(received),
+        ms,
+      ),
     closed: (ms = patience_ms) => until('fechamento da conexão', () => is_closed, ms),
     destroy: () => socket.destroy(),
   };
