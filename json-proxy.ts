@@ -53,6 +53,19 @@
  * COMO UM FLUXO TERMINA (campo ending= da linha de log "end")
  *   done  timeout  client_gone  redis_lost  failed  shutdown      (a tabela está em ending_rules)
  *
+ * A VIDA DE UM PEDIDO, e com que status cada etapa o recusa (os textos estão em refusal_rules)
+ *   handle_request   a vez na conexão; antes dela, o analisador do Node        400 408 413 431
+ *   check_request    é HTTP que só se entende de um modo?                      400 417 503 505
+ *   dispatch         OPTIONS e /ping; origem, chave, Redis, RATE               401 403 429 500 504
+ *   serve_task       um lugar, o corpo, a tarefa guardada e anunciada          408 413 503 504
+ *   stream_loop      consulta, envia, pausa, dorme; o status é o da cabeça, ou 200
+ *   finish_stream    a última linha, as chaves, o log: o que ending_rules diz  503 504
+ *
+ * LEIA PRIMEIRO
+ *   ending_rules     o que cada fim significa para o cliente e para o Redis
+ *   stream_loop      o laço da especificação, com todas as suas saídas
+ *   dispatch         o que cada pedido é
+ *
  * ACORDAR EM VEZ DE CONSULTAR
  *   Onde o servidor permite (Redis 6 ou mais novo, CLIENT TRACKING), o próprio Redis avisa quando
  *   uma lista muda, e a linha sai na hora; a consulta periódica vira rede de proteção. Onde não
@@ -74,9 +87,9 @@
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
- * As seções seguem o caminho dos dados: configurações, log, contadores, Redis, HTTP, tarefa,
- * elementos, fluxo, pedido, métricas, vida do processo. Nada aponta para cima: toda função está
- * acima de quem a chama.
+ * As seções seguem o caminho dos dados: log, contadores, Redis, HTTP, tarefa, elementos, fluxo,
+ * pedido; depois o que o cerca: métricas, leitura das configurações, vida do processo. Nada aponta
+ * para cima: toda função está acima de quem a chama.
  */
 
 import { isUtf8 as is_utf8 } from 'node:buffer';
@@ -111,6 +124,7 @@ import type { Duplex as duplex_stream } from 'node:stream';
 import { setImmediate as next_turn, setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
+import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
   ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
@@ -122,10 +136,8 @@ import {
 export const version = '0.2.0';
 
 // ── Configurações ───────────────────────────────────────────────────────────────────────────────
-// Uma tabela só (settings_table) alimenta a leitura, o --help e o MANUAL.md: nome, opções, padrão e
-// leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito; o
-// programa para ali, com código 2, antes de tocar na rede. Senhas nunca são mostradas, nem as de
-// dentro de URL.
+// Em maiúsculas, o que quem opera escolhe, e nada mais; tudo é lido uma vez, antes da rede. Quem as
+// lê e confere está perto do fim, em Leitura das configurações: aqui só o que cada uma quer dizer.
 
 /** Endereço do Redis já separado em partes. `socket_path` vazio quer dizer TCP. */
 export type redis_address = {
@@ -141,46 +153,37 @@ export type redis_address = {
 /** Quantos pedidos um endereço pode fazer, e em quantos segundos. */
 type rate_limit = { count: number; seconds: number };
 
-/** De onde veio o texto em vigor de uma configuração. */
-type setting_source = 'default' | 'environment' | 'argument';
-
-/** O texto em vigor de cada configuração, e sua origem, antes de ser interpretado. */
-type gathered_settings = Map<string, { text: string; source: setting_source; label: string }>;
-
-/** Erro de uso: a mensagem é a linha inteira que o usuário lê. */
-class usage_error extends Error {}
-
-let HTTP_PORT: number;
-let HTTP_HOST: string;
-let REDIS_SERVER: redis_address;
-let REDIS_PASSWORD: string;
-let REDIS_CHANNEL: string;
-let REDIS_PREFIX: string;
-let REDIS_LIST_PREFIX: string;
-let REDIS_TTL: number;
-let INTERVAL: number;
-let PAUSE: number;
-let MAXTIME: number;
-let MAXTIME_ERROR: string;
-let MAXBODY: number;
-let WAKEUP: boolean;
-let GRACE: number;
-let SERVERNAME: string;
-let WORKERS: number;
-let API_KEY: Buffer[];
-let RATE: rate_limit | undefined;
-let TRUST_PROXY: boolean;
-let CORS_ORIGIN: string[];
-let MAXTASKS: number;
-let FAILFAST: boolean;
-let HEARTBEAT: number;
-let HEAD_WAIT: number;
-let TLS_CERT: string;
-let TLS_KEY: string;
-let LOG_FORMAT: log_format;
-let LOG_LEVEL: log_level;
-let METRICS_PORT: number;
-let METRICS_HOST: string;
+let HTTP_PORT: number; // porta HTTP; 0 escolhe uma livre
+let HTTP_HOST: string; // endereço em que se escuta
+let REDIS_SERVER: redis_address; // onde está o Redis
+let REDIS_PASSWORD: string; // vence a da URL; vazia se não há
+let REDIS_CHANNEL: string; // canal que anuncia as tarefas
+let REDIS_PREFIX: string; // começo da chave da tarefa
+let REDIS_LIST_PREFIX: string; // começo da chave da lista de linhas
+let REDIS_TTL: number; // s de vida das chaves sem renovação
+let INTERVAL: number; // ms entre consultas a uma lista vazia
+let PAUSE: number; // ms depois de cada linha enviada
+let MAXTIME: number; // ms desde a última linha até desistir
+let MAXTIME_ERROR: string; // a linha que se envia então
+let MAXBODY: number; // bytes do corpo de um pedido
+let WAKEUP: boolean; // se o Redis deve avisar do que muda
+let GRACE: number; // ms para os fluxos terminarem numa parada
+let SERVERNAME: string; // valor do cabeçalho Server
+let WORKERS: number; // processos que atendem
+let API_KEY: Buffer[]; // resumos das chaves; vazio não exige nenhuma
+let RATE: rate_limit | undefined; // pedidos por endereço; undefined não limita
+let TRUST_PROXY: boolean; // se se crê no X-Forwarded-For
+let CORS_ORIGIN: string[]; // origens que podem pedir pelo navegador
+let MAXTASKS: number; // fluxos ao mesmo tempo por processo
+let FAILFAST: boolean; // 503 na hora se ninguém ouve o canal
+let HEARTBEAT: number; // ms sem enviar nada até um keepalive; 0 desliga
+let HEAD_WAIT: number; // ms que os cabeçalhos esperam pelo worker
+let TLS_CERT: string; // caminho do certificado; vazio é HTTP
+let TLS_KEY: string; // caminho da chave dele
+let LOG_FORMAT: log_format; // texto ou JSON
+let LOG_LEVEL: log_level; // a menor gravidade que se registra
+let METRICS_PORT: number; // porta das métricas; 0 desliga
+let METRICS_HOST: string; // endereço em que ela escuta
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
@@ -190,21 +193,6 @@ const rate_prefix = 'ndjson_rate_';
 
 /** O maior atraso que setTimeout aceita; acima disso ele dispara na hora. */
 const max_timer_ms = 2 ** 31 - 1;
-
-/** Um TTL maior que isto não caberia no temporizador da varredura, que corre a cada REDIS_TTL. */
-const max_ttl_s = Math.floor(max_timer_ms / 1000);
-
-/** Uma string do Redis não passa de 512 MB; base64 e JSON aumentam o corpo em até seis vezes. */
-const max_body_setting = 64 * 1024 * 1024;
-
-/** Cada processo é um Node inteiro: mais do que isto esgotaria antes a memória e um só Redis. */
-const max_workers = 64;
-
-/** O maior número de fluxos ao mesmo tempo que se pode pedir; o que cabe é a memória que diz. */
-const max_tasks_setting = 1_000_000;
-
-/** O maior número de pedidos por janela, e a maior janela, de um dia. */
-const max_rate = { count: 1_000_000, seconds: 86_400 };
 
 /** Como uma linha de log é escrita: para pessoas, ou um objeto JSON. */
 const log_formats = ['text', 'json'] as const;
@@ -216,534 +204,11 @@ const log_priority = { error: 3, warn: 4, info: 6 };
 
 type log_level = keyof typeof log_priority;
 
-/** As gravidades, da mais grave para a menos. Não há "debug": o que vale uma linha já a tem. */
-const log_levels = Object.keys(log_priority) as log_level[];
-
-/** Nomes de chave e canal vão em cabeçalhos e logs: ASCII visível, de tamanho razoável. */
-const key_name_pattern = /^[\x21-\x7e]{1,200}$/;
-
-/** O que se mostra como caminho; outra coisa pode ser o próprio segredo, dado por engano. */
-const path_pattern = /^([./~]|[\w-]+\.\w+$)[^\x00-\x1f]*$/;
-
-const redis_forms =
-  'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
-  '/caminho/redis.sock[?db=N] ou unix:/caminho/redis.sock[?db=N]';
-
-// Os leitores recebem em `text` o que o usuário deu, e devolvem o valor lido ou lançam Error com a
-// descrição do que é aceito.
-
-/** Lê um inteiro de `min` a `max`; `unit` ("ms", "s", "bytes") só aparece na mensagem. */
-export function parse_integer(text: string, min: number, max: number, unit = ''): number {
-  const value = Number(text);
-  if (/^\d{1,15}$/.test(text) && value >= min && value <= max) return value;
-  throw new Error(`um inteiro de ${min} a ${max}${unit && ` ${unit}`}`);
-}
-
-/** Lê um nome de chave, prefixo ou canal do Redis, como "ndjson_task_". */
-function parse_key_name(text: string): string {
-  if (key_name_pattern.test(text)) return text;
-  throw new Error('de 1 a 200 caracteres ASCII visíveis, sem espaços');
-}
-
-/** Lê um valor que vai inteiro em um cabeçalho HTTP. */
-function parse_header_value(text: string): string {
-  if (/^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$/.test(text)) return text;
-  throw new Error('texto ASCII visível, sem espaço no começo nem no fim');
-}
-
-/** Lê um texto que será enviado como uma linha da resposta. */
-function parse_line(text: string): string {
-  if (text.trim() !== '' && !/[\r\n]/.test(text)) return text;
-  throw new Error('uma linha de texto, não vazia, sem quebras');
-}
-
-/** Lê um endereço IP ou nome em que escutar: "0.0.0.0", "::" ou "localhost". */
-function parse_host(text: string): string {
-  if (/^[\w.-]+$/.test(text) || is_ipv6(text)) return text;
-  throw new Error('um endereço IPv4, um IPv6 sem colchetes ou um nome de host');
-}
-
-/** Lê "on", "off", "1", "0", "true" ou "false", em qualquer caixa; devolve true se ligado. */
-export function parse_switch(text: string): boolean {
-  if (/^(on|1|true)$/i.test(text)) return true;
-  if (/^(off|0|false)$/i.test(text)) return false;
-  throw new Error('on, off, 1, 0, true ou false');
-}
-
-/** Lê uma de poucas palavras, `words`, em minúsculas; o texto pode vir em qualquer caixa. */
-export function parse_choice<word>(text: string, words: readonly word[]): word {
-  const chosen = words.find((word) => word === (text.toLowerCase() as word));
-  if (chosen !== undefined) return chosen;
-  throw new Error(words.join(', ').replace(/, (?=[^,]*$)/, ' ou '));
-}
-
-/** Lê quantos processos atendem, até max_workers; "auto" é um por núcleo. */
-export function parse_workers(text: string): number {
-  if (/^auto$/i.test(text)) return Math.min(available_parallelism(), max_workers);
-  try {
-    return parse_integer(text, 1, max_workers);
-  } catch (error) {
-    throw new Error(`auto ou ${(error as Error).message}`);
-  }
-}
-
-/** Devolve o conteúdo do arquivo `file`, dado numa configuração. */
-function read_setting_file(file: string): string {
-  try {
-    return read_file(file, 'utf8');
-  } catch (error) {
-    const { code = '' } = error as NodeJS.ErrnoException;
-    throw new Error(`o caminho de um arquivo que se possa ler (${code})`);
-  }
-}
-
-/** Lê o caminho de um arquivo que se possa ler; vazio desliga. */
-function parse_file(text: string): string {
-  if (text !== '') read_setting_file(text);
-  return text;
-}
-
-/** Devolve o certificado e a chave de TLS_CERT e TLS_KEY, em PEM; lança se não formam um par. */
-function read_tls_pair() {
-  const pair = { cert: read_setting_file(TLS_CERT), key: read_setting_file(TLS_KEY) };
-  make_tls_context(pair);
-  return pair;
-}
-
-/** Devolve o SHA-256 de `key`, para que comparar chaves não revele nem o tamanho delas. */
-function hash_key(key: string): Buffer {
-  return create_hash('sha256').update(key).digest();
-}
-
-/** Lê chaves de API separadas por vírgula ou quebra de linha; devolve o resumo de cada uma. */
-function parse_api_keys(text: string): Buffer[] {
-  const keys = text.split(/[,\r\n]+/).map((key) => key.trim());
-  const given = keys.filter((key) => key !== '');
-  const usable = given.length > 0 && given.every((key) => /^[\x21-\x7e]+$/.test(key));
-  if (!usable) throw new Error('uma ou mais chaves em ASCII visível, separadas por vírgula');
-  return given.map(hash_key);
-}
-
-/** Lê um limite como "60/60", pedidos e segundos; vazio desliga e dá undefined. */
-export function parse_rate(text: string): rate_limit | undefined {
-  if (text === '') return undefined;
-  const [count = '', seconds = '', ...rest] = text.split('/');
-  try {
-    if (rest.length > 0) throw new Error('barras demais');
-    return {
-      count: parse_integer(count, 1, max_rate.count),
-      seconds: parse_integer(seconds, 1, max_rate.seconds),
-    };
-  } catch {
-    throw new Error(
-      `pedidos/segundos, como 60/60: de 1 a ${max_rate.count} e de 1 a ${max_rate.seconds} s`,
-    );
-  }
-}
-
-/** Lê "*" ou origens separadas por vírgula, na forma em que o navegador as manda. */
-export function parse_origins(text: string): string[] {
-  if (text === '') return [];
-  const origins = text.split(',').map((origin) => origin.trim());
-  const is_origin = (origin: string) =>
-    !origin.includes('*') && URL.canParse(origin) && new URL(origin).origin === origin;
-  const bad = origins.find((origin) => origin !== '*' && !is_origin(origin));
-  if (bad === undefined) return origins;
-  const form = '* ou origens separadas por vírgula, como https://exemplo.com.br';
-  throw new Error(`${form}, sem curinga nem barra no fim; ${JSON.stringify(bad)} nunca casaria`);
-}
-
-/**
- * Monta um endereço do Redis a partir das partes capturadas, com os padrões do protocolo.
- * @param parts partes conhecidas, ainda em texto; ausente ou vazio vale o padrão
- * @returns o endereço completo
- * @throws Error se porta ou banco estiverem fora dos limites
- */
-function make_redis_address(parts: Record<string, string | undefined>): redis_address {
-  return {
-    tls: parts.scheme?.toLowerCase() === 'rediss',
-    host: (parts.host ?? '').replace(/^\[(.*)\]$/, '$1'),
-    port: parse_integer(parts.port || '6379', 1, 65535),
-    socket_path: parts.path ?? '',
-    database: parse_integer(parts.database || '0', 0, 2 ** 31 - 1),
-    username: decodeURIComponent(parts.username ?? ''),
-    password: decodeURIComponent(parts.password ?? ''),
-  };
-}
-
-/**
- * Separa um endereço do Redis em suas partes.
- * @param text uma das formas de `redis_forms`
- * @returns o endereço: parse_redis_server("h:1/2") dá host "h", port 1, database 2
- * @throws Error com a descrição do que é aceito
- */
-export function parse_redis_server(text: string): redis_address {
-  const userinfo = '(?:(?<username>[^:@/]*)(?::(?<password>.*))?@)?';
-  const host = '(?<host>\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::(?<port>\\d+))?(?:/(?<database>\\d*))?';
-  const forms = [
-    new RegExp(`^${host}$`, 'i'),
-    new RegExp(`^(?<scheme>rediss?)://${userinfo}${host}$`, 'i'),
-    new RegExp(`^(?:unix:(?://${userinfo})?)?(?<path>/[^?]*[^?/])(?:\\?db=(?<database>\\d+))?$`),
-  ];
-  for (const form of forms) {
-    const parts = form.exec(text)?.groups;
-    if (!parts || (parts.host?.startsWith('[') && !is_ipv6(parts.host.slice(1, -1)))) continue;
-    try {
-      return make_redis_address(parts);
-    } catch {
-      break; // a forma é conhecida, mas um número ou um %XX dela não vale
-    }
-  }
-  throw new Error(`${redis_forms}; porta de 1 a 65535`);
-}
-
-/** O que se mostra de um endereço: outra forma, malformada, pode ter a senha em qualquer lugar. */
-const harmless_addresses = [
-  /^(rediss?:\/\/)?(\*\*\*@)?(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(\/\d{0,10})?$/i,
-  /^(unix:(\/\/(\*\*\*@)?)?)?\/[^?\x00-\x1f]*(\?db=\d*)?$/i,
-];
-
-/** Devolve o endereço `text`, que pode ser malformado, com "***" em vez do que pode ser senha. */
-export function redact_address(text: string): string {
-  const shown = text.replace(/^([a-z]+:\/\/)?.*@/is, '$1***@');
-  return harmless_addresses.some((form) => form.test(shown)) ? shown : '***';
-}
-
-/**
- * Mostra um endereço do Redis sem usuário nem senha.
- * @param address endereço já separado em partes
- * @returns por exemplo "127.0.0.1:6379/1", "rediss://h:6380/0" ou "unix:/run/redis.sock?db=1"
- */
-export function format_redis_address(address: redis_address): string {
-  if (address.socket_path) return `unix:${address.socket_path}?db=${address.database}`;
-  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
-  return `${address.tls ? 'rediss://' : ''}${host}:${address.port}/${address.database}`;
-}
-
-/**
- * Uma linha da tabela de configurações.
- * @param form variável, opções e padrão: "HTTP_PORT -p --port 8771"
- * @param help o que ela diz no --help
- * @param read lê o texto e preenche a global; lança Error com a descrição do que é aceito
- * @returns a linha; o que ela guarda é segredo, ou caminho de arquivo, conforme o nome
- */
-function row(form: string, help: string, read: (text: string) => void) {
-  const [, name = '', short = '', long = '', fallback = ''] =
-    /^(\w+) (?:-(\w) )?--([\w-]+) ?(.*)$/.exec(form) ?? [];
-  const is_secret = /^(REDIS_PASSWORD|API_KEY)$/.test(name);
-  return { name, short, long, fallback, help, is_secret, is_path: /_FILE$|^TLS_/.test(name), read };
-}
-
-/** Todas as configurações, na ordem em que o --help as mostra. */
-export const settings_table = [
-  row('HTTP_PORT -p --port 8771', 'porta HTTP; 0 escolhe uma livre', (text) => {
-    HTTP_PORT = parse_integer(text, 0, 65535);
-  }),
-  row('REDIS_SERVER -R --redis 127.0.0.1:6379/1', 'servidor Redis, host:porta/banco', (text) => {
-    REDIS_SERVER = parse_redis_server(text);
-  }),
-  row('REDIS_PASSWORD -S --secret', 'senha do Redis; vence a da URL', (text) => {
-    REDIS_PASSWORD = text;
-  }),
-  row('REDIS_CHANNEL -C --channel ndjson_jobs', 'canal que anuncia as tarefas', (text) => {
-    REDIS_CHANNEL = parse_key_name(text);
-  }),
-  row('REDIS_PREFIX -X --prefix ndjson_task_', 'prefixo da chave da tarefa', (text) => {
-    REDIS_PREFIX = parse_key_name(text);
-  }),
-  row('INTERVAL -i --interval 200', 'ms entre consultas a uma lista vazia', (text) => {
-    INTERVAL = parse_integer(text, 0, max_timer_ms, 'ms');
-  }),
-  row('PAUSE -P --pause 20', 'ms de pausa após cada linha enviada', (text) => {
-    PAUSE = parse_integer(text, 0, max_timer_ms, 'ms');
-  }),
-  row('MAXTIME -t --maxtime 45000', 'ms de espera máxima desde a última linha', (text) => {
-    MAXTIME = parse_integer(text, 1, max_timer_ms, 'ms');
-  }),
-  row(
-    'MAXTIME_ERROR -E --maxtime-error {"error": "timeout"}',
-    'a linha de quando MAXTIME se esgota',
-    (text) => {
-      MAXTIME_ERROR = parse_line(text);
-    },
-  ),
-  row('SERVERNAME -s --servername py-ndjson-proxy', 'valor do cabeçalho Server', (text) => {
-    SERVERNAME = parse_header_value(text);
-  }),
-  row('HTTP_HOST --host 0.0.0.0', 'endereço em que escutar', (text) => {
-    HTTP_HOST = parse_host(text);
-  }),
-  row('REDIS_LIST_PREFIX -L --list-prefix ndjson_list_', 'prefixo da lista de linhas', (text) => {
-    REDIS_LIST_PREFIX = parse_key_name(text);
-  }),
-  row('REDIS_TTL --ttl 600', 's de vida das chaves sem renovação', (text) => {
-    REDIS_TTL = parse_integer(text, 1, max_ttl_s, 's');
-  }),
-  row('GRACE --grace 10000', 'ms para os fluxos terminarem após SIGTERM', (text) => {
-    GRACE = parse_integer(text, 0, max_timer_ms, 'ms');
-  }),
-  row('MAXBODY --maxbody 10485760', 'bytes que o corpo de um pedido pode ter', (text) => {
-    MAXBODY = parse_integer(text, 0, max_body_setting, 'bytes');
-  }),
-  row('WAKEUP --wakeup on', 'acordar pelo Redis em vez de só consultar: on ou off', (text) => {
-    WAKEUP = parse_switch(text);
-  }),
-  row('WORKERS -w --workers 1', 'processos que atendem; auto é um por núcleo', (text) => {
-    WORKERS = parse_workers(text);
-  }),
-  row('MAXTASKS --maxtasks 10000', 'fluxos ao mesmo tempo por processo; além, 503', (text) => {
-    MAXTASKS = parse_integer(text, 1, max_tasks_setting);
-  }),
-  row('FAILFAST --failfast off', '503 na hora se ninguém ouve o canal: on ou off', (text) => {
-    FAILFAST = parse_switch(text);
-  }),
-  row('HEARTBEAT --heartbeat 0', 'ms sem enviar nada até um keepalive; 0 desliga', (text) => {
-    HEARTBEAT = parse_integer(text, 0, max_timer_ms, 'ms');
-  }),
-  row('HEAD_WAIT --head-wait 10000', 'ms que os cabeçalhos esperam pelo worker', (text) => {
-    HEAD_WAIT = parse_integer(text, 0, max_timer_ms, 'ms');
-  }),
-  row('API_KEY --api-key', 'chaves que os clientes devem mandar, com vírgulas', (text) => {
-    API_KEY = text === '' ? [] : parse_api_keys(text);
-  }),
-  row('API_KEY_FILE --api-key-file', 'arquivo com as chaves de API_KEY', (text) => {
-    if (text !== '') API_KEY = parse_api_keys(read_setting_file(text));
-  }),
-  row('REDIS_PASSWORD_FILE --secret-file', 'arquivo com a senha do Redis', (text) => {
-    if (text !== '') REDIS_PASSWORD = read_setting_file(text).replace(/\r?\n$/, '');
-  }),
-  row('RATE --rate', 'pedidos/segundos por endereço, como 60/60; além, 429', (text) => {
-    RATE = parse_rate(text);
-  }),
-  row('TRUST_PROXY --trust-proxy off', 'crer no X-Forwarded-For: on ou off', (text) => {
-    TRUST_PROXY = parse_switch(text);
-  }),
-  row('CORS_ORIGIN --cors-origin', 'origens que podem pedir pelo navegador, ou *', (text) => {
-    CORS_ORIGIN = parse_origins(text);
-  }),
-  row('TLS_CERT --tls-cert', 'arquivo do certificado, em PEM: atende por HTTPS', (text) => {
-    TLS_CERT = parse_file(text);
-  }),
-  row('TLS_KEY --tls-key', 'arquivo da chave do certificado, em PEM, sem senha', (text) => {
-    TLS_KEY = parse_file(text);
-  }),
-  row('LOG_FORMAT --log-format text', 'forma das linhas de log: text ou json', (text) => {
-    LOG_FORMAT = parse_choice(text, log_formats);
-  }),
-  row('LOG_LEVEL --log-level info', 'gravidade mínima do log: error, warn ou info', (text) => {
-    LOG_LEVEL = parse_choice(text, log_levels);
-  }),
-  row('METRICS_PORT --metrics-port 0', 'porta de /metrics, /live e /ready; 0 desliga', (text) => {
-    METRICS_PORT = parse_integer(text, 0, 65535);
-  }),
-  row('METRICS_HOST --metrics-host 127.0.0.1', 'endereço em que ela escuta', (text) => {
-    METRICS_HOST = parse_host(text);
-  }),
-];
-
-/** Duas formas da mesma configuração: só uma pode ser dada. */
-const rival_settings = [
-  ['API_KEY', 'API_KEY_FILE'],
-  ['REDIS_PASSWORD', 'REDIS_PASSWORD_FILE'],
-] as const;
-
-/**
- * Mostra o valor de uma configuração sem revelar segredos.
- * @param of linha da tabela
- * @param text valor em texto
- * @returns o texto; "***" no lugar de um segredo, ou do que foi dado em vez do caminho dele;
- *   endereços sem usuário e senha
- */
-function show_setting(of: ReturnType<typeof row>, text: string): string {
-  const is_hidden = of.is_secret || (of.is_path && !path_pattern.test(text));
-  if (is_hidden) return text === '' ? '' : '***';
-  return of.name === 'REDIS_SERVER' ? redact_address(text) : text;
-}
-
-/** O que existe noutro lugar e não aqui, o Node ou o py-ndjson-proxy, e o que usar. */
-const foreign_names = new Map([
-  ['env-file', 'é do Node, e vai antes do programa: node --env-file=.env json-proxy.js'],
-  ['m', 'aqui é -t (MAXTIME, em ms)'],
-  ['d', 'não há modo debug; veja LOG_LEVEL (--log-level)'],
-  ['debug', 'não há modo debug; veja LOG_LEVEL (--log-level)'],
-  ['key-prefix', 'aqui é -X (REDIS_PREFIX), com o separador no fim: ndjson_task_'],
-]);
-
-/**
- * Separa os argumentos da linha de comando. Nenhum erro mostra um valor, nem um argumento solto:
- * pode ser uma senha que escapou da sua opção (`--secret= abc`, `-secret abc`).
- * @param argv argumentos sem o nome do programa
- * @returns por nome longo, o texto de cada opção dada e como o usuário a escreveu
- * @throws usage_error em opção desconhecida, opção sem valor ou argumento solto
- */
-function read_arguments(argv: string[]): Map<string, { text: string; label: string }> {
-  const options: Record<string, { type: 'string' | 'boolean'; short?: string }> = {
-    help: { type: 'boolean', short: 'h' },
-    version: { type: 'boolean', short: 'V' },
-  };
-  for (const { long, short } of settings_table) {
-    options[long] = { type: 'string', ...(short && { short }) };
-  }
-  const { tokens } = parse_args({ args: argv, options, strict: false, tokens: true });
-  const given = new Map<string, { text: string; label: string }>();
-  for (const token of tokens) {
-    if (token.kind === 'option-terminator') continue;
-    if (token.kind === 'positional') {
-      const where = `na posição ${token.index + 1}`;
-      throw new usage_error(`argumento inesperado ${where}; só opções são aceitas, veja --help`);
-    }
-    const label = token.rawName;
-    const known = Object.hasOwn(options, token.name) && options[token.name];
-    if (!known) {
-      const shown = label.replace(/^(--(?:secret|redis|api-key)).+$/s, '$1…');
-      const advice = foreign_names.get(token.name) ?? '--help mostra as aceitas';
-      throw new usage_error(`opção desconhecida: ${shown}; ${advice}`);
-    }
-    const text = known.type === 'boolean' ? '' : token.value;
-    if (text === undefined) throw new usage_error(`falta o valor de ${label}; veja --help`);
-    given.set(token.name, { text, label });
-  }
-  return given;
-}
-
-/**
- * Confere o certificado e a chave do HTTPS: nenhum dos dois, ou um par.
- * @throws usage_error que os nomeia e diz o que é aceito
- */
-function check_tls_settings(): void {
-  if (TLS_CERT === '' && TLS_KEY === '') return;
-  const shown = `TLS_CERT ${JSON.stringify(TLS_CERT)} e TLS_KEY ${JSON.stringify(TLS_KEY)}`;
-  const accepted = 'aceito: os dois, em PEM, a chave sem senha e deste certificado';
-  if (TLS_CERT === '' || TLS_KEY === '') throw new usage_error(`${shown} inválidos; ${accepted}`);
-  try {
-    read_tls_pair();
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    throw new usage_error(`${shown} inválidos (${code ?? message}); ${accepted}`);
-  }
-}
-
-/**
- * Confere as configurações que só valem umas com as outras.
- * @param gathered texto em vigor de cada configuração
- * @throws usage_error que as nomeia e diz o que é aceito
- */
-function check_settings_together(gathered: gathered_settings): void {
-  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix];
-  if (new Set(prefixes).size < prefixes.length) {
-    throw new usage_error(
-      `REDIS_PREFIX ${JSON.stringify(REDIS_PREFIX)} e REDIS_LIST_PREFIX ` +
-        `${JSON.stringify(REDIS_LIST_PREFIX)} inválidos; aceito: diferentes entre si, de ` +
-        `${JSON.stringify(claim_prefix)} e de ${JSON.stringify(rate_prefix)}`,
-    );
-  }
-  const is_given = (name: string) => (gathered.get(name)?.text ?? '') !== '';
-  for (const name of ['API_KEY', 'API_KEY_FILE']) {
-    // uma variável que o shell não achou deixaria a porta aberta; no ambiente, vazia é ausente
-    if (is_given(name) || gathered.get(name)?.source !== 'argument') continue;
-    throw new usage_error(`${name} dado vazio; aceito: uma chave ao menos, ou a opção ausente`);
-  }
-  for (const [plain, file] of rival_settings) {
-    if (is_given(plain) && is_given(file)) {
-      throw new usage_error(`${plain} e ${file} dados ao mesmo tempo; aceito: só um deles`);
-    }
-  }
-  if (METRICS_PORT > 0 && METRICS_PORT === HTTP_PORT) {
-    throw new usage_error(`METRICS_PORT inválido: "${METRICS_PORT}"; aceito: não a de HTTP_PORT`);
-  }
-  check_tls_settings();
-}
-
-/**
- * Lê todas as configurações e as deixa nas variáveis globais: padrão < ambiente < argumento.
- * Variável de ambiente vazia vale como ausente (é o que o compose produz com `${X:-}`).
- * @param argv argumentos sem o nome do programa
- * @param env variáveis de ambiente
- * @returns "help" ou "version" se foi pedido (nada é aplicado), ou "run"; e os textos em vigor
- * @throws usage_error que nomeia a configuração, o valor e o que é aceito
- */
-export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
-  const given = read_arguments(argv);
-  const gathered: gathered_settings = new Map();
-  for (const { name, long, fallback } of settings_table) {
-    const argument = given.get(long);
-    const variable = env[name];
-    const found = argument
-      ? { ...argument, source: 'argument' as const }
-      : variable
-        ? { text: variable, label: 'ambiente', source: 'environment' as const }
-        : { text: fallback, label: 'padrão', source: 'default' as const };
-    gathered.set(name, found);
-  }
-  if (given.has('help')) return { action: 'help' as const, gathered };
-  if (given.has('version')) return { action: 'version' as const, gathered };
-  if (env.REDIS_KEY_PREFIX) {
-    const advice = foreign_names.get('key-prefix');
-    throw new usage_error(`REDIS_KEY_PREFIX (ambiente) desconhecida; ${advice}`);
-  }
-  for (const entry of settings_table) {
-    const { text, label } = gathered.get(entry.name) ?? { text: '', label: '' };
-    try {
-      entry.read(text);
-    } catch (error) {
-      const shown = JSON.stringify(show_setting(entry, text));
-      const accepted = (error as Error).message;
-      throw new usage_error(`${entry.name} (${label}) inválido: ${shown}; aceito: ${accepted}`);
-    }
-  }
-  check_settings_together(gathered);
-  return { action: 'run' as const, gathered };
-}
-
-/**
- * Monta o texto do --help.
- * @param gathered texto em vigor de cada configuração
- * @returns o texto, com a tabela gerada de `settings_table`
- */
-export function help_text(gathered: gathered_settings): string {
-  const lines = [
-    `json-proxy ${version}: HTTP que responde em NDJSON o que um worker põe no Redis.`,
-    '',
-    'Uso: node json-proxy.js [opções]',
-    '     node json-proxy.js -p 8771 -R 127.0.0.1:6379/1',
-    '',
-    'Precedência: padrão < variável de ambiente < argumento.',
-    '',
-  ];
-  const row_text = (flags: string, name: string, fallback: string, in_force: string) =>
-    `${flags.padEnd(18)} ${name.padEnd(19)} ${fallback.padEnd(20)} ${in_force}`;
-  lines.push(row_text('opção', 'variável', 'padrão', 'em vigor'), '');
-  for (const row of settings_table) {
-    const flags = `${row.short ? `-${row.short} ` : '   '}--${row.long}`;
-    const in_force = show_setting(row, gathered.get(row.name)?.text ?? row.fallback);
-    lines.push(row_text(flags, row.name, row.fallback || '(vazio)', in_force || '(vazio)'));
-    lines.push(`      ${row.help}`);
-  }
-  lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
-  lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
-  lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
-  lines.push('/caminho/redis.sock[?db=N] e unix:/caminho/redis.sock[?db=N].');
-  lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
-  return `${lines.join('\n')}\n`;
-}
-
 // ── Log e tempo ─────────────────────────────────────────────────────────────────────────────────
 // Uma linha por acontecimento, `etiqueta chave=valor …`, fácil de achar com grep e journalctl, ou
 // um objeto JSON com os mesmos campos. As etiquetas são estáveis e estão no manual. Corpos, valores
 // de cabeçalhos e a parte da URL depois do "?" nunca são escritos. Sob o systemd (JOURNAL_STREAM) a
 // prioridade vai no prefixo do texto e a hora é dele.
-
-/** Um caminho de URL maior que isto é cortado no log. */
-const max_logged_text = 300;
-
-/**
- * Caracteres por escrita: em bytes, menos do que uma pipe aceita de uma vez (4096), para que as
- * linhas de dois processos não se misturem.
- */
-const max_log_write = 2000;
-
-/** Bytes que esperam por quem lê o log, numa saída; além deles, as linhas são só contadas. */
-const max_log_waiting = 1024 * 1024;
 
 /** Por onde o supervisor diz aos outros processos o número de cada um. */
 const slot_variable = 'JSON_PROXY_SLOT';
@@ -756,13 +221,6 @@ type log_fields = Record<string, string | number>;
 
 /** O que cada saída recebe: JSON, o texto do journald, o texto, ou o texto com cores. */
 type log_style = 'json' | 'journal' | 'plain' | 'color';
-
-/** O que o JSON não escapa e um terminal obedece (C1), ou alguém toma por quebra de linha. */
-const unsafe_characters = /[\x7f-\x9f\u2028\u2029]/g;
-
-/** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora; e o fim de uma cor. */
-const log_colors = { error: '\x1b[31m', warn: '\x1b[33m', info: '\x1b[36m', time: '\x1b[2m' };
-const log_color_off = '\x1b[0m';
 
 /**
  * Escreve um valor como o logfmt quer: entre aspas só quando preciso, nunca com quebra de linha.
@@ -787,6 +245,10 @@ function choose_log_style(target: NodeJS.WriteStream & { fd: number }): log_styl
   const { NO_COLOR: refused, TERM: terminal } = process.env;
   return target.isTTY && !refused && terminal !== 'dumb' ? 'color' : 'plain';
 }
+
+/** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora; e o fim de uma cor. */
+const log_colors = { error: '\x1b[31m', warn: '\x1b[33m', info: '\x1b[36m', time: '\x1b[2m' };
+const log_color_off = '\x1b[0m';
 
 /**
  * Monta uma linha de log.
@@ -829,6 +291,21 @@ function flush_log(): void {
   log_queue.text = '';
   if (text !== '') target.write(text);
 }
+
+/** Um caminho de URL maior que isto é cortado no log. */
+const max_logged_text = 300;
+
+/**
+ * Caracteres por escrita: em bytes, menos do que uma pipe aceita de uma vez (4096), para que as
+ * linhas de dois processos não se misturem.
+ */
+const max_log_write = 2000;
+
+/** Bytes que esperam por quem lê o log, numa saída; além deles, as linhas são só contadas. */
+const max_log_waiting = 1024 * 1024;
+
+/** O que o JSON não escapa e um terminal obedece (C1), ou alguém toma por quebra de linha. */
+const unsafe_characters = /[\x7f-\x9f\u2028\u2029]/g;
 
 /**
  * Escreve uma linha de log, se LOG_LEVEL a quer: `info` em stdout, o resto em stderr.
@@ -971,6 +448,7 @@ export const refusal_rules = {
     headers: { ...closing, 'Retry-After': '1' },
   },
   full: { status: 503, text: 'too many streams', headers: try_later },
+  many_bodies: { status: 503, text: 'too many large bodies at once', headers: try_later },
   no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
   redis_full: { status: 503, text: 'redis is out of memory' },
   redis_read_only: { status: 503, text: 'redis is read-only' },
@@ -1070,9 +548,6 @@ function note_refusal(status: number): boolean {
 const connect_limit_ms = 3500;
 const connect_beat_ms = 100;
 
-/** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
-const ping_limit_ms = 1500;
-
 /**
  * Quem respondeu há menos que isto não precisa de outro PING antes de uma tarefa: sob carga ela
  * custa uma ida e volta só. Curto, para que um Redis que congela quase nunca a receba antes da
@@ -1086,36 +561,11 @@ const answer_limit_ms = 2000;
 /** Quanto o fim de um fluxo espera pela limpeza; ela continua depois, se for preciso. */
 const clean_limit_ms = 1000;
 
-/** De quanto em quanto tempo a conexão é conferida. */
-const watch_ms = 2000;
-
-/**
- * Silêncio a partir do qual a conexão é trocada. Um Redis que só travou por menos que isto responde
- * tudo o que lhe foi pedido; trocá-la antes jogaria fora uma retirada já escrita. Sobre TLS não se
- * veem chegar os bytes de uma linha enorme, e o PING espera atrás dela: mais paciência.
- */
-const silence_limit_ms = { plain: 15_000, tls: 60_000 };
-
-/**
- * Entre tentativas de reconexão: dobra a partir do primeiro valor até o segundo. Curto, porque quem
- * termina entre a volta do Redis e a nossa não pode ser distinguido de quem perdeu os dados.
- */
-const reconnect_ms = { first: 50, last: 250 };
-
 /** Entre tentativas de quem espera por um Redis que não está ou não atende ainda. */
 const retry_ms = 1000;
 
-/** Página do SCAN da varredura, e a pausa entre páginas, para não pesar em milhões de chaves. */
-const sweep_page = { keys: 500, pause_ms: 10 };
-
-/** O menor TTL de uma lista adotada, em s: três renovações de quem tem um REDIS_TTL comum. */
-const least_adopted_ttl_s = 600;
-
-/** LPOP com quantidade existe desde o Redis 6.2. */
-const pop_count_version = 6.2;
-
-/** Erros de um Redis que está voltando ou ocupado: valem como ausência, não como recusa. */
-const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN)\b/;
+/** Erros de um Redis que está voltando, ocupado ou trocado: ausência, que passa, não recusa. */
+const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|READONLY|MOVED)\b/;
 
 /** Erros de um servidor que desliga sem responder. */
 const hang_up = /closed unexpectedly|ECONNRESET/;
@@ -1148,6 +598,23 @@ type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists:
 
 /** O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada. */
 type poll_result = task_presence & { elements: Buffer[]; refusal?: Error | undefined };
+
+/**
+ * Mostra um endereço do Redis sem usuário nem senha.
+ * @param address endereço já separado em partes
+ * @returns por exemplo "127.0.0.1:6379/1", "rediss://h:6380/0" ou "unix:/run/redis.sock?db=1"
+ */
+export function format_redis_address(address: redis_address): string {
+  if (address.socket_path) return `unix:${address.socket_path}?db=${address.database}`;
+  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
+  return `${address.tls ? 'rediss://' : ''}${host}:${address.port}/${address.database}`;
+}
+
+/**
+ * Entre tentativas de reconexão: dobra a partir do primeiro valor até o segundo. Curto, porque quem
+ * termina entre a volta do Redis e a nossa não pode ser distinguido de quem perdeu os dados.
+ */
+const reconnect_ms = { first: 50, last: 250 };
 
 /**
  * Cria o cliente, ainda sem conectar.
@@ -1183,30 +650,31 @@ function redis_make_client(tracking: boolean) {
   return { client, buffers: client.withTypeMapping({ [resp_types.BLOB_STRING]: Buffer }) };
 }
 
-/**
- * O estado da conexão, único no processo. `uuid_head` é o começo do UUID de toda tarefa deste
- * processo, por que se pedem os avisos: curto, para que ele seja aleatório no resto; ouvir algumas
- * das tarefas dos outros não faz mal; `identity` diz de que servidor e dados se trata (o run_id,
- * com um "*" por FLUSHALL), vazio enquanto não se sabe; `connection_count`, quantas conexões já
- * houve; `pops_many`, se o servidor conhece LPOP com quantidade; `was_ready`, se a primeira conexão
- * já deu certo; `lost_at`, quando caiu, 0 se está de pé; `lost_reason`, o último motivo registrado;
- * `alive_at`, o último sinal de vida; `tracking`, se o servidor avisa
- * das mudanças; `asks_news`, se isso foi pedido; `pending_cleanups`, o que espera a volta dele.
- */
+/** O estado da conexão, único no processo. Instantes em ms do relógio monotônico. */
 const redis_link = {
+  // O começo do UUID de toda tarefa deste processo, por que se pedem os avisos: curto, para que o
+  // resto seja aleatório; ouvir algumas das tarefas dos outros não faz mal.
   uuid_head: random_uuid().slice(0, 2),
   client: undefined as ReturnType<typeof redis_make_client>['client'] | undefined,
-  buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined,
-  identity: '',
-  connection_count: 0,
-  pops_many: false,
-  was_ready: false,
-  lost_at: 0,
-  lost_reason: '',
-  alive_at: 0,
-  socket: undefined as net_socket | undefined,
-  tracking: false,
-  asks_news: false,
+  buffers: undefined as ReturnType<typeof redis_make_client>['buffers'] | undefined, // dá Buffers
+  socket: undefined as net_socket | undefined, // para ver chegarem bytes; sobre TLS não se vê
+
+  // que servidor é este
+  identity: '', // run_id e master_replid, com um "*" por FLUSHALL; vazio enquanto não se sabe
+  connection_count: 0, // faz as vezes dele onde o INFO é proibido
+  pops_many: false, // conhece LPOP com quantidade
+  wrong_server: '', // por que não serve: réplica, outro nó
+  sought_at: 0, // quando se procurou outro pela última vez
+  eviction_policy: '', // a maxmemory-policy, se despeja chaves
+  evictions: 0, // quantas já tinha despejado quando se perguntou
+
+  // se está de pé
+  was_ready: false, // a primeira conexão já deu certo
+  lost_at: 0, // quando caiu; 0 se está de pé
+  lost_reason: '', // o último motivo registrado
+  alive_at: 0, // o último sinal de vida
+  tracking: false, // avisa das mudanças
+  asks_news: false, // isso foi pedido
 };
 
 /** Quem quer saber das mudanças de cada tarefa, por UUID, o último trecho das chaves dela. */
@@ -1245,10 +713,23 @@ function redis_note_answer(asked_at: number, latency: histogram): void {
 /**
  * Diz se o erro é uma recusa do Redis, que repetir não resolve, e não uma ausência passageira.
  * @param error o que foi lançado
- * @returns true para OOM, READONLY, NOPERM, WRONGTYPE etc.
+ * @returns true para OOM, NOPERM, WRONGTYPE etc.
  */
 function is_refusal(error: unknown): error is Error {
   return error instanceof error_reply && !transient_reply.test(error.message);
+}
+
+/**
+ * Erros de um servidor que não é o procurado: uma réplica, por uma troca de primário, outro nó. Só
+ * uma conexão nova, com o nome perguntado de novo, acha o certo.
+ */
+const wrong_server_reply = /^(READONLY|MOVED|MASTERDOWN|CLUSTERDOWN)\b/;
+
+/** Guarda um erro que diz que se fala com o servidor errado: redis_watch procura outro. */
+function redis_note_error(error: unknown): void {
+  if (!(error instanceof error_reply) || !wrong_server_reply.test(error.message)) return;
+  if (redis_link.wrong_server === '') redis_link.identity += '*'; // os dados podem ser já outros
+  redis_link.wrong_server = error.message;
 }
 
 /**
@@ -1308,6 +789,8 @@ function explain_redis_error(error: unknown): string {
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
     [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
+    [/READONLY|MASTERDOWN/, 'esse Redis é uma réplica; procura-se o primário no mesmo endereço'],
+    [/MOVED|CLUSTERDOWN/, 'esse nó do cluster não tem a chave, ou o cluster está fora'],
     [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
     [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
     [hang_up, 'o servidor fechou a conexão; a porta é do Redis? pede TLS? está em modo protegido?'],
@@ -1321,6 +804,9 @@ function explain_redis_error(error: unknown): string {
   const doubt = /;? [^;?]*(REDIS_SERVER|a porta é do Redis).*/;
   return redis_link.was_ready ? found[1].replace(doubt, '') : found[1];
 }
+
+/** Um Redis que aceita a conexão e não responde ao PING neste prazo conta como fora do ar. */
+const ping_limit_ms = 1500;
 
 /**
  * Testa a conexão com o comando PING, com prazo próprio. A falta de conexão já foi registrada
@@ -1343,6 +829,24 @@ async function redis_ping(fresh_ms = 0): Promise<boolean> {
   }
 }
 
+/** Lê o campo `name` do INFO `info`; vazio se não há. */
+function info_field(info: string, name: string): string {
+  return new RegExp(`^${name}:([^\\r\\n]*)`, 'm').exec(info)?.[1] ?? '';
+}
+
+/** Lê quantas chaves o Redis já despejou; sem resposta fica o que se sabia. Não lança. */
+async function redis_count_evictions(): Promise<void> {
+  try {
+    const stats = await redis_ready().client.info('stats');
+    redis_link.evictions = Number(info_field(stats, 'evicted_keys'));
+  } catch {
+    // caiu: a conexão seguinte lê de novo
+  }
+}
+
+/** LPOP com quantidade existe desde o Redis 6.2. */
+const pop_count_version = 6.2;
+
 /**
  * Descobre qual servidor atende a conexão nova e o que ele sabe fazer. Onde o INFO é proibido, cada
  * conexão conta como um servidor diferente: na dúvida, dados sumidos não passam por sucesso.
@@ -1353,14 +857,32 @@ async function redis_identify(): Promise<string> {
   redis_link.identity = '';
   let info = '';
   try {
-    info = await redis_ready().client.info('server');
+    info = await redis_ready().client.info();
   } catch (error) {
     if (!(error instanceof error_reply)) return ''; // caiu de novo; a próxima conexão pergunta
   }
-  const redis_version = Number(/^redis_version:(\d+\.\d+)/m.exec(info)?.[1] ?? 0);
-  redis_link.pops_many = redis_version >= pop_count_version;
-  redis_link.identity = /^run_id:(\w+)/m.exec(info)?.[1] ?? fallback;
-  return /^redis_mode:(\w+)/m.exec(info)?.[1] ?? '';
+  const policy = info_field(info, 'maxmemory_policy');
+  redis_link.eviction_policy = policy === 'noeviction' ? '' : policy;
+  redis_link.evictions = Number(info_field(info, 'evicted_keys'));
+  redis_link.wrong_server = info_field(info, 'role') === 'slave' ? 'READONLY' : '';
+  redis_link.pops_many = Number.parseFloat(info_field(info, 'redis_version')) >= pop_count_version;
+  // o segundo muda quando o servidor passa a primário, ou a réplica de outro
+  const identity = info_field(info, 'run_id') + info_field(info, 'master_replid');
+  redis_link.identity = identity || fallback;
+  if (redis_link.eviction_policy) {
+    const hint = 'cheio, esse Redis joga tarefas e linhas fora; use maxmemory-policy noeviction';
+    log('warn', 'eviction', { policy, hint });
+  }
+  return info_field(info, 'redis_mode');
+}
+
+/**
+ * Diz se o Redis pode ter despejado chaves desde que `count` foi lido de redis_link.evictions.
+ */
+async function redis_evicted_since(count: number): Promise<boolean> {
+  if (redis_link.eviction_policy === '') return false;
+  await redis_count_evictions();
+  return redis_link.evictions > count;
 }
 
 /**
@@ -1394,6 +916,7 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
   }
   const failed = (await Promise.allSettled(replies)).filter((reply) => reply.status === 'rejected');
   const refused = failed.find((reply) => is_refusal(reply.reason));
+  for (const { reason } of failed) redis_note_error(reason);
   if (refused) {
     const reason = String(refused.reason.message);
     log('warn', 'clean_refused', { task: work.task_uuid, reason });
@@ -1436,7 +959,10 @@ async function redis_create_task(task: task_record): Promise<number> {
     redis_note_answer(asked_at, tally.redis_create);
     return Number(receivers);
   } catch (error) {
-    if (!is_refusal(error)) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
+    redis_note_error(error);
+    // um erro é resposta: nada foi guardado; sem resposta, não se sabe
+    const is_answer = error instanceof error_reply;
+    if (!is_answer) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
     throw error;
   }
 }
@@ -1474,6 +1000,7 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
     redis_presence(task),
   ]);
   if (popped.status === 'rejected') {
+    redis_note_error(popped.reason);
     // o LPOP pode ter sido atendido: o que ele retirou se perdeu com a conexão
     if (!(popped.reason instanceof error_reply)) log('warn', 'poll_lost', { task: task.uuid });
     throw popped.reason;
@@ -1506,6 +1033,9 @@ async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
   }
 }
 
+/** O menor TTL de uma lista adotada, em s: três renovações de quem tem um REDIS_TTL comum. */
+const least_adopted_ttl_s = 600;
+
 /**
  * Dá o TTL de uma lista sem dono, em s. Nunca curto: se ela for, apesar de tudo, de outra
  * instalação com o mesmo prefixo, o dono o renova antes que as linhas se percam.
@@ -1513,6 +1043,9 @@ async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
 function adopted_ttl_s(): number {
   return Math.max(REDIS_TTL, least_adopted_ttl_s);
 }
+
+/** Página do SCAN da varredura, e a pausa entre páginas, para não pesar em milhões de chaves. */
+const sweep_page = { keys: 500, pause_ms: 10 };
 
 /**
  * Varre o Redis, agora e a cada REDIS_TTL, atrás de listas sem TTL cuja tarefa não existe mais (um
@@ -1743,12 +1276,10 @@ async function redis_connect(): Promise<void> {
   redis_log_wakeup(reason);
 }
 
-/**
- * Troca a conexão por outra. Num cliente novo: o laço de tentativas do anterior acaba com ele.
- */
-function redis_replace(): void {
+/** Troca a conexão por outra. Num cliente novo: o laço de tentativas do anterior acaba com ele. */
+function redis_replace(reason: Error): void {
   const { client, asks_news } = redis_link;
-  redis_note_loss(new deadline_error('sem resposta'));
+  redis_note_loss(reason);
   for (const event of ['error', 'ready', 'invalidate']) client?.removeAllListeners(event);
   client?.on('error', () => {});
   redis_open(asks_news)
@@ -1757,9 +1288,22 @@ function redis_replace(): void {
   client?.destroy();
 }
 
+/** De quanto em quanto tempo a conexão é conferida. */
+const watch_ms = 2000;
+
+/** De quanto em quanto tempo, no máximo, se procura o servidor certo por uma conexão nova. */
+const seek_ms = 4000;
+
+/**
+ * Silêncio a partir do qual a conexão é trocada. Um Redis que só travou por menos que isto responde
+ * tudo o que lhe foi pedido; trocá-la antes jogaria fora uma retirada já escrita. Sobre TLS não se
+ * veem chegar os bytes de uma linha enorme, e o PING espera atrás dela: mais paciência.
+ */
+const silence_limit_ms = { plain: 15_000, tls: 60_000 };
+
 /**
  * Confere de tempos em tempos se a conexão se calou sem fechar (o host sumiu), o que não dá erro
- * por muitos minutos, e então a troca por outra.
+ * por muitos minutos, ou se fala com o servidor errado, e então a troca por outra.
  */
 async function redis_watch(): Promise<void> {
   const limit_ms = REDIS_SERVER.tls ? silence_limit_ms.tls : silence_limit_ms.plain;
@@ -1768,10 +1312,17 @@ async function redis_watch(): Promise<void> {
     const asked_at = now();
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
+    if (redis_link.eviction_policy) void redis_count_evictions();
     const bytes = redis_link.socket?.bytesRead ?? 0;
     if (bytes !== bytes_seen) redis_link.alive_at = asked_at; // uma linha enorme a caminho
     bytes_seen = bytes;
-    if (asked_at - redis_link.alive_at > limit_ms && redis_link.was_ready) redis_replace();
+    const is_silent = asked_at - redis_link.alive_at > limit_ms;
+    const is_wrong = redis_link.wrong_server !== '' && asked_at - redis_link.sought_at > seek_ms;
+    if (!redis_link.was_ready || !(is_silent || is_wrong)) continue;
+    redis_link.sought_at = asked_at;
+    redis_replace(
+      is_wrong ? new Error(redis_link.wrong_server) : new deadline_error('sem resposta'),
+    );
   }
 }
 
@@ -1808,57 +1359,38 @@ const probe_after_ms = 30_000;
 /** Depois de recusar um corpo, quanto tempo ainda se lê e joga fora, para a resposta ser lida. */
 const linger_ms = 2000;
 
-/** O primeiro byte de uma conexão TLS, que não começa nenhum pedido HTTP. */
-const tls_handshake = 0x16;
-
 /** Pedidos sem resposta numa conexão: quem enfileira de verdade (pipelining) manda uma dúzia. */
 const max_pipelined = 64;
 
 const allowed_methods = 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS';
 
-/** Por quanto tempo um navegador pode guardar a resposta a um OPTIONS, em s. */
-const preflight_age_s = 600;
-
 /** O tipo de mídia dos eventos que o EventSource de um navegador lê. */
 const event_type = 'text/event-stream';
-
-/** Tipos de mídia que o cliente pode escolher em Accept: os de NDJSON e o dos eventos. */
-const stream_types = [
-  'application/x-ndjson',
-  'application/json-lines',
-  'application/jsonl',
-  event_type,
-];
 
 /** Por que um pedido é interrompido de fora. */
 type interruption = 'client_gone' | 'shutdown';
 
 /**
- * A vez de um pedido: por que foi interrompido, e quem avisar quando for (um pedido espera por uma
- * coisa de cada vez). Um AbortSignal diria o mesmo, por um décimo do tempo de uma tarefa curta e
- * mais de um kB por fluxo parado.
+ * A vez de um pedido. Um AbortSignal diria o mesmo de uma interrupção, por um décimo do tempo de
+ * uma tarefa curta e mais de um kB por fluxo parado.
  */
 type request_turn = {
   request: http.IncomingMessage;
   response: http.ServerResponse;
-  interrupted: interruption | undefined;
-  on_interrupt: () => void;
+  interrupted: interruption | undefined; // por que ele não deve mais ser atendido
+  on_interrupt: () => void; // quem avisar disso: ele espera por uma coisa de cada vez
+  body_bytes: number; // o que o corpo dele ocupa, até a tarefa estar guardada
 };
 
-/**
- * O que se sabe de uma conexão: os pedidos sem resposta, a resposta do último, o fim da vez dele, e
- * quantos bytes tinham chegado quando ela ficou ociosa (se há mais, um pedido está a caminho).
- * `broken` é o que o analisador recusou nela, e `on_broken` avisa o pedido que ainda espera pelo
- * corpo.
- */
+/** O que se sabe de uma conexão de cliente. */
 type connection_state = {
   socket: net_socket;
-  bytes_at_rest: number;
-  turns: Set<request_turn>;
-  last_turn: Promise<void>;
+  bytes_at_rest: number; // os recebidos quando ficou ociosa: se há mais, vem um pedido
+  turns: Set<request_turn>; // os pedidos sem resposta
+  last_turn: Promise<void>; // o fim da vez do último deles
   last_response: http.ServerResponse | undefined;
-  broken: refusal | undefined;
-  on_broken: () => void;
+  broken: refusal | undefined; // o que o analisador recusou nela
+  on_broken: () => void; // avisa o pedido que ainda espera pelo corpo
 };
 
 const connections = new Map<duplex_stream, connection_state>();
@@ -1867,12 +1399,13 @@ const connections = new Map<duplex_stream, connection_state>();
 const live_requests = new Set<request_turn>();
 
 /**
- * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS e se a parada já
- * começou.
+ * A vida do processo: o servidor, quantos pedidos ocupam um lugar de MAXTASKS, quanto ocupam os
+ * corpos deles e se a parada já começou.
  */
 const lifetime = {
   server: undefined as http.Server | undefined,
   tasks: 0,
+  body_bytes: 0,
   stopping: false,
 };
 
@@ -1883,6 +1416,9 @@ const lifetime = {
 function common_headers(): Record<string, string> {
   return { Server: SERVERNAME, 'X-Author': author };
 }
+
+/** Por quanto tempo um navegador pode guardar a resposta a um OPTIONS, em s. */
+const preflight_age_s = 600;
 
 /**
  * Dá os cabeçalhos que deixam uma página de outra origem ler a resposta. Num OPTIONS que pergunta
@@ -1905,6 +1441,11 @@ function cors_headers(request: http.IncomingMessage): Record<string, string> {
     request.headers['access-control-request-headers'] ?? '*';
   headers['Access-Control-Max-Age'] = String(preflight_age_s);
   return headers;
+}
+
+/** Devolve o SHA-256 de `key`, para que comparar chaves não revele nem o tamanho delas. */
+function hash_key(key: string): Buffer {
+  return create_hash('sha256').update(key).digest();
 }
 
 /**
@@ -2010,6 +1551,14 @@ export function path_of(target: string): string {
   return url_of(target).replace(/[?#].*/s, '');
 }
 
+/** Tipos de mídia que o cliente pode escolher em Accept: os de NDJSON e o dos eventos. */
+const stream_types = [
+  'application/x-ndjson',
+  'application/json-lines',
+  'application/jsonl',
+  event_type,
+];
+
 /**
  * Escolhe o tipo de mídia da resposta.
  * @param accept cabeçalho Accept do pedido
@@ -2092,12 +1641,21 @@ function response_sent(response: http.ServerResponse): Promise<void> {
   });
 }
 
+/** O que um pedaço de corpo ocupa além dos seus bytes: um cliente pode mandá-los um a um. */
+const chunk_cost = 256;
+
+/**
+ * A parte da memória do V8 que cabe aos corpos a caminho: cada um ainda vira texto e JSON, de até o
+ * dobro do tamanho e com até dois bytes por caractere.
+ */
+const body_budget = heap_statistics().heap_size_limit / 8;
+
 /**
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
  * @param turn a vez do pedido; interrompida, a leitura para
  * @returns os bytes do corpo, vazio se não há
- * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, ou a do analisador; Error se o
- *   cliente sair no meio
+ * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, 503 se já há corpos demais em
+ *   memória, ou a do analisador; Error se o cliente sair no meio
  */
 function read_body(turn: request_turn): Promise<Buffer> {
   const { request, response } = turn;
@@ -2106,9 +1664,9 @@ function read_body(turn: request_turn): Promise<Buffer> {
   const waits = request.headers.expect !== undefined && request.httpVersion !== '1.0';
   if (waits) response.writeContinue(); // check_request só deixou passar o 100-continue
   const state = connections.get(request.socket);
+  const chunks: Buffer[] = [];
   let timer: NodeJS.Timeout;
   const body = new Promise<Buffer>((resolve, reject) => {
-    const chunks: Buffer[] = [];
     let size = 0;
     const stalled = () => reject(new refusal('slow_body'));
     timer = setTimeout(stalled, body_limit_ms);
@@ -2120,16 +1678,21 @@ function read_body(turn: request_turn): Promise<Buffer> {
     request.on('data', (chunk: Buffer) => {
       timer.refresh();
       size += chunk.length;
-      if (size <= MAXBODY) chunks.push(chunk);
-      else reject(too_large());
+      if (size > MAXBODY) return reject(too_large());
+      chunks.push(chunk);
+      turn.body_bytes += chunk.length + chunk_cost;
+      lifetime.body_bytes += chunk.length + chunk_cost;
+      if (lifetime.body_bytes > Math.max(body_budget, 2 * MAXBODY))
+        reject(new refusal('many_bodies'));
     });
-    request.once('end', () => resolve(Buffer.concat(chunks.splice(0)))); // nada fica com o pedido
+    request.once('end', () => resolve(Buffer.concat(chunks)));
     request.once('error', reject);
     turn.on_interrupt = () => reject(new Error('interrompido'));
     if (turn.interrupted) turn.on_interrupt();
   });
   return body.finally(() => {
     request.removeAllListeners('data'); // o que ainda vier não religa o prazo
+    chunks.length = 0; // nada fica com o pedido
     clearTimeout(timer);
   });
 }
@@ -2189,6 +1752,9 @@ function end_connection(socket: duplex_stream, why: refusal, reason: string): vo
   if (socket.writable) socket.end(is_over ? undefined : `${head}\r\n${body}`);
   destroy_later(socket);
 }
+
+/** O primeiro byte de uma conexão TLS, que não começa nenhum pedido HTTP. */
+const tls_handshake = 0x16;
 
 /**
  * Responde o que o analisador do Node recusou, e fecha a conexão. Se foi no corpo de um pedido, é
@@ -2278,6 +1844,19 @@ function hide_api_keys(headers: Record<string, string>): Record<string, string> 
 }
 
 /**
+ * Diz se os controles de um corpo, que em JSON são seis bytes cada, o fariam maior que em base64.
+ * As quebras de linha, as aspas e a barra, comuns em textos, são dois e não contam.
+ */
+function is_control_heavy(body: Buffer): boolean {
+  let controls = 0;
+  for (let index = 0; index < body.length; index += 1) {
+    const byte = body[index] ?? 0;
+    if (byte < 0x20 && (byte < 0x08 || byte > 0x0d || byte === 0x0b)) controls += 1;
+  }
+  return 5 * controls > body.length / 3;
+}
+
+/**
  * Monta a tarefa de um pedido.
  * @param request o pedido
  * @param body os bytes do corpo
@@ -2286,7 +1865,7 @@ function hide_api_keys(headers: Record<string, string>): Record<string, string> 
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
   const uuid = redis_link.uuid_head + random_uuid().slice(redis_link.uuid_head.length);
   const [task_key, task_list] = redis_keys(uuid);
-  const is_text = is_utf8(body);
+  const is_text = is_utf8(body) && !is_control_heavy(body);
   return {
     task_name: uuid,
     uuid,
@@ -2307,17 +1886,8 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
 // uma palavra de fim ou HTTP ABORT encerra. O que não é exatamente isso é linha: nada do que foi
 // empurrado some. Depois de uma cabeça RAW nada mais é lido: cada elemento segue byte a byte.
 
-/** Palavras e cabeças são curtas; elementos maiores que isto são linhas, sem mais exame. */
-const max_head_bytes = 64 * 1024;
-
-const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
-
 const abort_word = 'HTTP ABORT';
 const abort_bytes = Buffer.from(abort_word);
-
-/** Os bytes por que começam as palavras, as cabeças e os elementos em branco. */
-const word_starts = new Set(Buffer.from('EHR \t\r\n'));
-const blanks = new Set(Buffer.from(' \t\r\n'));
 
 const head_pattern = /^(?:HTTP|RAW)[ \t]+\d+(?:[\s{]|$)/;
 const valid_head_pattern = /^(HTTP|RAW)[ \t]+(\d{3})\s*(\{.*\})?$/s;
@@ -2325,20 +1895,7 @@ const valid_head_pattern = /^(HTTP|RAW)[ \t]+(\d{3})\s*(\{.*\})?$/s;
 /** Status de respostas sem corpo. */
 const bodyless_statuses = new Set([204, 205, 304]);
 
-/** Cabeçalhos que conduzem a resposta, ou que a identificam: são só do proxy. */
-const reserved_header =
-  /^(connection|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
-
-/** Os que descrevem os bytes do corpo, que só em RAW são os do worker. */
-const body_header = /^content-(length|encoding)$/i;
-
 const [feed_byte, return_byte] = [0x0a, 0x0d];
-
-/** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
-const examined_piece_bytes = 64 * 1024;
-
-/** Numa linha maior que isto, de um elemento com quebras, só os extremos dizem se é JSON. */
-const max_parsed_bytes = 1024 * 1024;
 
 /** Os cabeçalhos que um worker pede. */
 type worker_headers = Record<string, string | string[]>;
@@ -2362,6 +1919,13 @@ export type list_element =
 
 /** O worker desistiu, ou pediu o que não se pode cumprir: nada disso pode passar por inteiro. */
 class worker_fault extends Error {}
+
+/** Cabeçalhos que conduzem a resposta, ou que a identificam: são só do proxy. */
+const reserved_header =
+  /^(connection|transfer-encoding|keep-alive|upgrade|te|trailer|date|proxy-.*|server|x-author|x-task-(uuid|key|list))$/i;
+
+/** Os que descrevem os bytes do corpo, que só em RAW são os do worker. */
+const body_header = /^content-(length|encoding)$/i;
 
 /**
  * Confere um cabeçalho pedido por um worker.
@@ -2413,6 +1977,15 @@ function parse_head(text: string): head_element | string {
   return { kind: 'head', is_raw, status, headers: Object.fromEntries(headers), dropped };
 }
 
+/** Palavras e cabeças são curtas; elementos maiores que isto são linhas, sem mais exame. */
+const max_head_bytes = 64 * 1024;
+
+const end_words = new Set(['EOF', 'EOL', 'END-OF-FILE', 'END-OF-LIST']);
+
+/** Os bytes por que começam as palavras, as cabeças e os elementos em branco. */
+const word_starts = new Set(Buffer.from('EHR \t\r\n'));
+const blanks = new Set(Buffer.from(' \t\r\n'));
+
 /** Entende um elemento de uma resposta em linhas: devolve linha, cabeça, palavra ou nada. */
 export function parse_element(bytes: Buffer): list_element {
   // quase toda linha começa por outro byte, e não precisa virar texto
@@ -2454,6 +2027,9 @@ function* lines_within(bytes: Buffer): Generator<Buffer> {
   }
 }
 
+/** Numa linha maior que isto, de um elemento com quebras, só os extremos dizem se é JSON. */
+const max_parsed_bytes = 1024 * 1024;
+
 /** Devolve se `line` é um texto JSON. */
 function is_json(line: Buffer): boolean {
   if (line.length > max_parsed_bytes) {
@@ -2466,6 +2042,9 @@ function is_json(line: Buffer): boolean {
     return false;
   }
 }
+
+/** De quantos em quantos bytes o exame de um elemento enorme cede a vez. */
+const examined_piece_bytes = 64 * 1024;
 
 /**
  * Dá as linhas de um elemento com quebras: se cada uma é JSON, são linhas; senão é uma só, e cada
@@ -2530,66 +2109,59 @@ type stream_format = {
 /** Por que um fluxo está parado. Só "interval" pode ser encurtado por uma notícia do Redis. */
 type wait_kind = 'interval' | 'pause' | 'drain';
 
-/**
- * Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. `is_complete` diz que o
- * worker apagou a tarefa: ninguém mais escreve na lista; `said_end`, que empurrou uma palavra de
- * fim; `opening` é o que vai antes do primeiro evento; `bytes_left`, o que falta do Content-Length
- * do worker; `is_cut`, que o fim tem de ser um corte.
- */
+/** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
 type stream_state = {
+  // o pedido e a forma da resposta
   task: task_names;
   response: http.ServerResponse;
   turn: request_turn;
-  media_type: string;
-  format: stream_format;
-  receivers: number;
-  was_fed: boolean;
-  was_claimed: boolean;
+  media_type: string; // o que o Accept pediu
+  format: stream_format; // o que sai: depende também da cabeça
+  opening: string; // o que ainda vai antes do primeiro evento
+  bytes_left: number; // o que falta do Content-Length do worker
+  is_sending: boolean; // há linhas a meio caminho do cliente
+
+  // o worker
+  receivers: number; // quantos ouviram o anúncio
+  was_claimed: boolean; // já se viu a reserva dele
+  was_fed: boolean; // já se viu algo na lista
+  said_end: boolean; // empurrou uma palavra de fim
+  is_complete: boolean; // apagou a tarefa: ninguém mais escreve na lista
+  is_cut: boolean; // desistiu: o fim tem de ser um corte
+  odd_head: boolean; // já se registrou uma linha que parece cabeça
+
+  // o Redis: se o que some foi o worker que apagou
+  identity: string; // o servidor em que se viu a tarefa pela última vez
+  evictions: number; // quantas chaves ele tinha despejado então
+  expires_at: number; // antes disto a tarefa não pode ter expirado
+  renew_at: number; // quando renovar o TTL das chaves
+  keys_left: boolean; // na última consulta ainda havia chaves
+
+  // o ritmo
   started_at: number;
-  last_pop_at: number;
-  resume_at: number;
-  renew_at: number;
-  expires_at: number;
-  identity: string;
-  is_complete: boolean;
-  said_end: boolean;
-  keys_left: boolean;
-  batch: number;
+  last_pop_at: number; // o último elemento: dele conta MAXTIME
+  resume_at: number; // até quando vai a PAUSE
+  sent_at: number; // a última escrita: dela conta HEARTBEAT
+  batch: number; // quantas linhas pedir da próxima vez
+  open_timer: NodeJS.Timeout | undefined; // o de HEAD_WAIT
+  beat_timer: NodeJS.Timeout | undefined; // o de HEARTBEAT
+  waiting: wait_kind | undefined; // por que dorme, se dorme
+  has_news: boolean; // algo mudou desde a última consulta
+  wake: () => void; // encurta o sono de agora
+
+  // as contas do log
   elements: number;
   lines: number;
   bytes: number;
-  bytes_left: number;
-  opening: string;
-  is_sending: boolean;
-  odd_head: boolean;
-  dropped: number;
-  is_cut: boolean;
-  failure: string;
-  open_timer: NodeJS.Timeout | undefined;
-  beat_timer: NodeJS.Timeout | undefined;
-  sent_at: number;
-  waiting: wait_kind | undefined;
-  has_news: boolean;
-  wake: () => void;
+  dropped: number; // elementos de uma resposta sem corpo
+  failure: string; // por que não deu certo
 };
-
-/** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
-const max_batch = { lines: 512, bytes: 256 * 1024 };
 
 /** O que se escreve por vez: um cliente que lê ao menos isto a cada MAXTIME está vivo. */
 const write_slice_bytes = 64 * 1024;
 
-/** Até aqui linhas são copiadas juntas para uma só escrita; além, vão como vieram. */
-const max_copied_bytes = 1024 * 1024;
-
 /** O TTL é renovado a cada fração destas dele: duas renovações podem falhar sem dano. */
 const renewals_per_ttl = 3;
-
-/**
- * Com avisos, a consulta periódica é só proteção. O sorteio em volta de `every_ms` espalha os
- * fluxos parados; os que caem no mesmo quadro de `frame_ms` consultam juntos, numa ida e volta.
- */
-const safety_poll = { every_ms: 60_000, frame_ms: 100 };
 
 /** Uma linha por linha: o formato de todos os tipos de NDJSON, e o de quem escolhe outro tipo. */
 const ndjson_format: stream_format = {
@@ -2734,6 +2306,7 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     expires_at: now() + REDIS_TTL * 1000,
     identity: redis_link.identity,
     is_complete: false,
+    evictions: redis_link.evictions,
     said_end: false,
     keys_left: true,
     batch: 1,
@@ -2875,6 +2448,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
     const is_proof = task_exists || (stream.is_complete && has_lines);
     if (is_proof) stream.identity = identity || stream.identity;
+    if (task_exists) stream.evictions = redis_link.evictions;
     // um FLUSHALL entre a pergunta e a resposta já mudou a identidade
     const is_same = identity !== '' && identity === redis_link.identity;
     if (!is_proof && is_same && identity === stream.identity) stream.is_complete = true;
@@ -2884,6 +2458,9 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     return undefined;
   }
 }
+
+/** Com PAUSE 0 as linhas saem em lotes que dobram até aqui, enquanto forem pequenos. */
+const max_batch = { lines: 512, bytes: 256 * 1024 };
 
 /**
  * Decide quantas linhas retirar na próxima vez: dobra enquanto os lotes são pequenos, volta a uma
@@ -2928,6 +2505,9 @@ function note_odd_head(stream: stream_state, reason: string): void {
   if (!stream.odd_head) log('warn', 'head_as_line', { task: stream.task.uuid, reason });
   stream.odd_head = true;
 }
+
+/** Até aqui linhas são copiadas juntas para uma só escrita; além, vão como vieram. */
+const max_copied_bytes = 1024 * 1024;
 
 /**
  * Escreve bytes e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
@@ -3063,6 +2643,23 @@ function judge_absence(stream: stream_state): ending | undefined {
 }
 
 /**
+ * Confirma o fim de um fluxo que parece completo: se o Redis despejou chaves desde que se viu a
+ * tarefa, pode ter sido ele que a apagou, e a parte não pode passar pelo todo.
+ * @returns `verdict`, ou redis_lost, com o motivo em `failure`
+ */
+async function confirm_ending(stream: stream_state, verdict: ending): Promise<ending> {
+  if (verdict !== 'done' || !(await redis_evicted_since(stream.evictions))) return verdict;
+  stream.failure = `o Redis despejou chaves (${redis_link.eviction_policy}), talvez a da tarefa`;
+  return 'redis_lost';
+}
+
+/**
+ * Com avisos, a consulta periódica é só proteção. O sorteio em volta de `every_ms` espalha os
+ * fluxos parados; os que caem no mesmo quadro de `frame_ms` consultam juntos, numa ida e volta.
+ */
+const safety_poll = { every_ms: 60_000, frame_ms: 100 };
+
+/**
  * Dá o sono entre consultas a uma lista vazia.
  * @param stream o fluxo
  * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
@@ -3089,7 +2686,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
   await stream_wait(stream, idle_interval(stream), 'interval');
   for (;;) {
     if (stream.resume_at > now()) await stream_wait(stream, stream.resume_at - now(), 'pause');
-    if (turn.interrupted) return turn.interrupted;
+    if (turn.interrupted) return turn.interrupted; // o cliente saiu, ou o programa para
     const poll = await stream_poll(stream);
     // já: o envio pode demorar, e o Redis mudar
     const verdict = poll && !poll.task_exists && judge_absence(stream);
@@ -3097,14 +2694,14 @@ async function stream_loop(stream: stream_state): Promise<ending> {
       stream.batch = next_batch(stream.batch, poll.elements);
       await deliver(stream, poll.elements);
     }
-    if (poll?.refusal) throw poll.refusal;
+    if (poll?.refusal) throw poll.refusal; // o Redis recusa: failed
     if (poll?.list_exists) continue;
-    if (poll && stream.said_end) return verdict || 'done';
+    if (poll && stream.said_end) return verdict || 'done'; // a palavra de fim, e tudo já saiu
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
     if (poll?.task_exists && poll.elements.length > 0 && !redis_link.tracking) continue;
-    if (verdict) return verdict;
+    if (verdict) return confirm_ending(stream, verdict); // a tarefa sumiu: pelo worker, ou perdida
     if (turn.interrupted) continue;
-    if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost';
+    if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost'; // MAXTIME sem nada
     const pause_ms = poll ? idle_interval(stream) : Math.min(retry_ms, time_left(stream));
     await stream_wait(stream, pause_ms, 'interval');
   }
@@ -3233,19 +2830,13 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
 // Um despachante curto decide o que cada pedido é. Tudo o que for lançado daqui para baixo termina
 // a resposta e é registrado; um pedido ruim nunca derruba o processo.
 
-/** Chaves erradas, por rede, na janela corrente; a tabela tem tamanho certo, venha quem vier. */
-const wrong_keys = new Map<string, number>();
-
-/** Quantas erradas não custam espera, quanto custam as outras, e os limites de wrong_keys. */
-const guessing = { free: 10, delay_ms: 1000, window_ms: 60_000, networks: 10_000 };
-
 /**
  * Traduz o que deu errado no Redis antes de haver fluxo.
- * @param error o que foi lançado
- * @returns 503 se o Redis recusou, 504 se não respondeu
+ * @returns 503 se o Redis recusou, ou é só de leitura; 504 se não respondeu
  */
 function refusal_for(error: unknown): refusal {
-  if (is_refusal(error)) return new refusal(refusal_reason(error));
+  const is_read_only = error instanceof error_reply && /^READONLY\b/.test(error.message);
+  if (is_refusal(error) || is_read_only) return new refusal(refusal_reason(error as Error));
   return new refusal('redis_silent');
 }
 
@@ -3307,7 +2898,10 @@ async function serve_task(turn: request_turn): Promise<void> {
   if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
   try {
-    const stream = await open_stream(turn, await read_body(turn));
+    const opening = read_body(turn).then((body) => open_stream(turn, body));
+    const stream = await opening.finally(() => {
+      lifetime.body_bytes -= turn.body_bytes;
+    });
     await finish_stream(stream, await run_stream(stream));
   } finally {
     lifetime.tasks -= 1;
@@ -3362,6 +2956,12 @@ function is_returning({ headers, url = '' }: http.IncomingMessage): boolean {
   const query = new URLSearchParams(url.split('?')[1]).get('lastEventId');
   return [headers['last-event-id'], query].some((id) => uuid_v4_pattern.test(String(id)));
 }
+
+/** Chaves erradas, por rede, na janela corrente; a tabela tem tamanho certo, venha quem vier. */
+const wrong_keys = new Map<string, number>();
+
+/** Quantas erradas não custam espera, quanto custam as outras, e os limites de wrong_keys. */
+const guessing = { free: 10, delay_ms: 1000, window_ms: 60_000, networks: 10_000 };
 
 /**
  * Confere a chave de um pedido. A errada conta em RATE; sem ele, quem já errou muitas espera antes
@@ -3511,6 +3111,7 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
     response,
     interrupted: undefined,
     on_interrupt: () => {},
+    body_bytes: 0,
   };
   state.turns.add(turn);
   live_requests.add(turn);
@@ -3522,9 +3123,6 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
 // O que um processo conta de si, no formato de texto do Prometheus (0.0.4). Sai por uma porta só
 // para isto, METRICS_PORT: na outra todo caminho vira tarefa. Com WORKERS acima de 1 cada processo
 // assina as suas linhas com o rótulo worker, e somá-las cabe a quem lê: um que morre recomeça do 0.
-
-/** O formato do Prometheus; as outras páginas, de uma palavra, também são texto. */
-const metrics_type = 'text/plain; version=0.0.4; charset=utf-8';
 
 /** O valor de uma métrica. */
 type reading = number | histogram;
@@ -3620,6 +3218,11 @@ export const metrics_table = [
         ['polling', Number(!redis_link.tracking)],
       ]),
   ),
+  gauge(
+    'json_proxy_redis_eviction',
+    'Vale 1 se o Redis, cheio, joga chaves fora (maxmemory-policy).',
+    () => Number(redis_link.eviction_policy !== ''),
+  ),
   counter(
     'json_proxy_process_cpu_seconds_total',
     'Tempo de processador usado, do usuário e do sistema.',
@@ -3702,12 +3305,10 @@ function metrics_page(collected: string[][]): string {
   return blocks.join('');
 }
 
-/**
- * Diz se este processo pode receber pedidos: não está parando, e o Redis responde.
- * @returns true se pode
- */
+/** Diz se este processo pode receber pedidos: não está parando, e o Redis responde e guarda. */
 async function is_ready(): Promise<boolean> {
-  return !lifetime.stopping && (await redis_ping()) && !lifetime.stopping;
+  const may_write = () => !lifetime.stopping && redis_link.wrong_server === '';
+  return may_write() && (await redis_ping()) && may_write();
 }
 
 /** O que um processo conta ao supervisor, se há porta de métricas; `at` em ms desde 1970. */
@@ -3723,6 +3324,9 @@ const crew = {
   url: '',
   stopping: new AbortController(),
 };
+
+/** O formato do Prometheus; as outras páginas, de uma palavra, também são texto. */
+const metrics_type = 'text/plain; version=0.0.4; charset=utf-8';
 
 /**
  * Responde na porta das métricas, em nome deste processo ou, no supervisor, de todos.
@@ -3762,37 +3366,543 @@ async function answer_observer(
   response.end(body);
 }
 
+// ── Leitura das configurações ───────────────────────────────────────────────────────────────────
+// Uma tabela só (settings_table) alimenta a leitura, o --help e o manual: nome, opções, padrão e
+// leitor moram juntos. Os leitores devolvem um valor válido ou lançam o que seria aceito, e o
+// programa para ali, com código 2, sem tocar na rede. Senhas nunca são mostradas, nem as de URL.
+
+/** De onde veio o texto em vigor de uma configuração. */
+type setting_source = 'default' | 'environment' | 'argument';
+
+/** O texto em vigor de cada configuração, e sua origem, antes de ser interpretado. */
+type gathered_settings = Map<string, { text: string; source: setting_source; label: string }>;
+
+/** Erro de uso: a mensagem é a linha inteira que o usuário lê. */
+class usage_error extends Error {}
+
+/** Um TTL maior que isto não caberia no temporizador da varredura, que corre a cada REDIS_TTL. */
+const max_ttl_s = Math.floor(max_timer_ms / 1000);
+
+/** Uma string do Redis não passa de 512 MB; base64 e JSON aumentam o corpo em até seis vezes. */
+const max_body_setting = 64 * 1024 * 1024;
+
+/** O maior número de fluxos ao mesmo tempo que se pode pedir; o que cabe é a memória que diz. */
+const max_tasks_setting = 1_000_000;
+
+/** As gravidades, da mais grave para a menos. Não há "debug": o que vale uma linha já a tem. */
+const log_levels = Object.keys(log_priority) as log_level[];
+
+// Os leitores recebem em `text` o que o usuário deu, e devolvem o valor lido ou lançam Error com a
+// descrição do que é aceito.
+
+/** Lê um inteiro de `min` a `max`; `unit` ("ms", "s", "bytes") só aparece na mensagem. */
+export function parse_integer(text: string, min: number, max: number, unit = ''): number {
+  const value = Number(text);
+  if (/^\d{1,15}$/.test(text) && value >= min && value <= max) return value;
+  throw new Error(`um inteiro de ${min} a ${max}${unit && ` ${unit}`}`);
+}
+
+/** Nomes de chave e canal vão em cabeçalhos e logs: ASCII visível, de tamanho razoável. */
+const key_name_pattern = /^[\x21-\x7e]{1,200}$/;
+
+/** Lê um nome de chave, prefixo ou canal do Redis, como "ndjson_task_". */
+function parse_key_name(text: string): string {
+  if (key_name_pattern.test(text)) return text;
+  throw new Error('de 1 a 200 caracteres ASCII visíveis, sem espaços');
+}
+
+/** Lê um valor que vai inteiro em um cabeçalho HTTP. */
+function parse_header_value(text: string): string {
+  if (/^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$/.test(text)) return text;
+  throw new Error('texto ASCII visível, sem espaço no começo nem no fim');
+}
+
+/** Lê um texto que será enviado como uma linha da resposta. */
+function parse_line(text: string): string {
+  if (text.trim() !== '' && !/[\r\n]/.test(text)) return text;
+  throw new Error('uma linha de texto, não vazia, sem quebras');
+}
+
+/** Lê um endereço IP ou nome em que escutar: "0.0.0.0", "::" ou "localhost". */
+function parse_host(text: string): string {
+  if (/^[\w.-]+$/.test(text) || is_ipv6(text)) return text;
+  throw new Error('um endereço IPv4, um IPv6 sem colchetes ou um nome de host');
+}
+
+/** Lê "on", "off", "1", "0", "true" ou "false", em qualquer caixa; devolve true se ligado. */
+export function parse_switch(text: string): boolean {
+  if (/^(on|1|true)$/i.test(text)) return true;
+  if (/^(off|0|false)$/i.test(text)) return false;
+  throw new Error('on, off, 1, 0, true ou false');
+}
+
+/** Lê uma de poucas palavras, `words`, em minúsculas; o texto pode vir em qualquer caixa. */
+export function parse_choice<word>(text: string, words: readonly word[]): word {
+  const chosen = words.find((word) => word === (text.toLowerCase() as word));
+  if (chosen !== undefined) return chosen;
+  throw new Error(words.join(', ').replace(/, (?=[^,]*$)/, ' ou '));
+}
+
+/** Cada processo é um Node inteiro: mais do que isto esgotaria antes a memória e um só Redis. */
+const max_workers = 64;
+
+/** Lê quantos processos atendem, até max_workers; "auto" é um por núcleo. */
+export function parse_workers(text: string): number {
+  if (/^auto$/i.test(text)) return Math.min(available_parallelism(), max_workers);
+  try {
+    return parse_integer(text, 1, max_workers);
+  } catch (error) {
+    throw new Error(`auto ou ${(error as Error).message}`);
+  }
+}
+
+/** Devolve o conteúdo do arquivo `file`, dado numa configuração. */
+function read_setting_file(file: string): string {
+  try {
+    return read_file(file, 'utf8');
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException;
+    throw new Error(`o caminho de um arquivo que se possa ler (${code})`);
+  }
+}
+
+/** Lê o caminho de um arquivo que se possa ler; vazio desliga. */
+function parse_file(text: string): string {
+  if (text !== '') read_setting_file(text);
+  return text;
+}
+
+/** Devolve o certificado e a chave de TLS_CERT e TLS_KEY, em PEM; lança se não formam um par. */
+function read_tls_pair() {
+  const pair = { cert: read_setting_file(TLS_CERT), key: read_setting_file(TLS_KEY) };
+  make_tls_context(pair);
+  return pair;
+}
+
+/** Lê chaves de API separadas por vírgula ou quebra de linha; devolve o resumo de cada uma. */
+function parse_api_keys(text: string): Buffer[] {
+  const keys = text.split(/[,\r\n]+/).map((key) => key.trim());
+  const given = keys.filter((key) => key !== '');
+  const usable = given.length > 0 && given.every((key) => /^[\x21-\x7e]+$/.test(key));
+  if (!usable) throw new Error('uma ou mais chaves em ASCII visível, separadas por vírgula');
+  return given.map(hash_key);
+}
+
+/** O maior número de pedidos por janela, e a maior janela, de um dia. */
+const max_rate = { count: 1_000_000, seconds: 86_400 };
+
+/** Lê um limite como "60/60", pedidos e segundos; vazio desliga e dá undefined. */
+export function parse_rate(text: string): rate_limit | undefined {
+  if (text === '') return undefined;
+  const [count = '', seconds = '', ...rest] = text.split('/');
+  try {
+    if (rest.length > 0) throw new Error('barras demais');
+    return {
+      count: parse_integer(count, 1, max_rate.count),
+      seconds: parse_integer(seconds, 1, max_rate.seconds),
+    };
+  } catch {
+    throw new Error(
+      `pedidos/segundos, como 60/60: de 1 a ${max_rate.count} e de 1 a ${max_rate.seconds} s`,
+    );
+  }
+}
+
+/** Lê "*" ou origens separadas por vírgula, na forma em que o navegador as manda. */
+export function parse_origins(text: string): string[] {
+  if (text === '') return [];
+  const origins = text.split(',').map((origin) => origin.trim());
+  const is_origin = (origin: string) =>
+    !origin.includes('*') && URL.canParse(origin) && new URL(origin).origin === origin;
+  const bad = origins.find((origin) => origin !== '*' && !is_origin(origin));
+  if (bad === undefined) return origins;
+  const form = '* ou origens separadas por vírgula, como https://exemplo.com.br';
+  throw new Error(`${form}, sem curinga nem barra no fim; ${JSON.stringify(bad)} nunca casaria`);
+}
+
+/**
+ * Monta um endereço do Redis a partir das partes capturadas, com os padrões do protocolo.
+ * @param parts partes conhecidas, ainda em texto; ausente ou vazio vale o padrão
+ * @returns o endereço completo
+ * @throws Error se porta ou banco estiverem fora dos limites
+ */
+function make_redis_address(parts: Record<string, string | undefined>): redis_address {
+  return {
+    tls: parts.scheme?.toLowerCase() === 'rediss',
+    host: (parts.host ?? '').replace(/^\[(.*)\]$/, '$1'),
+    port: parse_integer(parts.port || '6379', 1, 65535),
+    socket_path: parts.path ?? '',
+    database: parse_integer(parts.database || '0', 0, 2 ** 31 - 1),
+    username: decodeURIComponent(parts.username ?? ''),
+    password: decodeURIComponent(parts.password ?? ''),
+  };
+}
+
+const redis_forms =
+  'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
+  '/caminho/redis.sock[?db=N] ou unix:/caminho/redis.sock[?db=N]';
+
+/**
+ * Separa um endereço do Redis em suas partes.
+ * @param text uma das formas de `redis_forms`
+ * @returns o endereço: parse_redis_server("h:1/2") dá host "h", port 1, database 2
+ * @throws Error com a descrição do que é aceito
+ */
+export function parse_redis_server(text: string): redis_address {
+  const userinfo = '(?:(?<username>[^:@/]*)(?::(?<password>.*))?@)?';
+  const host = '(?<host>\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::(?<port>\\d+))?(?:/(?<database>\\d*))?';
+  const forms = [
+    new RegExp(`^${host}$`, 'i'),
+    new RegExp(`^(?<scheme>rediss?)://${userinfo}${host}$`, 'i'),
+    new RegExp(`^(?:unix:(?://${userinfo})?)?(?<path>/[^?]*[^?/])(?:\\?db=(?<database>\\d+))?$`),
+  ];
+  for (const form of forms) {
+    const parts = form.exec(text)?.groups;
+    if (!parts || (parts.host?.startsWith('[') && !is_ipv6(parts.host.slice(1, -1)))) continue;
+    try {
+      return make_redis_address(parts);
+    } catch {
+      break; // a forma é conhecida, mas um número ou um %XX dela não vale
+    }
+  }
+  throw new Error(`${redis_forms}; porta de 1 a 65535`);
+}
+
+/** O que se mostra de um endereço: outra forma, malformada, pode ter a senha em qualquer lugar. */
+const harmless_addresses = [
+  /^(rediss?:\/\/)?(\*\*\*@)?(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(\/\d{0,10})?$/i,
+  /^(unix:(\/\/(\*\*\*@)?)?)?\/[^?\x00-\x1f]*(\?db=\d*)?$/i,
+];
+
+/** Devolve o endereço `text`, que pode ser malformado, com "***" em vez do que pode ser senha. */
+export function redact_address(text: string): string {
+  const shown = text.replace(/^([a-z]+:\/\/)?.*@/is, '$1***@');
+  return harmless_addresses.some((form) => form.test(shown)) ? shown : '***';
+}
+
+/**
+ * Uma linha da tabela de configurações.
+ * @param form variável, opções e padrão: "HTTP_PORT -p --port 8771"
+ * @param help o que ela diz no --help
+ * @param read lê o texto e preenche a global; lança Error com a descrição do que é aceito
+ * @returns a linha; o que ela guarda é segredo, ou caminho de arquivo, conforme o nome
+ */
+function row(form: string, help: string, read: (text: string) => void) {
+  const [, name = '', short = '', long = '', fallback = ''] =
+    /^(\w+) (?:-(\w) )?--([\w-]+) ?(.*)$/.exec(form) ?? [];
+  const is_secret = /^(REDIS_PASSWORD|API_KEY)$/.test(name);
+  return { name, short, long, fallback, help, is_secret, is_path: /_FILE$|^TLS_/.test(name), read };
+}
+
+/** Todas as configurações, na ordem em que o --help as mostra. */
+export const settings_table = [
+  row('HTTP_PORT -p --port 8771', 'porta HTTP; 0 escolhe uma livre', (text) => {
+    HTTP_PORT = parse_integer(text, 0, 65535);
+  }),
+  row('REDIS_SERVER -R --redis 127.0.0.1:6379/1', 'servidor Redis, host:porta/banco', (text) => {
+    REDIS_SERVER = parse_redis_server(text);
+  }),
+  row('REDIS_PASSWORD -S --secret', 'senha do Redis; vence a da URL', (text) => {
+    REDIS_PASSWORD = text;
+  }),
+  row('REDIS_CHANNEL -C --channel ndjson_jobs', 'canal que anuncia as tarefas', (text) => {
+    REDIS_CHANNEL = parse_key_name(text);
+  }),
+  row('REDIS_PREFIX -X --prefix ndjson_task_', 'prefixo da chave da tarefa', (text) => {
+    REDIS_PREFIX = parse_key_name(text);
+  }),
+  row('INTERVAL -i --interval 200', 'ms entre consultas a uma lista vazia', (text) => {
+    INTERVAL = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('PAUSE -P --pause 20', 'ms de pausa após cada linha enviada', (text) => {
+    PAUSE = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('MAXTIME -t --maxtime 45000', 'ms de espera máxima desde a última linha', (text) => {
+    MAXTIME = parse_integer(text, 1, max_timer_ms, 'ms');
+  }),
+  row(
+    'MAXTIME_ERROR -E --maxtime-error {"error": "timeout"}',
+    'a linha de quando MAXTIME se esgota',
+    (text) => {
+      MAXTIME_ERROR = parse_line(text);
+    },
+  ),
+  row('SERVERNAME -s --servername py-ndjson-proxy', 'valor do cabeçalho Server', (text) => {
+    SERVERNAME = parse_header_value(text);
+  }),
+  row('HTTP_HOST --host 0.0.0.0', 'endereço em que escutar', (text) => {
+    HTTP_HOST = parse_host(text);
+  }),
+  row('REDIS_LIST_PREFIX -L --list-prefix ndjson_list_', 'prefixo da lista de linhas', (text) => {
+    REDIS_LIST_PREFIX = parse_key_name(text);
+  }),
+  row('REDIS_TTL --ttl 600', 's de vida das chaves sem renovação', (text) => {
+    REDIS_TTL = parse_integer(text, 1, max_ttl_s, 's');
+  }),
+  row('GRACE --grace 10000', 'ms para os fluxos terminarem após SIGTERM', (text) => {
+    GRACE = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('MAXBODY --maxbody 10485760', 'bytes que o corpo de um pedido pode ter', (text) => {
+    MAXBODY = parse_integer(text, 0, max_body_setting, 'bytes');
+  }),
+  row('WAKEUP --wakeup on', 'acordar pelo Redis em vez de só consultar: on ou off', (text) => {
+    WAKEUP = parse_switch(text);
+  }),
+  row('WORKERS -w --workers 1', 'processos que atendem; auto é um por núcleo', (text) => {
+    WORKERS = parse_workers(text);
+  }),
+  row('MAXTASKS --maxtasks 10000', 'fluxos ao mesmo tempo por processo; além, 503', (text) => {
+    MAXTASKS = parse_integer(text, 1, max_tasks_setting);
+  }),
+  row('FAILFAST --failfast off', '503 na hora se ninguém ouve o canal: on ou off', (text) => {
+    FAILFAST = parse_switch(text);
+  }),
+  row('HEARTBEAT --heartbeat 0', 'ms sem enviar nada até um keepalive; 0 desliga', (text) => {
+    HEARTBEAT = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('HEAD_WAIT --head-wait 10000', 'ms que os cabeçalhos esperam pelo worker', (text) => {
+    HEAD_WAIT = parse_integer(text, 0, max_timer_ms, 'ms');
+  }),
+  row('API_KEY --api-key', 'chaves que os clientes devem mandar, com vírgulas', (text) => {
+    API_KEY = text === '' ? [] : parse_api_keys(text);
+  }),
+  row('API_KEY_FILE --api-key-file', 'arquivo com as chaves de API_KEY', (text) => {
+    if (text !== '') API_KEY = parse_api_keys(read_setting_file(text));
+  }),
+  row('REDIS_PASSWORD_FILE --secret-file', 'arquivo com a senha do Redis', (text) => {
+    if (text !== '') REDIS_PASSWORD = read_setting_file(text).replace(/\r?\n$/, '');
+  }),
+  row('RATE --rate', 'pedidos/segundos por endereço, como 60/60; além, 429', (text) => {
+    RATE = parse_rate(text);
+  }),
+  row('TRUST_PROXY --trust-proxy off', 'crer no X-Forwarded-For: on ou off', (text) => {
+    TRUST_PROXY = parse_switch(text);
+  }),
+  row('CORS_ORIGIN --cors-origin', 'origens que podem pedir pelo navegador, ou *', (text) => {
+    CORS_ORIGIN = parse_origins(text);
+  }),
+  row('TLS_CERT --tls-cert', 'arquivo do certificado, em PEM: atende por HTTPS', (text) => {
+    TLS_CERT = parse_file(text);
+  }),
+  row('TLS_KEY --tls-key', 'arquivo da chave do certificado, em PEM, sem senha', (text) => {
+    TLS_KEY = parse_file(text);
+  }),
+  row('LOG_FORMAT --log-format text', 'forma das linhas de log: text ou json', (text) => {
+    LOG_FORMAT = parse_choice(text, log_formats);
+  }),
+  row('LOG_LEVEL --log-level info', 'gravidade mínima do log: error, warn ou info', (text) => {
+    LOG_LEVEL = parse_choice(text, log_levels);
+  }),
+  row('METRICS_PORT --metrics-port 0', 'porta de /metrics, /live e /ready; 0 desliga', (text) => {
+    METRICS_PORT = parse_integer(text, 0, 65535);
+  }),
+  row('METRICS_HOST --metrics-host 127.0.0.1', 'endereço em que ela escuta', (text) => {
+    METRICS_HOST = parse_host(text);
+  }),
+];
+
+/** O que se mostra como caminho; outra coisa pode ser o próprio segredo, dado por engano. */
+const path_pattern = /^([./~]|[\w-]+\.\w+$)[^\x00-\x1f]*$/;
+
+/**
+ * Mostra o valor de uma configuração sem revelar segredos.
+ * @param of linha da tabela
+ * @param text valor em texto
+ * @returns o texto; "***" no lugar de um segredo, ou do que foi dado em vez do caminho dele;
+ *   endereços sem usuário e senha
+ */
+function show_setting(of: ReturnType<typeof row>, text: string): string {
+  const is_hidden = of.is_secret || (of.is_path && !path_pattern.test(text));
+  if (is_hidden) return text === '' ? '' : '***';
+  return of.name === 'REDIS_SERVER' ? redact_address(text) : text;
+}
+
+/** O que existe noutro lugar e não aqui, o Node ou o py-ndjson-proxy, e o que usar. */
+const foreign_names = new Map([
+  ['env-file', 'é do Node, e vai antes do programa: node --env-file=.env json-proxy.js'],
+  ['m', 'aqui é -t (MAXTIME, em ms)'],
+  ['d', 'não há modo debug; veja LOG_LEVEL (--log-level)'],
+  ['debug', 'não há modo debug; veja LOG_LEVEL (--log-level)'],
+  ['key-prefix', 'aqui é -X (REDIS_PREFIX), com o separador no fim: ndjson_task_'],
+]);
+
+/**
+ * Separa os argumentos da linha de comando. Nenhum erro mostra um valor, nem um argumento solto:
+ * pode ser uma senha que escapou da sua opção (`--secret= abc`, `-secret abc`).
+ * @param argv argumentos sem o nome do programa
+ * @returns por nome longo, o texto de cada opção dada e como o usuário a escreveu
+ * @throws usage_error em opção desconhecida, opção sem valor ou argumento solto
+ */
+function read_arguments(argv: string[]): Map<string, { text: string; label: string }> {
+  const options: Record<string, { type: 'string' | 'boolean'; short?: string }> = {
+    help: { type: 'boolean', short: 'h' },
+    version: { type: 'boolean', short: 'V' },
+  };
+  for (const { long, short } of settings_table) {
+    options[long] = { type: 'string', ...(short && { short }) };
+  }
+  const { tokens } = parse_args({ args: argv, options, strict: false, tokens: true });
+  const given = new Map<string, { text: string; label: string }>();
+  for (const token of tokens) {
+    if (token.kind === 'option-terminator') continue;
+    if (token.kind === 'positional') {
+      const where = `na posição ${token.index + 1}`;
+      throw new usage_error(`argumento inesperado ${where}; só opções são aceitas, veja --help`);
+    }
+    const label = token.rawName;
+    const known = Object.hasOwn(options, token.name) && options[token.name];
+    if (!known) {
+      const shown = label.replace(/^(--(?:secret|redis|api-key)).+$/s, '$1…');
+      const advice = foreign_names.get(token.name) ?? '--help mostra as aceitas';
+      throw new usage_error(`opção desconhecida: ${shown}; ${advice}`);
+    }
+    const text = known.type === 'boolean' ? '' : token.value;
+    if (text === undefined) throw new usage_error(`falta o valor de ${label}; veja --help`);
+    given.set(token.name, { text, label });
+  }
+  return given;
+}
+
+/**
+ * Confere o certificado e a chave do HTTPS: nenhum dos dois, ou um par.
+ * @throws usage_error que os nomeia e diz o que é aceito
+ */
+function check_tls_settings(): void {
+  if (TLS_CERT === '' && TLS_KEY === '') return;
+  const shown = `TLS_CERT ${JSON.stringify(TLS_CERT)} e TLS_KEY ${JSON.stringify(TLS_KEY)}`;
+  const accepted = 'aceito: os dois, em PEM, a chave sem senha e deste certificado';
+  if (TLS_CERT === '' || TLS_KEY === '') throw new usage_error(`${shown} inválidos; ${accepted}`);
+  try {
+    read_tls_pair();
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    throw new usage_error(`${shown} inválidos (${code ?? message}); ${accepted}`);
+  }
+}
+
+/** Duas formas da mesma configuração: só uma pode ser dada. */
+const rival_settings = [
+  ['API_KEY', 'API_KEY_FILE'],
+  ['REDIS_PASSWORD', 'REDIS_PASSWORD_FILE'],
+] as const;
+
+/**
+ * Confere as configurações que só valem umas com as outras.
+ * @param gathered texto em vigor de cada configuração
+ * @throws usage_error que as nomeia e diz o que é aceito
+ */
+function check_settings_together(gathered: gathered_settings): void {
+  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix];
+  if (new Set(prefixes).size < prefixes.length) {
+    throw new usage_error(
+      `REDIS_PREFIX ${JSON.stringify(REDIS_PREFIX)} e REDIS_LIST_PREFIX ` +
+        `${JSON.stringify(REDIS_LIST_PREFIX)} inválidos; aceito: diferentes entre si, de ` +
+        `${JSON.stringify(claim_prefix)} e de ${JSON.stringify(rate_prefix)}`,
+    );
+  }
+  const is_given = (name: string) => (gathered.get(name)?.text ?? '') !== '';
+  for (const name of ['API_KEY', 'API_KEY_FILE']) {
+    // uma variável que o shell não achou deixaria a porta aberta; no ambiente, vazia é ausente
+    if (is_given(name) || gathered.get(name)?.source !== 'argument') continue;
+    throw new usage_error(`${name} dado vazio; aceito: uma chave ao menos, ou a opção ausente`);
+  }
+  for (const [plain, file] of rival_settings) {
+    if (is_given(plain) && is_given(file)) {
+      throw new usage_error(`${plain} e ${file} dados ao mesmo tempo; aceito: só um deles`);
+    }
+  }
+  if (METRICS_PORT > 0 && METRICS_PORT === HTTP_PORT) {
+    throw new usage_error(`METRICS_PORT inválido: "${METRICS_PORT}"; aceito: não a de HTTP_PORT`);
+  }
+  check_tls_settings();
+}
+
+/**
+ * Lê todas as configurações e as deixa nas variáveis globais: padrão < ambiente < argumento.
+ * Variável de ambiente vazia vale como ausente (é o que o compose produz com `${X:-}`).
+ * @param argv argumentos sem o nome do programa
+ * @param env variáveis de ambiente
+ * @returns "help" ou "version" se foi pedido (nada é aplicado), ou "run"; e os textos em vigor
+ * @throws usage_error que nomeia a configuração, o valor e o que é aceito
+ */
+export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
+  const given = read_arguments(argv);
+  const gathered: gathered_settings = new Map();
+  for (const { name, long, fallback } of settings_table) {
+    const argument = given.get(long);
+    const variable = env[name];
+    const found = argument
+      ? { ...argument, source: 'argument' as const }
+      : variable
+        ? { text: variable, label: 'ambiente', source: 'environment' as const }
+        : { text: fallback, label: 'padrão', source: 'default' as const };
+    gathered.set(name, found);
+  }
+  if (given.has('help')) return { action: 'help' as const, gathered };
+  if (given.has('version')) return { action: 'version' as const, gathered };
+  if (env.REDIS_KEY_PREFIX) {
+    const advice = foreign_names.get('key-prefix');
+    throw new usage_error(`REDIS_KEY_PREFIX (ambiente) desconhecida; ${advice}`);
+  }
+  for (const entry of settings_table) {
+    const { text, label } = gathered.get(entry.name) ?? { text: '', label: '' };
+    try {
+      entry.read(text);
+    } catch (error) {
+      const shown = JSON.stringify(show_setting(entry, text));
+      const accepted = (error as Error).message;
+      throw new usage_error(`${entry.name} (${label}) inválido: ${shown}; aceito: ${accepted}`);
+    }
+  }
+  check_settings_together(gathered);
+  return { action: 'run' as const, gathered };
+}
+
+/**
+ * Monta o texto do --help.
+ * @param gathered texto em vigor de cada configuração
+ * @returns o texto, com a tabela gerada de `settings_table`
+ */
+export function help_text(gathered: gathered_settings): string {
+  const lines = [
+    `json-proxy ${version}: HTTP que responde em NDJSON o que um worker põe no Redis.`,
+    '',
+    'Uso: node json-proxy.js [opções]',
+    '     node json-proxy.js -p 8771 -R 127.0.0.1:6379/1',
+    '',
+    'Precedência: padrão < variável de ambiente < argumento.',
+    '',
+  ];
+  const row_text = (flags: string, name: string, fallback: string, in_force: string) =>
+    `${flags.padEnd(18)} ${name.padEnd(19)} ${fallback.padEnd(20)} ${in_force}`;
+  lines.push(row_text('opção', 'variável', 'padrão', 'em vigor'), '');
+  for (const row of settings_table) {
+    const flags = `${row.short ? `-${row.short} ` : '   '}--${row.long}`;
+    const in_force = show_setting(row, gathered.get(row.name)?.text ?? row.fallback);
+    lines.push(row_text(flags, row.name, row.fallback || '(vazio)', in_force || '(vazio)'));
+    lines.push(`      ${row.help}`);
+  }
+  lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
+  lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
+  lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
+  lines.push('/caminho/redis.sock[?db=N] e unix:/caminho/redis.sock[?db=N].');
+  lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
+  return `${lines.join('\n')}\n`;
+}
+
 // ── Vida do processo ────────────────────────────────────────────────────────────────────────────
 // Subir: configurações, Redis, porta. Descer: parar de aceitar, dar GRACE aos fluxos, encerrar os
 // que restam com uma linha de erro, limpar o Redis. O segundo sinal sai na hora. Com WORKERS acima
 // de 1 essa é a vida de cada processo, e a do supervisor é cuidar deles, sem atender ninguém.
 
-/** De quanto em quanto tempo o certificado é relido. */
-const certificate_check_ms = 10_000;
-
-/** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
-const farewell_ms = 3000;
-
-/** De quanto em quanto tempo a parada confere se restam pedidos. */
-const drain_check_ms = 20;
-
-/** Quanto a saída espera por um leitor do log que se atrasou. */
-const log_limit_ms = 2000;
-
-/**
- * Da morte de um processo ao seu substituto: dobra a partir do primeiro valor até o segundo, e
- * recomeça quando um deles vive o terceiro.
- */
-const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
-
 /** O que pede a parada graciosa: o serviço, o Ctrl-C, o terminal que se fecha. */
 const stop_signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
 
-/** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
-const usage_exit_code = 2;
-
 /** Como um processo terminou: o código de saída, ou do erro que não o deixou subir; ou o sinal. */
 type process_end = { code: number | string } | { signal: string };
+
+/** De quanto em quanto tempo o certificado é relido. */
+const certificate_check_ms = 10_000;
 
 /**
  * Cria o servidor HTTPS, que relê o seu certificado quando os arquivos mudam: quem o renova só
@@ -3895,6 +4005,9 @@ async function listen(server: http.Server, port: number, host: string): Promise<
   return (server.address() as address_info).port;
 }
 
+/** De quanto em quanto tempo a parada confere se restam pedidos. */
+const drain_check_ms = 20;
+
 /**
  * Espera os pedidos em andamento terminarem.
  * @param ms prazo em milissegundos
@@ -3903,6 +4016,9 @@ async function requests_over(ms: number): Promise<void> {
   const deadline = now() + ms;
   while (live_requests.size > 0 && now() < deadline) await sleep(drain_check_ms);
 }
+
+/** Quanto a saída espera por um leitor do log que se atrasou. */
+const log_limit_ms = 2000;
 
 /**
  * Espera o log sair. Numa pipe cheia a escrita é assíncrona, e process.exit perderia o que falta.
@@ -3916,6 +4032,9 @@ async function log_sent(): Promise<void> {
 
 /** O que se diz a quem deu um Ctrl-C num terminal e talvez não queira esperar. */
 const ctrl_c_hint = 'outro Ctrl-C sai já, sem limpar o Redis';
+
+/** Depois de GRACE, quanto se espera pelas últimas linhas e pelas limpezas. */
+const farewell_ms = 3000;
 
 /**
  * Para o processo: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
@@ -4069,6 +4188,12 @@ function run_process(slot: number): Promise<process_end> {
 }
 
 /**
+ * Da morte de um processo ao seu substituto: dobra a partir do primeiro valor até o segundo, e
+ * recomeça quando um deles vive o terceiro.
+ */
+const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
+
+/**
  * Mantém um processo no ar até a parada: quando ele morre, sobe outro, depois de uma pausa que
  * cresce. Só o primeiro, antes de atender, encerra o programa: o Redis ou a porta não servem.
  * @param slot o número dele
@@ -4167,6 +4292,9 @@ async function start(): Promise<void> {
   if (METRICS_PORT > 0 && worker_slot === 0) await open_metrics();
   await (leads ? supervise() : serve());
 }
+
+/** Código de saída de erro de uso, como o das ferramentas de linha de comando. */
+const usage_exit_code = 2;
 
 /**
  * Entrada: lê as configurações e faz o que foi pedido. Erro de uso: uma linha em stderr e código 2.

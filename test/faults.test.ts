@@ -112,7 +112,7 @@ const troubles: Record<string, trouble> = {
     status: 503,
     error: read_only_line,
     log: / create_failed task=\S+ reason="READONLY /,
-    last_line: read_only_line,
+    last_line: lost_line, // os dados passaram a ser os do outro
   },
   'réplica que perdeu o mestre e não serve dados velhos': {
     enter: async (db) => {
@@ -122,8 +122,7 @@ const troubles: Record<string, trouble> = {
     leave: ['REPLICAOF', 'NO', 'ONE'],
     status: 504,
     error: silent_line,
-    log: / ping_failed reason="MASTERDOWN /,
-    last_line: read_only_line, // o LPOP é uma escrita, e isso o Redis confere antes
+    log: / ping_failed reason="esse Redis é uma réplica;/,
   },
 };
 
@@ -222,7 +221,7 @@ async function cut_links(db: redis_client): Promise<void> {
  * @param port porta do Redis
  * @returns `server`: o endereço dele; `swallow`: as conexões de agora se calam sem fechar, as novas
  *   não; `cut_after`: a conexão que trouxer o texto é cortada, uma vez, logo depois da resposta
- *   dele
+ *   dele; `point_at`: as conexões novas vão a outra porta
  */
 async function start_relay(port: number) {
   const pairs: [net.Socket, net.Socket][] = [];
@@ -230,8 +229,12 @@ async function start_relay(port: number) {
   const cut_after = (text: string) => {
     cut.text = text;
   };
+  let target = port;
+  const point_at = (other: number) => {
+    target = other;
+  };
   const relay = net.createServer((near) => {
-    const far = net.connect(port, '127.0.0.1');
+    const far = net.connect(target, '127.0.0.1');
     for (const socket of [near, far]) socket.on('error', () => {});
     near.pipe(far);
     far.on('end', () => near.end());
@@ -260,7 +263,8 @@ async function start_relay(port: number) {
       far.resume();
     }
   };
-  return { server: `127.0.0.1:${(relay.address() as net.AddressInfo).port}/1`, swallow, cut_after };
+  const server = `127.0.0.1:${(relay.address() as net.AddressInfo).port}/1`;
+  return { server, swallow, cut_after, point_at };
 }
 
 /**
@@ -287,13 +291,13 @@ async function go_through(trouble: trouble): Promise<void> {
   const reply = await fetch_all(proxy);
   assert.deepEqual([reply.status, reply.body], [trouble.status, `${trouble.error}\n`]);
   await proxy.wait_for(trouble.log);
+  await db.sendCommand(trouble.leave);
   if (trouble.last_line) {
     assert.deepEqual(await stream.rest(), [trouble.last_line]);
-    assert.deepEqual(await outcome_of(proxy, task), ['failed', '200', '1']);
-    await db.sendCommand(trouble.leave);
-    await db.del([task.task_key, task.task_list]); // o proxy não pôde
+    assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);
+    await see_tombstone(db, task);
+    await db.del(task.task_list);
   } else {
-    await db.sendCommand(trouble.leave);
     await db.rPush(task.task_list, ['2', 'EOF']);
     assert.deepEqual(await stream.rest(), ['2']);
     assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '2']);
@@ -552,6 +556,54 @@ const tests: Record<string, () => Promise<void>> = {
     await worker.client.rPush(task.task_list, ['2', 'EOF']);
     assert.deepEqual(await stream.rest(), ['2']);
     assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '3']);
+    await check_sound(proxy);
+  },
+
+  'primário trocado atrás do mesmo nome: pedidos novos e o fluxo aberto seguem no novo':
+    async () => {
+      const [old, heir] = await Promise.all([
+        start_redis(['--repl-diskless-sync-delay', '0']),
+        start_redis(['--repl-diskless-sync-delay', '0']),
+      ]);
+      const relay = await start_relay(old.port);
+      const proxy = await start_proxy({ server: relay.server }, [...forever, ...brisk]);
+      const [worker, next_worker] = await Promise.all([start_worker(old), start_worker(heir)]);
+      await next_worker.client.sendCommand(['REPLICAOF', '127.0.0.1', String(old.port)]);
+      const { stream, task } = await begin(proxy, worker, ['1']);
+      const has_task = async () => (await next_worker.client.exists(task.task_key)) > 0;
+      await until('réplica em dia', has_task);
+      await next_worker.client.sendCommand(['REPLICAOF', 'NO', 'ONE']);
+      await worker.client.sendCommand(['REPLICAOF', '127.0.0.1', String(heir.port)]);
+      relay.point_at(heir.port);
+      await delay(stale_answer_ms);
+      const reply = await fetch_all(proxy);
+      assert.deepEqual([reply.status, reply.body], [503, `${read_only_line}\n`]);
+      await proxy.wait_for(/ redis_down redis=\S+ reason="esse Redis é uma réplica;/);
+      await link_back(proxy);
+      await check_serving(proxy, next_worker);
+      await next_worker.client.rPush(task.task_list, ['2', 'EOF']);
+      assert.deepEqual(await stream.rest(), ['2']);
+      assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '2']);
+      await check_sound(proxy);
+    },
+
+  'tarefa despejada por falta de memória: não passa por terminada': async () => {
+    const { proxy, worker, db } = await set_scene(['--maxmemory-policy', 'volatile-ttl'], forever);
+    await proxy.wait_for(/ eviction policy=volatile-ttl hint=".*noeviction"\n/);
+    const [whole, torn] = [await begin(proxy, worker, ['1']), await begin(proxy, worker, ['1'])];
+    await db.del(whole.task.task_key); // apagada pelo worker, sem despejo nenhum
+    assert.deepEqual(await whole.stream.rest(), []);
+    assert.deepEqual(await outcome_of(proxy, whole.task), ['done', '200', '1']);
+    const used = Number(/^used_memory:(\d+)/m.exec(await db.info('memory'))?.[1]);
+    await db.configSet('maxmemory', String(used + 2_000_000));
+    for (let n = 0; (await db.exists(torn.task.task_key)) > 0; n += 1) {
+      await db.set(`outra:${n}`, 'x'.repeat(200_000)).catch(() => {});
+    }
+    assert.deepEqual(await torn.stream.rest(), [lost_line]);
+    const end = await end_of(proxy, torn.task);
+    assert.equal(end.ending, 'redis_lost');
+    assert.match(end.reason ?? '', /despejou chaves \(volatile-ttl\)/);
+    await db.configSet('maxmemory', '0');
     await check_sound(proxy);
   },
 

@@ -239,7 +239,8 @@ describe('o corpo da tarefa', () => {
     ['texto', 'a=1&b=2'],
     ['UTF-8 com emoji', 'ação 🚀 👩‍👩‍👧 \u{10ffff}'],
     ['BOM', '\ufeff{"a": 1}'],
-    ['NUL', 'a\0b\0'],
+    ['NUL', `a\0${'b'.repeat(20)}`],
+    ['aspas e quebras, que em JSON dobram', '"\\\n\t\r\b\f'],
     ['quebras de linha', 'a\r\nb\nc\r'],
     ['o caractere de substituição de verdade', 'a\ufffdb'],
     ['JSON com escapes', '{"a": "\\u0000 \\\\ \\" \u2028"}'],
@@ -258,6 +259,7 @@ describe('o corpo da tarefa', () => {
     ['UTF-8 cortado no meio', Buffer.from('🚀').subarray(0, 3)],
     ['forma longa demais', Buffer.from([0x61, 0xc0, 0x80])],
     ['substituto solto', Buffer.from([0xed, 0xa0, 0x80])],
+    ['o que em JSON ficaria seis vezes maior', Buffer.alloc(1_000_000)],
     ['gzip', Buffer.from([0x1f, 0x8b, 0x08, 0x00, 0xff])],
     ['todos os bytes', Buffer.from(Array.from({ length: 100_000 }, (_, index) => index % 256))],
   ];

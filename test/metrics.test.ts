@@ -362,6 +362,17 @@ describe('pronto ou não', { concurrency: 3 }, () => {
     assert.deepEqual(state(await read_metrics(proxy)), [1, 1]);
   });
 
+  test('com o Redis só de leitura, não: nenhuma tarefa seria guardada', async () => {
+    const own = await start_redis();
+    const { proxy, worker } = await set_scene([], own);
+    assert.equal(await status_of(proxy, '/ready'), 200);
+    await worker.client.sendCommand(['REPLICAOF', '127.0.0.1', '1']);
+    assert.equal((await fetch_all(proxy)).status, 503);
+    assert.equal(await status_of(proxy, '/ready'), 503);
+    await worker.client.sendCommand(['REPLICAOF', 'NO', 'ONE']);
+    await status_becomes(proxy, '/ready', 200);
+  });
+
   test('com o Redis congelado, não; as outras páginas não esperam por ele', async () => {
     const own = await start_redis();
     const { proxy } = await set_scene([], own);

@@ -11,6 +11,7 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
+import { marked as markdown } from 'marked';
 import { on_stop } from '../scripts/dev/local';
 import {
   connect_redis,
@@ -47,41 +48,22 @@ const kit_marks: Record<string, string> = {
 };
 
 /**
- * Separa as células de uma linha de tabela.
- * @param line por exemplo "| a | b |"
- * @returns as células: ["a", "b"]
- */
-function split_row(line: string): string[] {
-  const cells = line.split('|').slice(1, -1);
-  return cells.map((cell) => cell.trim());
-}
-
-/**
- * Acha as tabelas de um texto.
- * @param prose o texto, sem os blocos de código
- * @returns as tabelas, na ordem
- */
-function find_tables(prose: string): manual_table[] {
-  return (prose.match(/(?:^\|.*\|\n)+/gm) ?? []).map((text) => {
-    const [header = '', , ...rows] = text.trimEnd().split('\n');
-    return { header: split_row(header), rows: rows.map(split_row) };
-  });
-}
-
-/**
  * Lê um manual.
  * @param file caminho a partir da raiz do projeto, por exemplo "README.md"
  * @returns o manual em partes
  */
 export function read_manual(file: string): manual {
-  const text = read_file(path.join(root, file), 'utf8');
-  const blocks: code_block[] = [];
-  const prose = text.replace(/^```(\w*)\n([\s\S]*?)^```\n/gm, (_, language, code) => {
-    blocks.push({ language, text: code });
-    return '';
-  });
-  const headings = prose.match(/^#+ .*$/gm) ?? [];
-  return { file, headings, blocks, tables: find_tables(prose), prose };
+  const found: manual = { file, headings: [], blocks: [], tables: [], prose: '' };
+  const text_of = (cells: { text: string }[]) => cells.map(({ text }) => text);
+  for (const token of markdown.lexer(read_file(path.join(root, file), 'utf8'))) {
+    if (token.type === 'code') found.blocks.push({ language: token.lang, text: `${token.text}\n` });
+    else found.prose += token.raw;
+    if (token.type === 'heading') found.headings.push(token.raw.trimEnd());
+    if (token.type === 'table') {
+      found.tables.push({ header: text_of(token.header), rows: token.rows.map(text_of) });
+    }
+  }
+  return found;
 }
 
 /**

@@ -16,6 +16,7 @@ import {
 import path from 'node:path';
 import { before, describe } from 'node:test';
 import { version } from '../json-proxy';
+import { node_named, read_workflow, workflow_names } from './extra/n8n_helpers';
 import {
   exit_of,
   fetch_all,
@@ -251,5 +252,18 @@ test('o package-lock.json fixa tudo o que roda, e nada disso tem script de insta
     assert.match(name, /^(redis|@redis\/\w[\w-]*)$/);
     assert.match(String(integrity), /^sha512-/);
     assert.equal(has_script, undefined);
+  }
+});
+
+test('uma tarefa com $$, $& e o mais que o n8n até 1.111 expande chega como é', () => {
+  const text = JSON.stringify({ body: "$$ $& $` $' $1 {{ 1 }} \\u0024", headers: { 'X-$': '$' } });
+  for (const name of workflow_names) {
+    const expression = String(node_named(read_workflow(name), 'Task').parameters.jsonOutput);
+    const [, code = ''] = /^=\{\{(.*)\}\}$/s.exec(expression) ?? [];
+    const value: string = new Function('$json', `return ${code}`)({ task: text });
+    // o Edit Fields de antes trocava a expressão pelo valor dela assim
+    const written = expression.slice(1).replace(expression.slice(1), value);
+    assert.deepEqual(JSON.parse(written), JSON.parse(text), name);
+    assert.deepEqual(JSON.parse(value), JSON.parse(text), name);
   }
 });

@@ -183,6 +183,7 @@ describe('estilo', () => {
       'Fluxo',
       'Pedido',
       'Métricas',
+      'Leitura das configurações',
       'Vida do processo',
     ]);
     for (const [, name, text = ''] of banners) {

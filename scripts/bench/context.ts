@@ -55,10 +55,8 @@ export type scenario = {
 };
 
 /**
- * Mede uma vez. A falha de um concorrente vira uma observação; a do proxy ou de um piso, não.
- * @param scenario o nome da prova
- * @returns os números; undefined se o concorrente falhou
- * @throws o que a medição lançar, se não é de um concorrente
+ * Mede uma vez, na prova `scenario`; devolve undefined se um concorrente falhou, o que vira uma
+ * observação. A falha do proxy ou de um piso é lançada.
  */
 async function run_trial(
   context: bench_context,

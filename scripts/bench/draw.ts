@@ -20,18 +20,12 @@ const english_labels: [RegExp, string][] = [
   [/^nchan$/, 'nginx with nchan'],
 ];
 
-/**
- * Dá o nome de uma variante em inglês.
- * @param variant o nome nas medições
- */
+/** Dá o nome em inglês de `variant`. */
 function english_label(variant: string): string {
   return english_labels.find(([pattern]) => pattern.test(variant))?.[1] ?? variant;
 }
 
-/**
- * Dá o nome de um caso em inglês.
- * @param case_name por exemplo "100 fluxos"
- */
+/** Dá o nome em inglês de `case_name`: "100 streams" de "100 fluxos". */
 function english_case(case_name: string): string {
   return case_name
     .replace(/\d{4,}/, (digits) => Number(digits).toLocaleString('en-US'))
@@ -40,40 +34,25 @@ function english_case(case_name: string): string {
     .replace(/conexões$/, 'connections');
 }
 
-/**
- * Diz de quem é uma variante.
- * @param variant o nome nas medições
- */
+/** Diz de quem é `variant`: do proxy, de um piso ou de um concorrente. */
 function kind_of(variant: string): bar_kind {
   if (variant.startsWith('json-proxy')) return 'ours';
   return variant.startsWith('piso') ? 'floor' : 'peer';
 }
 
-/**
- * Escreve um número à maneira inglesa.
- * @param value o número
- * @returns por exemplo "1,234", "12.3" ou "0.38"
- */
+/** Dá `value` à maneira inglesa: "1,234", "12.3" ou "0.38". */
 function english_number(value: number): string {
   if (value >= 1000) return Math.round(value).toLocaleString('en-US');
   return value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2);
 }
 
-/**
- * Escreve uma quantidade por segundo, abreviada.
- * @param value a quantidade
- * @returns por exemplo "1.23 M", "48 k"
- */
+/** Dá `value`, por segundo, abreviado: "1.23 M", "48 k". */
 function english_rate(value: number): string {
   if (value >= 1e6) return `${(value / 1e6).toFixed(2)} M`;
   return value >= 1e4 ? `${Math.round(value / 1000)} k` : english_number(value);
 }
 
-/**
- * Fica só com o melhor dos pisos que variam o tamanho do lote.
- * @param items os resumos de um caso
- * @returns os resumos, com um piso lpop no máximo
- */
+/** Separa só o melhor dos pisos que variam o tamanho do lote. */
 function best_raw(items: summary[]): summary[] {
   const is_raw = ({ variant }: summary) => variant.startsWith('piso lpop');
   const rate = (item: summary) => item.values.rate?.median ?? 0;
@@ -82,10 +61,8 @@ function best_raw(items: summary[]): summary[] {
 }
 
 /**
- * Monta os grupos de um gráfico: um por caso.
- * @param summaries os resumos de uma prova
- * @param make_bar dá o valor e o texto de um resumo; undefined se não há o que mostrar
- * @returns os grupos, sem os vazios e sem aqueles em que falta alguém, que não comparam nada
+ * Monta os grupos de um gráfico, um por caso, sem os vazios e sem aqueles em que falta alguém, que
+ * não comparam nada.
  */
 function make_groups(
   summaries: summary[],
@@ -105,19 +82,13 @@ function make_groups(
   return groups.filter(({ bars }) => bars.length > 0);
 }
 
-/**
- * Dá a mediana de um número, se há.
- * @param name o nome do número
- */
+/** Dá a mediana do número `name`, se há. */
 function median(item: summary, name: string): number | undefined {
   const value = item.values[name]?.median;
   return value !== undefined && Number.isFinite(value) && value > 0 ? value : undefined;
 }
 
-/**
- * Monta barras simples a partir de um número.
- * @param name o nome do número
- */
+/** Cria o que make_groups quer, a partir do número `name`. */
 function simple_bar(name: string, show: (value: number) => string) {
   return (item: summary) => {
     const value = median(item, name);
@@ -125,7 +96,7 @@ function simple_bar(name: string, show: (value: number) => string) {
   };
 }
 
-/** Monta a faixa de demoras de um resumo, da mediana ao percentil 99. */
+/** Dá a faixa de demoras de um resumo, da mediana ao percentil 99. */
 function delay_range(item: summary) {
   const [value, end] = [median(item, 'p50'), median(item, 'p99')];
   if (value === undefined || end === undefined) return undefined;
@@ -162,10 +133,7 @@ const drawings: Record<
   },
 };
 
-/**
- * Desenha os gráficos que os resumos permitem.
- * @returns texto de cada SVG, por nome de arquivo
- */
+/** Monta os gráficos que os resumos permitem: texto de cada SVG, por nome de arquivo. */
 export function draw_charts(summaries: summary[], setting: chart_setting): Record<string, string> {
   const files: Record<string, string> = {};
   for (const [scenario, drawing] of Object.entries(drawings)) {

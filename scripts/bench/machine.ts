@@ -18,11 +18,7 @@ export type machine_facts = {
   peers: Record<string, string>;
 };
 
-/**
- * Descreve a máquina.
- * @param program caminho de json-proxy.js
- * @returns os fatos
- */
+/** Dá os fatos da máquina; `program` é o caminho de json-proxy.js. */
 export function describe_machine(program: string, peers: Record<string, string>): machine_facts {
   const cpus = os.cpus();
   const redis_text = command_output('redis-server', '--version');
@@ -38,18 +34,15 @@ export function describe_machine(program: string, peers: Record<string, string>)
   };
 }
 
-/**
- * Resume a máquina numa linha, em inglês, para o rodapé dos gráficos.
- * @returns por exemplo "AMD EPYC, 2 cores · Node v20.20.2 · Redis 7.0.15"
- */
+/** Monta uma linha em inglês sobre a máquina, para o rodapé dos gráficos. */
 export function machine_line(facts: machine_facts): string {
   const { cpu, cores, node, redis, program } = facts;
   return `${cpu}, ${cores} cores · Node ${node} · Redis ${redis} · json-proxy ${program}`;
 }
 
 /**
- * Lê quantos descritores um processo pode abrir. O Node pede sozinho o máximo permitido.
- * @returns o limite duro; infinito onde não se pode lê-lo
+ * Diz quantos descritores um processo pode abrir, que o Node pede sozinho; infinito onde não se
+ * pode ler.
  */
 export function open_files_limit(): number {
   try {

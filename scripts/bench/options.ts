@@ -76,12 +76,7 @@ export const help_text = `Uso: npm run bench -- [opções]
   -h, --help         esta ajuda
 `;
 
-/**
- * Lê um número positivo.
- * @param flag a opção, para a mensagem
- * @param is_integer se deve ser inteiro
- * @throws option_error
- */
+/** Lê um número positivo, o da opção `flag`; inteiro se `is_integer`. */
 function read_number(flag: string, text: string, is_integer: boolean): number {
   const value = Number(text);
   if (/^\d{1,9}(\.\d{1,3})?$/.test(text) && value > 0 && (!is_integer || value % 1 === 0)) {
@@ -91,11 +86,7 @@ function read_number(flag: string, text: string, is_integer: boolean): number {
   throw bad_option(flag, text, accepted);
 }
 
-/**
- * Aplica ao plano os ajustes dados na linha de comando.
- * @returns o plano ajustado
- * @throws option_error
- */
+/** Dá o plano com os ajustes da linha de comando. */
 function adjust_plan(
   plan: bench_plan,
   values: { [name: string]: string | boolean | undefined },

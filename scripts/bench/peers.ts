@@ -33,10 +33,7 @@ export const peer_notes: Record<string, string> = {
     'perde mensagens além de 32.768 num canal no mesmo segundo',
 };
 
-/**
- * Diz que concorrentes estão instalados, e as versões.
- * @returns versão por nome; ausente se não está instalado
- */
+/** Diz as versões dos concorrentes instalados, por nome. */
 export function find_peers(): Record<string, string> {
   const package_version = (name: string) => {
     // biome-ignore lint/suspicious/noTemplateCurlyInString: a forma é do dpkg-query
@@ -51,20 +48,14 @@ export function find_peers(): Record<string, string> {
   return found;
 }
 
-/**
- * Instala os concorrentes.
- * @throws Error se não foi possível
- */
+/** Instala os concorrentes, ou lança. */
 export function install_peers(): void {
   const script = path.join(__dirname, '..', 'dev', 'setup.sh');
   const { status } = run('sh', [script, 'peers'], { stdio: 'inherit' });
   if (status !== 0) throw new Error('os concorrentes não puderam ser instalados');
 }
 
-/**
- * Diz se alguém aceita conexões numa porta.
- * @param port a porta em 127.0.0.1
- */
+/** Diz se alguém aceita conexões na porta `port`. */
 function accepts(port: number): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = net.connect({ port, host: '127.0.0.1' });
@@ -77,11 +68,7 @@ function accepts(port: number): Promise<boolean> {
   });
 }
 
-/**
- * Sobe um concorrente numa porta livre.
- * @param argv dá o executável e os argumentos para uma porta
- * @returns o servidor, já aceitando conexões
- */
+/** Sobe um concorrente numa porta livre, e o devolve já aceitando conexões. */
 async function start_peer(argv: (port: number) => string[]): Promise<server> {
   for (let attempt = 1; ; attempt += 1) {
     const port = await free_port();
@@ -97,8 +84,8 @@ async function start_peer(argv: (port: number) => string[]): Promise<server> {
 }
 
 /**
- * Sobe o webdis diante de um Redis, com a configuração do pacote, salvo portas e registro.
- * @returns o servidor
+ * Sobe o webdis diante de um Redis, com a configuração do pacote, salvo portas e registro;
+ * devolve-o.
  */
 export function start_webdis(redis: local_redis): Promise<server> {
   return start_peer((http_port) => {
@@ -122,10 +109,7 @@ export function start_webdis(redis: local_redis): Promise<server> {
   });
 }
 
-/**
- * Sobe o nginx com o nchan, um processo de trabalho, como o proxy.
- * @returns o servidor
- */
+/** Sobe o nginx com o nchan, um processo de trabalho, como o proxy; devolve-o. */
 export function start_nchan(): Promise<server> {
   return start_peer((port) => {
     const dir = temp_dir();

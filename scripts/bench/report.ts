@@ -34,11 +34,7 @@ const busy_share = 0.9;
 /** Fração de um núcleo que programas alheios podem gastar sem que a medição perca o valor. */
 const quiet_share = 0.25;
 
-/**
- * Resume números.
- * @param numbers os números; vazio dá NaN
- * @returns mediana, menor e maior
- */
+/** Dá mediana, menor e maior de `numbers`; NaN se não há nenhum. */
 export function spread_of(numbers: number[]): spread {
   const sorted = numbers.toSorted((a, b) => a - b);
   const middle = sorted.length / 2;
@@ -48,10 +44,7 @@ export function spread_of(numbers: number[]): spread {
   return { median: (low + high) / 2, min, max: sorted.at(-1) ?? Number.NaN };
 }
 
-/**
- * Resume as medições por prova, caso e variante, na ordem em que apareceram.
- * @returns os resumos
- */
+/** Junta as medições por prova, caso e variante, na ordem em que apareceram. */
 export function summarize_rows(rows: measurement[]): summary[] {
   const groups = new Map<string, measurement[]>();
   for (const row of rows) {
@@ -72,12 +65,8 @@ export function summarize_rows(rows: measurement[]): summary[] {
 }
 
 /**
- * Acha a mediana de um número.
- * @param scenario a prova
- * @param case_name o caso
- * @param variant a variante
- * @param value o nome do número
- * @returns a mediana; NaN se não foi medido
+ * Dá a mediana do número `value`, de uma `variant`, num `case_name`, de um `scenario`; NaN se não
+ * foi medido.
  */
 export function median_of(
   summaries: summary[],
@@ -93,14 +82,7 @@ export function median_of(
   return found?.values[value]?.median ?? Number.NaN;
 }
 
-/**
- * Compara um valor com a meta.
- * @param scenario a prova
- * @param name o que o valor é
- * @param value o valor
- * @param sense "<=" ou ">=", ou vazio se não há meta
- * @returns a razão
- */
+/** Cria a razão `name` do `scenario`: compara `value` com a meta `target`, se há `sense`. */
 function compare(
   scenario: string,
   name: string,
@@ -113,10 +95,7 @@ function compare(
   return { scenario, name, value, target: `${sense} ${target}`, met };
 }
 
-/**
- * Calcula as razões da demora.
- * @returns uma por comparação
- */
+/** Dá as razões da demora. */
 function latency_ratios(summaries: summary[]): ratio[] {
   const cases = new Set(
     summaries.filter((item) => item.scenario === 'latency').map((item) => item.case_name),
@@ -137,10 +116,7 @@ function latency_ratios(summaries: summary[]): ratio[] {
   });
 }
 
-/**
- * Calcula as razões do volume.
- * @returns uma por comparação
- */
+/** Dá as razões do volume. */
 function bulk_ratios(summaries: summary[]): ratio[] {
   const bulk = summaries.filter((item) => item.scenario === 'bulk');
   const cases = new Set(bulk.map((item) => item.case_name));
@@ -170,10 +146,7 @@ function bulk_ratios(summaries: summary[]): ratio[] {
   });
 }
 
-/**
- * Calcula as razões das tarefas.
- * @returns uma por comparação
- */
+/** Dá as razões das tarefas. */
 function task_ratios(summaries: summary[]): ratio[] {
   const found = summaries.filter((item) => item.scenario === 'tasks');
   const of = (variant: string) =>
@@ -185,10 +158,7 @@ function task_ratios(summaries: summary[]): ratio[] {
 /** As metas da ociosidade valem daqui para cima: com poucos fluxos pesa a folga do heap. */
 const target_idle_streams = 10_000;
 
-/**
- * Calcula o que a ociosidade promete, no maior número de fluxos medido.
- * @returns uma por promessa
- */
+/** Dá o que a ociosidade promete, no maior número de fluxos medido. */
 function idle_ratios(summaries: summary[]): ratio[] {
   const found = summaries.filter((item) => item.scenario === 'idle');
   const largest = found.filter((item) => item.variant === 'json-proxy').at(-1);
@@ -207,20 +177,13 @@ function idle_ratios(summaries: summary[]): ratio[] {
   ];
 }
 
-/**
- * Calcula todas as razões que as medições permitem.
- * @returns as razões; as que não têm os dois lados ficam de fora
- */
+/** Dá as razões que as medições permitem: as que têm os dois lados. */
 export function derive_ratios(summaries: summary[]): ratio[] {
   const all = [latency_ratios, bulk_ratios, task_ratios, idle_ratios];
   return all.flatMap((derive) => derive(summaries)).filter(({ value }) => Number.isFinite(value));
 }
 
-/**
- * Escreve um número com a precisão que importa.
- * @param value o número
- * @returns três algarismos, ou inteiro com milhares separados; "–" se não há
- */
+/** Dá `value` com três algarismos, ou inteiro com os milhares separados; "–" se não há. */
 export function format_number(value: number): string {
   if (!Number.isFinite(value)) return '–';
   if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString('pt-BR');
@@ -228,20 +191,12 @@ export function format_number(value: number): string {
   return value.toFixed(Math.abs(value) >= 10 ? 1 : 2).replace('.', ',');
 }
 
-/**
- * Escreve uma fração como porcentagem.
- * @param value 1 é um núcleo inteiro
- * @returns por exemplo "4,2"
- */
+/** Dá a fração `value` como porcentagem: "4,2". */
 function format_share(value: number): string {
   return format_number(100 * value);
 }
 
-/**
- * Cria uma coluna.
- * @param key o nome do número
- * @param title o título
- */
+/** Cria a coluna do número `key`, de título `title`. */
 function column(key: string, title: string, show = format_number): column {
   return { key, title, show };
 }
@@ -284,11 +239,7 @@ const columns: Record<string, column[]> = {
   growth: [...cpu_columns, ...latency_columns],
 };
 
-/**
- * Alinha linhas de texto em colunas: a primeira e a segunda à esquerda, as outras à direita.
- * @param lines as células
- * @returns o texto
- */
+/** Junta as células de `lines` em colunas: as duas primeiras à esquerda, as outras à direita. */
 function align(lines: string[][]): string {
   const widths = (lines[0] ?? []).map((_, index) =>
     Math.max(...lines.map((cells) => cells[index]?.length ?? 0)),
@@ -298,10 +249,7 @@ function align(lines: string[][]): string {
   return lines.map((cells) => cells.map(pad).join('  ').trimEnd()).join('\n');
 }
 
-/**
- * Monta a tabela de uma prova.
- * @param scenario o nome da prova
- */
+/** Monta a tabela da prova `scenario`, com título. */
 function scenario_table(scenario: string, summaries: summary[]): string {
   const shown = (columns[scenario] ?? []).filter(({ key }) =>
     summaries.some((item) => Number.isFinite(item.values[key]?.median)),
@@ -317,8 +265,8 @@ function scenario_table(scenario: string, summaries: summary[]): string {
 }
 
 /**
- * Confere se a máquina estava quieta: nas provas, todo processo que trabalha é contado pelo nome.
- * @returns uma observação por prova em que outros programas pesaram; nenhuma se ninguém pesou
+ * Dá uma observação por prova em que outros programas pesaram: todo processo que trabalha é contado
+ * pelo nome.
  */
 export function disturbance_notes(summaries: summary[]): string[] {
   const scenarios = [...new Set(summaries.map(({ scenario }) => scenario))];
@@ -336,8 +284,7 @@ export function disturbance_notes(summaries: summary[]): string[] {
 }
 
 /**
- * Diz o que limitou uma medição, pelo processador que cada processo gastou.
- * @param cores quantos núcleos a máquina tem
+ * Diz o que limitou uma medição, numa máquina de `cores` núcleos, pelo que cada processo gastou.
  */
 export function limit_line(item: summary, cores: number): string {
   const names: [string, string][] = [
@@ -373,11 +320,7 @@ function ratio_table(ratios: ratio[]): string {
   return `\nrazões e metas\n${align([['prova', 'razão', 'valor', 'meta', ''], ...lines])}`;
 }
 
-/**
- * Monta o relatório inteiro em texto.
- * @param notes observações
- * @returns as tabelas e as observações
- */
+/** Monta o relatório inteiro: as tabelas e as observações `notes`. */
 export function text_report(summaries: summary[], ratios: ratio[], notes: string[]): string {
   const scenarios = [...new Set(summaries.map(({ scenario }) => scenario))];
   const tables = scenarios.map((name) =>

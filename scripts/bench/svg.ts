@@ -63,10 +63,7 @@ const style = `
   }
 `;
 
-/**
- * Protege um texto para ir dentro de XML.
- * @returns o texto com as entidades no lugar
- */
+/** Dá o texto com as entidades do XML no lugar. */
 function escape_xml(text: string): string {
   const entities: Record<string, string> = {
     '&': '&amp;',
@@ -77,36 +74,20 @@ function escape_xml(text: string): string {
   return text.replace(/[&<>"]/g, (character) => entities[character] ?? character);
 }
 
-/**
- * Escreve um texto do gráfico.
- * @param x posição
- * @param y linha de base
- * @param name classe do estilo
- * @param content o texto
- * @returns o elemento
- */
+/** Monta um texto de classe `name`, a partir de `x`, com a linha de base em `y`: o `content`. */
 function text_element(x: number, y: number, name: string, content: string, anchor = 'start') {
   const where = `x="${x}" y="${y}" text-anchor="${anchor}"`;
   return `<text class="${name}" ${where}>${escape_xml(content)}</text>`;
 }
 
-/**
- * Escreve um retângulo de cantos arredondados.
- * @param name classe do estilo
- * @param box posição e tamanho, em px
- * @param radius raio dos cantos
- * @returns o elemento
- */
+/** Monta um retângulo de classe `name`, com os cantos arredondados por `radius`. */
 function rectangle(name: string, box: [number, number, number, number], radius: number): string {
   const [x, y, wide, high] = box.map((value) => Math.round(value * 10) / 10);
   const size = `x="${x}" y="${y}" width="${wide}" height="${high}" rx="${radius}"`;
   return `<rect class="${name}" ${size}/>`;
 }
 
-/**
- * Desenha a legenda das cores, no canto superior direito.
- * @returns os elementos, só das cores que aparecem nele
- */
+/** Monta a legenda, no canto superior direito, só das cores que aparecem no gráfico. */
 function draw_legend(chart: chart): string[] {
   const kinds = new Set(chart.groups.flatMap(({ bars }) => bars.map(({ kind }) => kind)));
   const parts: string[] = [];
@@ -119,10 +100,7 @@ function draw_legend(chart: chart): string[] {
   return parts;
 }
 
-/**
- * Cria a escala de um gráfico.
- * @returns leva um valor a px dentro da área das barras; e as potências de dez a marcar
- */
+/** Cria a escala: leva um valor a px dentro da área das barras; e as potências de dez a marcar. */
 function make_scale(chart: chart): { place: (value: number) => number; ticks: number[] } {
   const bars = chart.groups.flatMap((group) => group.bars);
   const values = bars.flatMap(({ value, end }) => (end === undefined ? [value] : [value, end]));
@@ -135,11 +113,7 @@ function make_scale(chart: chart): { place: (value: number) => number; ticks: nu
   return { place, ticks };
 }
 
-/**
- * Desenha uma barra, ou uma faixa com as duas pontas marcadas.
- * @param y topo da linha dela
- * @returns os elementos
- */
+/** Monta uma barra, ou uma faixa com as duas pontas marcadas, na linha de topo `y`. */
 function draw_bar(item: bar, y: number, place: (value: number) => number): string[] {
   const top = y + (row_height - bar_height) / 2;
   const baseline = top + bar_height - 4;
@@ -153,12 +127,7 @@ function draw_bar(item: bar, y: number, place: (value: number) => number): strin
   ];
 }
 
-/**
- * Desenha as marcas de uma escala logarítmica.
- * @param top onde começam as barras
- * @param bottom onde acabam
- * @returns os elementos
- */
+/** Monta as marcas de uma escala logarítmica, de `top` a `bottom`. */
 function draw_ticks(scale: ReturnType<typeof make_scale>, top: number, bottom: number): string[] {
   return scale.ticks.flatMap((tick) => {
     const x = plot_left + scale.place(tick);
@@ -170,11 +139,7 @@ function draw_ticks(scale: ReturnType<typeof make_scale>, top: number, bottom: n
   });
 }
 
-/**
- * Desenha um gráfico.
- * @param chart o gráfico; grupos vazios não são aceitos
- * @returns o SVG inteiro
- */
+/** Monta o SVG inteiro; grupos vazios não são aceitos. */
 export function draw_chart(chart: chart): string {
   const scale = make_scale(chart);
   const parts: string[] = [];

@@ -32,13 +32,18 @@ const postject = require.resolve('postject/dist/cli.js');
  * Monta o executável.
  * @param outfile caminho do arquivo a escrever
  * @param node o Node que vai dentro: um de nodejs.org, do 20 em diante
+ * @param bundle monta o programa num arquivo; sem isto, o proxy
  * @throws Error se este Node não serve
  */
-export async function build_binary(outfile: string, node = process.execPath): Promise<number> {
+export async function build_binary(
+  outfile: string,
+  node = process.execPath,
+  bundle = build_program,
+): Promise<number> {
   const dir = temp_dir();
-  const [main, output] = [path.join(dir, 'json-proxy.js'), path.join(dir, 'program.blob')];
-  await build_program(main);
-  const [config, binary] = [path.join(dir, 'sea.json'), path.join(dir, 'json-proxy')];
+  const [main, output] = [path.join(dir, 'program.js'), path.join(dir, 'program.blob')];
+  await bundle(main);
+  const [config, binary] = [path.join(dir, 'sea.json'), path.join(dir, 'program')];
   write_file(config, JSON.stringify({ main, output, disableExperimentalSEAWarning: true }));
   run(process.execPath, ['--experimental-sea-config', config], { stdio: 'pipe' });
   copy_file(node, binary);

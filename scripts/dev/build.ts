@@ -33,12 +33,13 @@ console.error("json-proxy: precisa do Node 20 ou mais novo; este é o " + proces
 process.exit(2); }`;
 
 /**
- * Monta o programa.
+ * Monta um programa e tudo o que ele usa num arquivo só.
+ * @param entry o fonte
  * @param outfile caminho do arquivo a escrever
  */
-export async function build_program(outfile: string): Promise<void> {
+export async function bundle_program(entry: string, outfile: string): Promise<void> {
   await build({
-    entryPoints: [path.join(root, 'json-proxy.ts')],
+    entryPoints: [entry],
     outfile,
     bundle: true,
     platform: 'node',
@@ -50,6 +51,14 @@ export async function build_program(outfile: string): Promise<void> {
     logLevel: 'warning',
   });
   change_mode(outfile, 0o755);
+}
+
+/**
+ * Monta o proxy.
+ * @param outfile caminho do arquivo a escrever
+ */
+export function build_program(outfile: string): Promise<void> {
+  return bundle_program(path.join(root, 'json-proxy.ts'), outfile);
 }
 
 /** Dá o programa `given`, ou um montado na hora numa pasta vazia, que stop_all remove. */

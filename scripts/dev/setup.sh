@@ -62,6 +62,17 @@ ensure_packages() {
   npm ci --no-audit --no-fund --loglevel=error
 }
 
+# Instala os pacotes dos sistemas, sem rodar scripts de instalação: nenhum deles precisa.
+ensure_backends() {
+  command -v curl >/dev/null || apt_install "apt-get install curl" curl
+  (
+    cd scripts/backends
+    [ node_modules/.package-lock.json -nt package-lock.json ] && return
+    echo "instalando os pacotes do npm dos sistemas"
+    npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+  )
+}
+
 # Instala o redis-server.
 ensure_redis() {
   command -v redis-server >/dev/null && return
@@ -135,6 +146,14 @@ ensure_prometheus() {
   command -v promtool >/dev/null && command -v prometheus >/dev/null && return
   hold_services
   apt_install "apt-get install prometheus (Debian) ou brew install prometheus (macOS)" prometheus
+}
+
+# Instala o PostgreSQL.
+ensure_postgresql() {
+  ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 && return
+  command -v initdb >/dev/null && return
+  hold_services
+  apt_install "apt-get install postgresql (Debian) ou brew install postgresql (macOS)" postgresql
 }
 
 # Instala o systemd, sem que ele passe a rodar; nos outros sistemas os testes dele são pulados.
@@ -246,6 +265,8 @@ for part in "$@"; do
     packages) ensure_packages ;;
     redis) ensure_redis ;;
     redis-unless-given) [ -n "${REDIS_SERVER:-}" ] || ensure_redis ;;
+    backends) ensure_backends ;;
+    postgresql) ensure_postgresql ;;
     python) ensure_python ;;
     network) ensure_network ;;
     openssl) ensure_openssl ;;
@@ -265,7 +286,7 @@ for part in "$@"; do
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
 openssl nginx prometheus chromium firefox systemd strace busybox buildah n8n-nodes clients n8n \
-old-nodes peers" >&2
+old-nodes backends postgresql peers" >&2
       exit 2
       ;;
   esac

@@ -46,10 +46,7 @@ const plain_rules: Record<string, Record<number, fault_kind[] | 'always'>> = {
   broken: { 400: 'always', 503: ['handover'], 504: link_faults },
 };
 
-/**
- * Escreve um pedido.
- * @returns os bytes
- */
+/** Monta os bytes de um pedido. */
 function request_bytes(plan: request_plan): Buffer {
   const { kind, stream, body } = plan;
   if (kind === 'broken') return Buffer.from(plan.text);
@@ -60,10 +57,7 @@ function request_bytes(plan: request_plan): Buffer {
   return Buffer.concat([Buffer.from(head), body_bytes(body)]);
 }
 
-/**
- * Cria o que separa um corpo em linhas.
- * @param on_line recebe cada linha, sem a quebra
- */
+/** Cria o que separa um corpo em linhas; `on_line` recebe cada uma, sem a quebra. */
 function line_splitter(on_line: (line: Buffer) => void): (piece: Buffer) => void {
   let parts: Buffer[] = [];
   return (piece) => {
@@ -87,7 +81,6 @@ type reading_events = Omit<response_events, 'has_body'> & { on_start: (reading: 
 /**
  * Lê uma resposta até que ela, o cliente ou a paciência acabe.
  * @param has_body se a resposta pode ter corpo
- * @param events o que fazer com ela
  * @param hang_ms silêncio a partir do qual o cliente está preso
  * @returns como acabou, e o erro, se o que veio não é HTTP
  */
@@ -117,9 +110,7 @@ async function read_response(
 }
 
 /**
- * Lê devagar: depois de tantos bytes, dorme.
- * @param plan o plano do leitor lento, se é um
- * @returns função a chamar com cada pedaço
+ * Cria o que recebe cada pedaço e, se o plano é de um leitor lento, dorme depois de tantos bytes.
  */
 function slow_reader(link: connection, plan: request_plan['slow']): (piece: Buffer) => void {
   let read = 0;
@@ -131,11 +122,7 @@ function slow_reader(link: connection, plan: request_plan['slow']): (piece: Buff
   };
 }
 
-/**
- * Abre um fluxo já pedido, lê e julga.
- * @param from quando ele foi mandado, em ms
- * @returns se a conexão ainda serve
- */
+/** Lê e julga um fluxo pedido no instante `from`, em ms; devolve se a conexão ainda serve. */
 async function read_stream(
   context: client_context,
   link: connection,
@@ -184,11 +171,7 @@ async function read_stream(
   return how === 'complete' && !seen.closes;
 }
 
-/**
- * Lê e julga a resposta de um pedido que não vira fluxo.
- * @param from quando ele foi mandado, em ms
- * @returns se a conexão ainda serve
- */
+/** Lê e julga uma resposta que não vira fluxo; `from`, e o que devolve, como em read_stream. */
 async function read_plain(
   context: client_context,
   link: connection,

@@ -44,7 +44,6 @@ function read_head(text: string) {
 
 /**
  * Cria o leitor do corpo de uma resposta.
- * @param events o que fazer com os pedaços
  * @returns função que recebe bytes e devolve o que sobrou, se a resposta acabou neles
  */
 function body_reader(headers: Map<string, string>, events: response_events) {
@@ -78,12 +77,7 @@ function body_reader(headers: Map<string, string>, events: response_events) {
   };
 }
 
-/**
- * Cria o leitor de uma resposta.
- * @param events o que fazer com ela
- * @returns função que recebe bytes e devolve o que sobrou, se a resposta acabou neles
- * @throws Error (a função) se não é HTTP
- */
+/** Cria o leitor de uma resposta, que devolve o mesmo que o do corpo, e lança se não é HTTP. */
 function response_reader(events: response_events) {
   let head = Buffer.alloc(0);
   let read_body: ReturnType<typeof body_reader> | undefined;
@@ -99,13 +93,7 @@ function response_reader(events: response_events) {
   };
 }
 
-/**
- * Abre uma conexão.
- * @param port a porta, em 127.0.0.1
- * @returns a conexão. `receive` espera a próxima resposta, uma por vez; `nap` para de ler por um
- *   tempo; `leave` fecha na hora
- * @throws Error se ninguém atende
- */
+/** Abre uma conexão com a porta `port` de 127.0.0.1, e a devolve; lança se ninguém atende. */
 export async function open_connection(port: number): Promise<connection> {
   const socket = net.connect(port, '127.0.0.1');
   await new Promise<void>((resolve, reject) => {

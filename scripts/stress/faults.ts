@@ -119,10 +119,7 @@ const fault_table: Record<planned_fault, fault_rule> = {
   },
 };
 
-/**
- * Congela o Redis por um tempo.
- * @param ms quanto, em ms
- */
+/** Congela o Redis por `ms` milissegundos. */
 async function freeze(redis: scene['redis'], ms: number): Promise<void> {
   redis.process.kill('SIGSTOP');
   await delay(ms);
@@ -130,11 +127,8 @@ async function freeze(redis: scene['redis'], ms: number): Promise<void> {
 }
 
 /**
- * Planeja uma falha.
- * @param seed a semente
- * @param index a vez dela
- * @param kinds as que se pode sortear
- * @returns o plano, sempre o mesmo para os mesmos números
+ * Planeja a falha de número `index`, entre as que se pode sortear; devolve sempre o mesmo para a
+ * mesma semente `seed`.
  */
 export function plan_fault(seed: number, index: number, kinds: planned_fault[]): fault_plan {
   const dice = roll(seed, 'falha', index);
@@ -153,7 +147,6 @@ export function plan_fault(seed: number, index: number, kinds: planned_fault[]):
 /**
  * Provoca falhas, uma depois da outra, até a hora de parar.
  * @param seed a semente
- * @param kinds as que se pode sortear
  * @param until_ms quando parar, no relógio monotônico
  */
 export async function provoke_faults(

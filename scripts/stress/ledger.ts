@@ -105,10 +105,9 @@ const max_written_failures = 20;
 const shown_bytes = 60;
 
 /**
- * Abre um livro.
+ * Cria um livro em branco.
  * @param maxtime_ms o MAXTIME do proxy
  * @param polls_only se o proxy só consulta, sem avisos do Redis
- * @returns o livro, em branco
  */
 export function make_ledger(maxtime_ms: number, polls_only: boolean): ledger {
   return {
@@ -143,10 +142,7 @@ export function fail(book: ledger, text: string): void {
 }
 
 /**
- * Diz se alguma falha provocada alcança um intervalo.
- * @param from começo, em ms
- * @param to fim, em ms
- * @returns true se alguma o alcança, ou acabou há pouco
+ * Diz se alguma destas falhas alcança o intervalo de `from` a `to`, em ms, ou acabou pouco antes.
  */
 export function is_explained(book: ledger, kinds: fault_kind[], from: number, to: number): boolean {
   return book.faults.some((fault) => {
@@ -155,8 +151,7 @@ export function is_explained(book: ledger, kinds: fault_kind[], from: number, to
 }
 
 /**
- * Encerra um lado de um fluxo; quando os dois acabaram, nada mais dele precisa ser guardado.
- * @param stream número do fluxo
+ * Encerra um lado do fluxo `stream`; quando os dois acabaram, nada mais dele precisa ser guardado.
  */
 export function close_side(book: ledger, stream: number): void {
   const work = book.works.get(stream);
@@ -174,10 +169,8 @@ export type line_checker = {
 };
 
 /**
- * Cria o conferente de um fluxo: cada linha deve ser a próxima, byte por byte. As que faltam ficam
- * anotadas; um erro do proxy só pode ser a última.
- * @param stream número do fluxo
- * @param plan o que o worker empurra nele
+ * Cria o conferente do fluxo `stream`: cada linha deve ser a próxima, byte por byte. As que faltam
+ * ficam anotadas; um erro do proxy só pode ser a última.
  */
 export function make_checker(book: ledger, stream: number, plan: work_plan): line_checker {
   const missing = new Set<number>();
@@ -194,6 +187,8 @@ export function make_checker(book: ledger, stream: number, plan: work_plan): lin
     if (error) fail(book, `fluxo ${stream}: depois do erro veio ${start}`);
     error = /^\{"error": "(.*)"\}$/.exec(start)?.[1] ?? '';
     if (error) return;
+    // uma cabeça que chega depois de um sinal de vida, ou de HEAD_WAIT, segue como linha
+    if (count === 0 && start === plan.head.text) return;
     count += 1;
     const [, owner, position] = /^\{"s":"@(\d+):(\d+)@/.exec(start) ?? [];
     const index = Number(position);
@@ -213,11 +208,8 @@ export function make_checker(book: ledger, stream: number, plan: work_plan): lin
 }
 
 /**
- * Confere se um fim por MAXTIME foi mesmo de silêncio: nenhuma linha confirmada na janela em que
- * ela teria adiado o fim.
- * @param work o que o worker fez
- * @param ended_at quando o cliente viu o fim
- * @returns true se nada foi empurrado nessa janela
+ * Diz se um fim por MAXTIME, visto em `ended_at`, foi mesmo de silêncio: nenhuma linha confirmada
+ * na janela em que ela teria adiado o fim.
  */
 function was_silent(book: ledger, work: work_record, ended_at: number): boolean {
   const from = ended_at - book.maxtime_ms + silence_margin_ms;
@@ -226,9 +218,8 @@ function was_silent(book: ledger, work: work_record, ended_at: number): boolean 
 }
 
 /**
- * Julga um fluxo que acabou em timeout: o que foi empurrado bem antes do fim tinha de chegar, e
- * nada pode ter sido empurrado pouco antes dele.
- * @param stream número do fluxo
+ * Julga o fluxo `stream`, que acabou em timeout: o que foi empurrado bem antes do fim tinha de
+ * chegar, e nada pode ter sido empurrado pouco antes dele.
  */
 function judge_timeout(
   book: ledger,
@@ -253,10 +244,9 @@ function judge_timeout(
 }
 
 /**
- * Julga um fluxo que pareceu sucesso: o worker terminou, e todas as linhas vieram ou vão ser
- * procuradas. A exceção está no manual: sem avisos, um FLUSHALL parece o fim de todas as tarefas.
- * @param stream número do fluxo
- * @param plan o que o worker empurraria
+ * Julga o fluxo `stream`, que pareceu sucesso: o worker terminou, e todas as linhas vieram ou vão
+ * ser procuradas. A exceção está no manual: sem avisos, um FLUSHALL parece o fim de todas as
+ * tarefas.
  */
 function judge_success(
   book: ledger,
@@ -281,11 +271,7 @@ function judge_success(
   }
 }
 
-/**
- * Julga um fluxo que acabou numa linha de erro.
- * @param stream número do fluxo
- * @returns o nome do fim
- */
+/** Julga o fluxo `stream`, que acabou numa linha de erro; devolve o nome do fim. */
 function judge_error(
   book: ledger,
   stream: number,
@@ -304,11 +290,7 @@ function judge_error(
   return rule?.ending ?? 'outro erro';
 }
 
-/**
- * Julga um fluxo que acabou sem resposta inteira.
- * @param stream número do fluxo
- * @returns o nome do fim
- */
+/** Julga o fluxo `stream`, que acabou sem resposta inteira; devolve o nome do fim. */
 function judge_break(book: ledger, stream: number, outcome: outcome): string {
   const { how, from, to, uuid } = outcome;
   const was_served = how === 'broken' || book.works.has(stream);
@@ -319,11 +301,7 @@ function judge_break(book: ledger, stream: number, outcome: outcome): string {
   return was_served ? 'conexão quebrada' : 'sem resposta';
 }
 
-/**
- * Julga um fluxo, quando o cliente dele acabou.
- * @param stream número do fluxo
- * @param plan o que o worker empurraria
- */
+/** Julga o fluxo `stream`, quando o cliente dele acabou. */
 export function judge_stream(
   book: ledger,
   stream: number,

@@ -74,51 +74,41 @@ const head_statuses = [200, 201, 302, 404, 418];
 /** O enchimento das linhas e dos corpos: de um, dois e três bytes. */
 const fillers = ['x', 'ç', '€'];
 
+/** Diz se a linha de posição `index` tem uma quebra no meio, de que o proxy faz um espaço. */
+function has_break(index: number): boolean {
+  return index % 17 === 3;
+}
+
 /**
- * Escreve uma linha como o cliente deve recebê-la.
- * @param stream número do fluxo
- * @param index posição da linha, de 0 em diante
- * @param size caracteres de enchimento
- * @returns JSON que começa pela ficha "@fluxo:posição@"
+ * Monta a linha `index` do fluxo `stream`, com `size` caracteres de enchimento, como o cliente a
+ * recebe: JSON que começa pela ficha "@fluxo:posição@".
  */
 export function line_text(stream: number, index: number, size: number): string {
   const filler = fillers[(stream + index) % fillers.length] ?? '';
-  return `{"s":"@${stream}:${index}@","x":"${filler.repeat(size)}"}`;
+  const end = has_break(index) ? ' }' : '}';
+  return `{"s":"@${stream}:${index}@","x":"${filler.repeat(size)}"${end}`;
 }
 
 /**
- * Escreve uma linha como o worker a empurra: algumas com quebras, que o proxy deve retirar.
- * @param stream número do fluxo
- * @param index posição da linha
- * @param size caracteres de enchimento
- * @returns a linha
+ * Monta a linha como o worker a empurra: algumas com uma quebra no meio. Os `stream`, `index` e
+ * `size` são os de line_text.
  */
 export function pushed_text(stream: number, index: number, size: number): string {
   const text = line_text(stream, index, size);
-  return index % 17 === 3 ? `${text.slice(0, -1)}\r\n}` : text;
+  return has_break(index) ? `${text.slice(0, -2)}\r\n}` : text;
 }
 
-/**
- * Monta o corpo de um pedido.
- * @returns os bytes; os binários não são UTF-8 válido
- */
+/** Monta o corpo de um pedido; os binários não são UTF-8 válido. */
 export function body_bytes(body: request_plan['body']): Buffer {
   return Buffer.alloc(body.bytes, body.is_binary ? 0xfe : 'corpo ');
 }
 
-/**
- * Sorteia o tamanho de uma linha: quase sempre pequena.
- * @returns caracteres de enchimento
- */
+/** Sorteia o tamanho de uma linha, quase sempre pequena; devolve caracteres de enchimento. */
 function line_size(dice: dice): number {
   return dice.chance(0.02) ? dice.integer(1000, 40_000) : dice.skewed(0, 400);
 }
 
-/**
- * Sorteia as esperas e os lotes em que as linhas saem.
- * @param lines quantas linhas
- * @returns os passos
- */
+/** Sorteia as esperas e os lotes em que `lines` linhas saem, e devolve os passos. */
 function work_steps(dice: dice, lines: number): work_step[] {
   const steps: work_step[] = [];
   const pace_ms = dice.pick([2, 30, 150, 400]);
@@ -133,11 +123,8 @@ function work_steps(dice: dice, lines: number): work_step[] {
 }
 
 /**
- * Planeja o worker de um fluxo.
- * @param seed a semente
- * @param stream número do fluxo
- * @param maxtime_ms o MAXTIME do proxy
- * @returns o plano, sempre o mesmo para os mesmos números
+ * Planeja o worker do fluxo `stream`; devolve sempre o mesmo para a mesma semente `seed` e o mesmo
+ * `maxtime_ms`.
  */
 export function plan_work(seed: number, stream: number, maxtime_ms: number): work_plan {
   const dice = roll(seed, 'worker', stream);
@@ -160,10 +147,7 @@ export function plan_work(seed: number, stream: number, maxtime_ms: number): wor
   };
 }
 
-/**
- * Sorteia a saída antes da hora de um cliente.
- * @returns quando ele sai; undefined se lê até o fim
- */
+/** Sorteia a saída antes da hora de um cliente; devolve undefined se ele lê até o fim. */
 function plan_leave(dice: dice): leave_plan | undefined {
   if (dice.chance(0.75)) return undefined;
   const when = dice.pick(['half_sent', 'ms', 'ms', 'lines', 'lines'] as const);
@@ -171,10 +155,8 @@ function plan_leave(dice: dice): leave_plan | undefined {
 }
 
 /**
- * Planeja um pedido.
- * @param stream número do fluxo que ele abre, se abre um
- * @param pipelined se vai junto com outros
- * @returns o plano
+ * Planeja um pedido, que pode abrir o fluxo `stream`, e ir junto com outros (`pipelined`); devolve
+ * o plano.
  */
 function plan_request(dice: dice, stream: number, pipelined: boolean): request_plan {
   const is_plain = dice.chance(0.12);
@@ -193,12 +175,7 @@ function plan_request(dice: dice, stream: number, pipelined: boolean): request_p
   };
 }
 
-/**
- * Planeja a conexão de um cliente.
- * @param seed a semente
- * @param visit número da visita
- * @returns o plano, sempre o mesmo para os mesmos números
- */
+/** Planeja a conexão de número `visit`; devolve sempre o mesmo para a mesma semente `seed`. */
 export function plan_visit(seed: number, visit: number): visit_plan {
   const dice = roll(seed, 'cliente', visit);
   const pipelined = dice.chance(0.5);

@@ -16,30 +16,20 @@ export type findings = {
 
 const name_width = 36;
 
-/**
- * Escreve um número com separador de milhar.
- * @param value o número
- * @returns por exemplo "1.234.567"
- */
+/** Junta a `value` os separadores de milhar: "1.234.567". */
 function show(value: number): string {
   return Math.round(value)
     .toString()
     .replace(/\B(?=(\d{3})+$)/g, '.');
 }
 
-/**
- * Escreve contagens por nome, da maior para a menor.
- * @returns linhas da tabela, recuadas
- */
+/** Dá as linhas recuadas das contagens, da maior para a menor. */
 function sorted_rows(counts: Map<string, number>): [string, string][] {
   const rows = [...counts].sort(([, a], [, b]) => b - a);
   return rows.map(([name, count]) => [`  ${name}`, show(count)]);
 }
 
-/**
- * Escreve a tabela.
- * @returns o texto
- */
+/** Monta a tabela. */
 export function text_report(options: stress_options, book: ledger, findings: findings): string {
   const { totals, endings, faults } = book;
   const { leaks, in_cut_replies, in_doubt, seconds } = findings;

@@ -61,10 +61,7 @@ const exit_margin_ms = 10_000;
 /** GRACE nas provas: alguns fluxos acabam dentro dele, outros não. */
 const grace_ms = 800;
 
-/**
- * Acha uma porta livre fora da faixa das conexões de saída.
- * @returns o número
- */
+/** Dá uma porta livre fora da faixa das conexões de saída. */
 async function steady_port(): Promise<number> {
   for (;;) {
     const { from, to } = steady_ports;
@@ -78,10 +75,7 @@ async function steady_port(): Promise<number> {
   }
 }
 
-/**
- * Decide as configurações do proxy: curtas, e algumas sorteadas.
- * @returns as configurações
- */
+/** Dá as configurações do proxy: curtas, e algumas sorteadas. */
 export function choose_settings(options: stress_options): proxy_settings {
   const dice = roll(options.seed, 'proxy', 0);
   const clamp = (value: number, min: number, max: number) =>
@@ -100,20 +94,14 @@ export function choose_settings(options: stress_options): proxy_settings {
   return { maxtime_ms, ttl_s, args: Object.entries(values).flat().map(String) };
 }
 
-/**
- * Confere o que um proxy escreveu e, se ele saiu por bem, o código.
- * @param code o código de saída; undefined se ele foi morto
- */
+/** Confere o que um proxy escreveu e o `code` com que saiu; undefined se foi morto. */
 function check_departed(book: ledger, proxy: local_program, code?: number): void {
   const [unsound] = unsound_pattern.exec(proxy.stderr()) ?? [];
   if (unsound) fail(book, `o proxy escreveu: ${unsound}`);
   if (code) fail(book, `o proxy saiu com ${code}`);
 }
 
-/**
- * Manda o proxy parar e confere que ele sai com 0.
- * @returns espera a saída dele
- */
+/** Manda o proxy parar, espera que saia e confere que é com 0. */
 export async function dismiss_proxy({ book, proxy }: scene): Promise<void> {
   proxy.process.kill('SIGTERM');
   const limit = delay(grace_ms + exit_margin_ms).then(() => 'não saiu' as const);
@@ -129,11 +117,7 @@ export async function kill_proxy({ book, proxy }: scene): Promise<void> {
   check_departed(book, proxy);
 }
 
-/**
- * Insiste em subir algo cuja porta outro pode estar soltando.
- * @returns o que subiu
- * @throws o erro da última tentativa
- */
+/** Insiste em subir algo cuja porta outro pode estar soltando; devolve o que subiu. */
 async function start_again<result>(start: () => Promise<result>): Promise<result> {
   for (let attempt = 1; ; attempt += 1) {
     try {
@@ -146,9 +130,8 @@ async function start_again<result>(start: () => Promise<result>): Promise<result
 }
 
 /**
- * Para o Redis e o sobe de novo na mesma porta.
- * @param down_ms quanto tempo ele fica fora
- * @param keeps_data se volta com os dados
+ * Para o Redis e, `down_ms` milissegundos depois, o sobe na mesma porta, com os dados se
+ * `keeps_data`.
  */
 export async function restart_redis(
   scene: scene,

@@ -35,19 +35,13 @@ const heap_slack_bytes = 8 * 1024 * 1024;
 /** Tipos de recurso do Node que são sockets; os temporizadores têm um só. */
 const socket_pattern = /Socket|TCP|Pipe/;
 
-/**
- * Soma os recursos de um tipo.
- * @returns quantos
- */
+/** Dá quantos recursos há com esses nomes. */
 function count_resources({ resources }: probe_reading, pattern: RegExp): number {
   const found = Object.entries(resources).filter(([name]) => pattern.test(name));
   return found.reduce((sum, [, count]) => sum + count, 0);
 }
 
-/**
- * Espera que nenhuma chave do proxy reste no Redis.
- * @returns quantas restaram depois do prazo
- */
+/** Espera que nenhuma chave do proxy reste no Redis; devolve quantas restaram depois do prazo. */
 async function leaked_keys({ book, admin, settings }: scene): Promise<number> {
   const deadline = performance.now() + 2 * settings.ttl_s * 1000 + expiry_margin_ms;
   for (;;) {
@@ -62,9 +56,8 @@ async function leaked_keys({ book, admin, settings }: scene): Promise<number> {
 }
 
 /**
- * Espera que os recursos do proxy voltem aos de antes.
- * @param before a leitura de um proxy que ainda não atendeu ninguém
- * @returns quantos sockets e temporizadores restaram, e a última leitura
+ * Espera que os recursos do proxy voltem aos de antes do primeiro pedido; devolve quantos sockets e
+ * temporizadores restaram, e a última leitura.
  */
 async function leaked_resources({ book, proxy, relay }: scene, before: probe_reading) {
   const deadline = performance.now() + rest_limit_ms;
@@ -84,11 +77,9 @@ async function leaked_resources({ book, proxy, relay }: scene, before: probe_rea
 }
 
 /**
- * Espera que tudo acabe e confere que nada ficou.
- * @param scene a cena, já sem clientes
+ * Espera que tudo acabe e confere que nada ficou; devolve o que ficou.
  * @param idle a leitura do proxy antes do primeiro pedido
  * @param warm a leitura dele depois do aquecimento
- * @returns o que ficou
  */
 export async function settle(
   scene: scene,

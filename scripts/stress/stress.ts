@@ -40,9 +40,8 @@ function watch_stalls(book: ledger): void {
 }
 
 /**
- * Faz visitas, muitas ao mesmo tempo, cada uma com o número seguinte.
- * @param at_once quantas ao mesmo tempo
- * @param numbers dá o número da próxima; undefined quando não há mais
+ * Faz visitas, `at_once` ao mesmo tempo, cada uma com o número seguinte, até que ele seja
+ * undefined.
  */
 async function make_visits(
   context: client_context,
@@ -58,8 +57,8 @@ async function make_visits(
 }
 
 /**
- * Roda a prova numa cena montada: aquece, provoca, espera o fim, confere.
- * @returns o que se concluiu
+ * Roda a prova numa cena montada: aquece, provoca, espera o fim, confere; devolve o que se
+ * concluiu.
  */
 async function run(
   options: stress_options,

@@ -47,9 +47,8 @@ const step_script = `
   return 'done'`;
 
 /**
- * Dá os elementos e o fim de cada passo de um plano, na ordem.
- * @param stream número do fluxo
- * @returns os passos: espera em ms, elementos, quantos deles são linhas, e se o fim vai neste
+ * Dá os passos de um plano do fluxo `stream`, na ordem: espera em ms, elementos, quantos deles são
+ * linhas, e se o fim vai neste.
  */
 function* work_steps(stream: number, plan: work_plan) {
   const { steps, sizes, ending, ends_together } = plan;
@@ -70,10 +69,7 @@ function* work_steps(stream: number, plan: work_plan) {
   if (ending !== 'silence') yield { wait_ms: 1, elements: closing, lines: 0, ends: true };
 }
 
-/**
- * Confere se o corpo chegou como o cliente o mandou.
- * @param stream número do fluxo
- */
+/** Confere se o corpo do fluxo `stream` chegou como o cliente o mandou. */
 function check_body(context: crew_context, stream: number, task: task_record): void {
   const request = context.request_of(stream);
   const given = Buffer.from(task.body, task.body_encoding ?? 'utf8');
@@ -83,10 +79,7 @@ function check_body(context: crew_context, stream: number, task: task_record): v
   fail(context.book, `fluxo ${stream}: ${what} (${task.uuid})`);
 }
 
-/**
- * Cumpre o plano de um fluxo.
- * @param stream número do fluxo
- */
+/** Cumpre o plano do fluxo `stream`. */
 async function work(
   client: redis_client,
   context: crew_context,
@@ -122,11 +115,7 @@ async function work(
   }
 }
 
-/**
- * Põe os workers no ar.
- * @param port porta do Redis
- * @returns os workers
- */
+/** Põe os workers no ar, no Redis da porta `port`, e os devolve. */
 export async function start_crew(port: number, context: crew_context): Promise<crew> {
   const client = await connect(port);
   const subscriber = await connect(port);

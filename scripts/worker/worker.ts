@@ -99,6 +99,9 @@ const default_settings = {
 /** O que se pode mudar em serve(). */
 export type settings = typeof default_settings;
 
+/** De que uma conexão precisa. */
+type client_settings = Pick<settings, 'redis' | 'secret' | 'log'>;
+
 /** O que vai numa lista. */
 type element = string | Buffer;
 
@@ -253,7 +256,7 @@ export function redis_place(server: string, secret: string) {
  * @param settings o endereço, a senha e para quem contar as quedas, uma vez cada
  * @returns o cliente
  */
-function make_client({ redis, secret, log }: settings) {
+export function make_client({ redis, secret, log }: client_settings) {
   let [told, was_ready] = ['', false];
   const { where: _, socket, ...identity } = redis_place(redis, secret);
   const client = create_client({

@@ -79,7 +79,7 @@ describe('http.client do Python', { concurrency: true }, () => {
       assert.ok(client.stdout().startsWith(`200 ${type}\n`), client.stdout());
       const is_events = accept === 'text/event-stream';
       assert.equal(
-        client.stdout().endsWith("'event: end\\n'\n'data: done\\n'\n'\\n'\n"),
+        client.stdout().endsWith(`'event: end\\n'\n'data: {"ending": "done"}\\n'\n'\\n'\n`),
         is_events,
       );
     });

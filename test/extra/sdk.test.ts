@@ -5,6 +5,8 @@
  */
 
 import assert from 'node:assert/strict';
+import { readFileSync as read_file } from 'node:fs';
+import path from 'node:path';
 import { before, describe, test } from 'node:test';
 import { on_stop } from '../../scripts/dev/local';
 import { type fetch_handler, serve_fetch, stream_response } from '../../scripts/worker/adapters';
@@ -14,7 +16,16 @@ import { csv_response, read_orders } from '../../scripts/worker/examples/csv';
 import type { model } from '../../scripts/worker/examples/model';
 import { openai_api } from '../../scripts/worker/examples/openai';
 import { sse } from '../../scripts/worker/worker';
-import { brisk, fetch_all, type proxy, start_redis, start_scene, until } from '../harness';
+import {
+  brisk,
+  fetch_all,
+  type local_redis,
+  type proxy,
+  start_program,
+  start_redis,
+  start_scene,
+  until,
+} from '../harness';
 import {
   check_client,
   load_client,
@@ -30,9 +41,12 @@ const skip = has_clients ? false : 'sem os clientes: sh scripts/dev/setup.sh cli
 /** Quem atende agora: cada cliente é conferido por vez. */
 let serving: fetch_handler = () => new Response(null, { status: 404 });
 let front: proxy;
+let redis: local_redis;
+
+const root = path.join(__dirname, '../..');
 
 before(async () => {
-  const redis = await start_redis();
+  redis = await start_redis();
   const scene = await start_scene(redis, brisk);
   front = scene.proxy;
   const order = new AbortController();
@@ -340,6 +354,71 @@ describe('clientes de verdade', { skip }, () => {
     serving = () => csv_response(read_orders(2));
     const { body } = await fetch_all(front);
     assert.equal(body.split('\r\n')[1], '1,"Customer ""1"", Inc.",1.25');
+  });
+});
+
+describe('os exemplos, pelas linhas do manual', { skip }, () => {
+  const manual = read_file(path.join(root, 'MANUAL.md'), 'utf8');
+  const lines = [...manual.matchAll(/`((?:npx tsx|python3) scripts\/worker\/examples\/\S+)`/g)];
+  const body = JSON.stringify({ messages: [{ role: 'user', content: 'olá' }] });
+  const call = { jsonrpc: '2.0', id: 1, method: 'tools/list', params: {} };
+  const json = { 'Content-Type': 'application/json' };
+  const both = { ...json, Accept: 'application/json, text/event-stream' };
+  const asked: Record<string, [object, RegExp]> = {
+    'openai.ts': [{ path: '/v1/chat/completions', body, headers: json }, /You said: olá/],
+    'ai-ui.ts': [{ path: '/api/chat', body, headers: json }, /"delta":"olá"/],
+    'anthropic.ts': [{ path: '/v1/messages', body, headers: json }, /You said: olá/],
+    'mcp.ts': [{ path: '/mcp', body: JSON.stringify(call), headers: both }, /"name":"count"/],
+    'csv.ts': [{ path: '/orders.csv?rows=3' }, /^id,customer,total\r\n1,(.*\r\n){3}$/],
+    'app.py': [{ path: '/count/3' }, /^1\n2\n3\n$/],
+  };
+  for (const [, line = ''] of lines) {
+    test(line, async () => {
+      const scene = await start_scene(redis, brisk);
+      const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: scene.channel };
+      const [command = '', ...args] = line.replace('npx tsx', 'node --import tsx').split(' ');
+      const python = '/usr/bin/python3';
+      const worker = start_program(command === 'node' ? command : python, args, env, root);
+      await worker.wait_for(/ouvindo/);
+      const [request, expected] = asked[path.basename(line)] ?? [{}, /^$/];
+      assert.match((await fetch_all(scene.proxy, request)).body, expected);
+      assert.equal(await worker.stop(), 0);
+      assert.equal(worker.stderr(), '');
+    });
+  }
+
+  test('são todos os que há', () => {
+    assert.deepEqual(
+      lines.map(([, line = '']) => path.basename(line)),
+      Object.keys(asked),
+    );
+  });
+
+  test('openai.ts passa os pedidos a um modelo de verdade, aos poucos', async () => {
+    const openai = load_client('openai').default;
+    const scene = await start_scene(redis, brisk);
+    const { url } = scene.proxy;
+    const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: scene.channel };
+    const real = { OPENAI_BASE_URL: `${front.url}/v1`, OPENAI_API_KEY: 'certa' };
+    const args = ['--import', 'tsx', 'scripts/worker/examples/openai.ts'];
+    const worker = start_program(process.execPath, args, { ...env, ...real }, root);
+    await worker.wait_for(/ouvindo/);
+    const api = (answer: model): fetch_handler => {
+      const inner = openai_api(answer);
+      return (request, task) => {
+        assert.equal(request.headers.get('authorization'), 'Bearer certa');
+        return inner(request, task);
+      };
+    };
+    const client = new openai({ apiKey: 'x', baseURL: `${url}/v1`, maxRetries: 0 });
+    await over(api, async function* (signal) {
+      const messages = [{ role: 'user', content: 'olá' }];
+      const chat = { model: 'm', messages, stream: true };
+      for await (const chunk of await client.chat.completions.create(chat, { signal })) {
+        yield chunk.choices[0].delta.content ?? '';
+      }
+    });
+    await assert.rejects(client.embeddings.create({ model: 'm', input: 'x' }), { status: 404 });
   });
 });
 

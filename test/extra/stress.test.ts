@@ -22,13 +22,10 @@ const stress = ['--import', 'tsx', 'scripts/stress/stress.ts'];
 const short = ['--seconds', '1', '--streams', '8'];
 
 /** Onde o proxy aceita uma linha, no arquivo montado, e o que cada defeito faz ali. */
-const accepted_line = 'lines.push(element.bytes);';
+const accepted_line = 'lines.push(line);';
 const defects = {
-  perde: ['if (stream.elements !== 5) lines.push(element.bytes);', 'perdida'],
-  repete: [
-    'lines.push(element.bytes); if (stream.elements === 5) lines.push(element.bytes);',
-    'de novo',
-  ],
+  perde: ['if (stream.elements !== 6) lines.push(line);', 'perdida'],
+  repete: ['lines.push(line); if (stream.elements === 6) lines.push(line);', 'de novo'],
 } as const;
 
 /**

@@ -12,10 +12,7 @@ const opening_at_once = 100;
 
 const state = { sockets: [] as net_socket[], meter: undefined as meter | undefined };
 
-/**
- * Abre os fluxos: o fluxo n espera linhas na lista `prefix` + n.
- * @param args porta e banco do Redis, prefixo, e o que make_meter quer
- */
+/** Abre os fluxos: o fluxo n espera linhas na lista `prefix` + n. */
 async function open(args: {
   port: number;
   database: number;
@@ -44,11 +41,7 @@ async function open(args: {
   });
 }
 
-/**
- * Espera as linhas que faltam, confere e fecha os fluxos.
- * @param args quantas linhas cada fluxo deve ter recebido
- * @returns as demoras, em ms
- */
+/** Espera as linhas que faltam, confere, fecha os fluxos e devolve as demoras, em ms. */
 async function finish(args: { lines_each: number; limit_ms: number }) {
   const { meter: counter, sockets } = state;
   if (!counter) throw new Error('nada foi aberto');

@@ -12,9 +12,8 @@ import { clock, clock_per_ms, serve_role } from './role';
 const stride = line_bytes + 1;
 
 /**
- * Confere que um pedaço está no lugar certo da resposta.
- * @param offset quantos bytes vieram antes dele
- * @throws Error se a linha que começa nele não é a esperada
+ * Confere que a linha que começa num pedaço, com `offset` bytes antes dele, é a que devia estar
+ * ali.
  */
 function check_place(chunk: Buffer, offset: number): void {
   const line = Math.ceil(offset / stride);
@@ -25,10 +24,8 @@ function check_place(chunk: Buffer, offset: number): void {
 }
 
 /**
- * Recebe um fluxo inteiro.
- * @param port a porta do servidor
- * @param lines quantas linhas devem vir
- * @throws Error se o status não é 200 ou a conta não fecha
+ * Recebe um fluxo inteiro da porta `port`; lança se o status não é 200 ou se não vieram `lines`
+ * linhas.
  */
 function receive(port: number, lines: number, agent: http.Agent): Promise<void> {
   return new Promise((resolve, reject) => {
@@ -52,9 +49,7 @@ function receive(port: number, lines: number, agent: http.Agent): Promise<void> 
 }
 
 /**
- * Mede: todos os fluxos de uma vez, do primeiro pedido ao fim da última resposta.
- * @param args porta, quantos fluxos e quantas linhas em cada um
- * @returns segundos
+ * Mede todos os fluxos de uma vez, do primeiro pedido ao fim da última resposta; devolve segundos.
  */
 async function run(args: { port: number; streams: number; lines_each: number }): Promise<number> {
   const agent = new http.Agent({ keepAlive: false, maxSockets: args.streams });

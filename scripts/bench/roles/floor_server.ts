@@ -17,12 +17,7 @@ const write_slice_bytes = 64 * 1024;
 /** TTL da tarefa, em segundos: o padrão do proxy. */
 const task_ttl_s = 600;
 
-/**
- * Cria o cliente do Redis.
- * @param port a porta
- * @param database o banco
- * @returns o cliente, ainda sem conectar
- */
+/** Cria o cliente do Redis da porta `port`, banco `database`, ainda sem conectar. */
 function make_redis(port: number, database: number) {
   const client = create_client({ socket: { host: '127.0.0.1', port }, database, RESP: 2 });
   client.on('error', (error) => {
@@ -108,10 +103,7 @@ function handle(request: http.IncomingMessage, response: http.ServerResponse): v
   });
 }
 
-/**
- * Abre a porta.
- * @returns a porta
- */
+/** Abre uma porta, e a devolve. */
 function listen(): Promise<number> {
   const server = http.createServer(handle);
   return new Promise((resolve) => {
@@ -134,10 +126,7 @@ function prepare(args: { lines: number }): void {
   state.bulk_lines = args.lines;
 }
 
-/**
- * Escreve linhas nas respostas abertas, no ritmo pedido, e as encerra.
- * @param args quantos fluxos, ritmo e voltas
- */
+/** Escreve linhas nas respostas abertas, no ritmo pedido, e as encerra. */
 async function pace(args: { streams: number; pace_ms: number; rounds: number }): Promise<void> {
   const responses = state.held.slice();
   if (responses.length !== args.streams) throw new Error(`${responses.length} respostas abertas`);

@@ -20,10 +20,9 @@ const stamp_bytes = clock_digits + order_digits + 3;
 const order_offset = '{"s":"@'.length + clock_digits + 1;
 
 /**
- * Monta uma linha.
+ * Monta uma linha de line_bytes bytes, sem a quebra.
  * @param sent_at instante do envio, de `clock`; 0 se não interessa
  * @param order a ordem da linha no fluxo, desde 0
- * @returns JSON de line_bytes bytes, sem a quebra
  */
 export function make_line(sent_at: number, order: number): string {
   const moment = String(sent_at).padStart(clock_digits, '0');
@@ -31,30 +30,19 @@ export function make_line(sent_at: number, order: number): string {
   return `${head.padEnd(line_bytes - 2, 'x')}"}`;
 }
 
-/**
- * Lê dígitos sem criar textos.
- * @param from posição do primeiro
- * @param count quantos são
- */
+/** Lê `count` dígitos a partir de `from`, sem criar textos. */
 function read_digits(data: Buffer, from: number, count: number): number {
   let value = 0;
   for (let at = from; at < from + count; at += 1) value = value * 10 + (data[at] ?? 0) - 48;
   return value;
 }
 
-/**
- * Lê a ordem de uma linha inteira.
- * @param from onde ela começa
- */
+/** Lê a ordem da linha inteira que começa em `from`. */
 export function read_order(data: Buffer, from: number): number {
   return read_digits(data, from + order_offset, order_digits);
 }
 
-/**
- * Resume demoras.
- * @param samples demoras, em qualquer ordem e unidade; são ordenadas no lugar
- * @returns p50, p90, p99 e a maior, e quantas são
- */
+/** Dá percentis e quantidade das demoras, que são ordenadas no lugar. */
 export function summarize(samples: Float64Array) {
   samples.sort();
   const at = (share: number) => samples[Math.ceil(share * samples.length) - 1] ?? Number.NaN;
@@ -134,11 +122,10 @@ export function make_meter(
 }
 
 /**
- * Chama algo no ritmo pedido, com os fluxos igualmente espaçados dentro de cada volta.
+ * Chama `send`, no ritmo pedido, com os fluxos igualmente espaçados dentro de cada volta.
  * @param streams quantos fluxos
  * @param pace_ms duração de uma volta, em que cada fluxo tem a sua vez
  * @param rounds quantas voltas
- * @param send o que fazer na vez de um fluxo; recebe o fluxo e a volta
  */
 export function run_pace(
   streams: number,

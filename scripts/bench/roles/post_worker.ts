@@ -22,9 +22,8 @@ type post_lane = { post: (stream: number, lines: string[]) => void; missing: () 
 const state = { lanes: [] as post_lane[], path: '' };
 
 /**
- * Abre uma conexão de POSTs. Uma resposta que não é de sucesso derruba o processo.
- * @param port a porta do servidor
- * @returns a conexão
+ * Abre uma conexão de POSTs com a porta `port`, e a devolve. Uma resposta que não é de sucesso
+ * derruba o processo.
  */
 async function open_lane(port: number): Promise<post_lane> {
   const socket = await connect_local(port);
@@ -50,29 +49,20 @@ async function open_lane(port: number): Promise<post_lane> {
   return { post, missing: () => missing };
 }
 
-/**
- * Abre as conexões.
- * @param args porta, quantas conexões, e o caminho, ao qual se junta o número do fluxo
- */
+/** Abre as conexões; ao caminho se junta o número do fluxo. */
 async function connect(args: { port: number; lanes: number; path: string }): Promise<void> {
   state.path = args.path;
   state.lanes = await Promise.all(Array.from({ length: args.lanes }, () => open_lane(args.port)));
 }
 
-/**
- * Dá a conexão de um fluxo: sempre a mesma, para que as linhas dele não troquem de ordem.
- * @param stream o fluxo
- */
+/** Dá a conexão de `stream`: sempre a mesma, para que as linhas dele não troquem de ordem. */
 function lane_of(stream: number): post_lane {
   const lane = state.lanes[stream % state.lanes.length];
   if (!lane) throw new Error('sem conexão: falta a chamada "connect"');
   return lane;
 }
 
-/**
- * Espera que faltem poucas respostas numa conexão.
- * @param most quantas podem faltar
- */
+/** Espera que faltem no máximo `most` respostas numa conexão. */
 async function drain(lane: post_lane, most: number): Promise<void> {
   while (lane.missing() > most) await new Promise((resolve) => setImmediate(resolve));
 }
@@ -85,11 +75,7 @@ async function pace(args: { streams: number; pace_ms: number; rounds: number }):
   for (const lane of state.lanes) await drain(lane, 0);
 }
 
-/**
- * Envia linhas o mais depressa que o servidor aceita.
- * @param args quantos fluxos e quantas linhas em cada um
- * @returns o instante do começo, de `clock`
- */
+/** Envia linhas o mais depressa que o servidor aceita; devolve o instante do começo, de `clock`. */
 async function burst(args: { streams: number; lines_each: number }): Promise<number> {
   const started_at = clock();
   await Promise.all(
@@ -107,10 +93,7 @@ async function burst(args: { streams: number; lines_each: number }): Promise<num
   return started_at;
 }
 
-/**
- * Envia uma linha a alguns fluxos.
- * @param args quantos fluxos existem e a quantos enviar
- */
+/** Envia uma linha a alguns dos fluxos. */
 async function poke(args: { streams: number; count: number }): Promise<void> {
   const step = Math.max(1, Math.floor(args.streams / args.count));
   for (let index = 0; index < args.count; index += 1) {

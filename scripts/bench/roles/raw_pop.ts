@@ -8,10 +8,8 @@ import { line_bytes } from './lines';
 import { clock, clock_per_ms, serve_role } from './role';
 
 /**
- * Cria o cliente que devolve Buffers.
- * @param port a porta do Redis
- * @param database o banco
- * @returns o cliente, ainda sem conectar
+ * Cria o cliente do Redis da porta `port`, banco `database`, ainda sem conectar, e o que devolve
+ * Buffers.
  */
 function make_client(port: number, database: number) {
   const client = create_client({ socket: { host: '127.0.0.1', port }, database, RESP: 2 });
@@ -23,20 +21,15 @@ function make_client(port: number, database: number) {
 
 const state = { clients: undefined as ReturnType<typeof make_client> | undefined };
 
-/**
- * Conecta.
- * @param where porta e banco do Redis
- */
+/** Conecta. */
 async function connect(where: { port: number; database: number }): Promise<void> {
   state.clients = make_client(where.port, where.database);
   await state.clients.client.connect();
 }
 
 /**
- * Esvazia as listas preload_0, preload_1…, todas ao mesmo tempo na mesma conexão.
- * @param args quantas listas, quantas linhas em cada uma, e linhas por LPOP
- * @returns segundos
- * @throws Error se a conta não fecha
+ * Esvazia as listas preload_0, preload_1…, todas ao mesmo tempo na mesma conexão; devolve segundos,
+ * ou lança se a conta não fecha.
  */
 async function run(args: { lists: number; lines_each: number; count: number }): Promise<number> {
   const { buffers } = state.clients ?? {};

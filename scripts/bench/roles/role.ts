@@ -29,8 +29,8 @@ export function serve_role(handlers: role_handlers): void {
 }
 
 /**
- * Lê o relógio monotônico, que todos os processos da máquina compartilham.
- * @returns um inteiro, em décimos de microssegundo
+ * Lê o relógio monotônico, que todos os processos da máquina compartilham, em décimos de
+ * microssegundo.
  */
 export function clock(): number {
   return Number(process.hrtime.bigint() / 100n);
@@ -39,12 +39,7 @@ export function clock(): number {
 /** Quantas unidades de `clock` fazem um milissegundo. */
 export const clock_per_ms = 10_000;
 
-/**
- * Faz algo para cada índice, alguns de cada vez.
- * @param count quantos índices
- * @param at_once quantos de cada vez
- * @param action o que fazer com um índice
- */
+/** Faz algo para cada índice abaixo de `count`, `at_once` de cada vez. */
 export async function in_groups(
   count: number,
   at_once: number,

@@ -24,9 +24,8 @@ const state = {
 };
 
 /**
- * Entende o que chegou antes do fim dos cabeçalhos.
- * @returns o que já é corpo; undefined se os cabeçalhos ainda não acabaram
- * @throws Error se o status não é 200
+ * Separa o que já é corpo do que chegou antes; undefined se os cabeçalhos ainda não acabaram. Lança
+ * se o status não é 200.
  */
 function take_head(stream: open_stream, chunk: Buffer): Buffer | undefined {
   const text = (stream.head ?? '') + chunk.toString('latin1');
@@ -39,9 +38,8 @@ function take_head(stream: open_stream, chunk: Buffer): Buffer | undefined {
 }
 
 /**
- * Recebe um pedaço de uma resposta.
- * @param index o número do fluxo
- * @throws Error se o status ou as linhas não são os esperados
+ * Recebe um pedaço da resposta do fluxo `index`; lança se o status ou as linhas não são os
+ * esperados.
  */
 function take_chunk(stream: open_stream, index: number, chunk: Buffer, counter: meter): void {
   const body = stream.head === undefined ? chunk : take_head(stream, chunk);
@@ -52,11 +50,7 @@ function take_chunk(stream: open_stream, index: number, chunk: Buffer, counter: 
   if (stream.tail.equals(last_chunk)) stream.ended = true;
 }
 
-/**
- * Abre um fluxo.
- * @param index o número dele
- * @returns quando conectou, `opened`: resolve quando os cabeçalhos da resposta chegam
- */
+/** Abre o fluxo `index`; devolve, quando conectou, o que espera os cabeçalhos da resposta. */
 async function open_stream_at(
   index: number,
   args: { port: number; request: string },
