@@ -261,7 +261,7 @@ describe('contas', { concurrency: 3 }, () => {
   });
 
   test('o tempo até a primeira linha e o do Redis caem na faixa certa', async () => {
-    const { proxy, worker } = await set_scene();
+    const { proxy, worker } = await set_scene(['--head-wait', '1000']);
     const { stream, task } = await begin(proxy, worker);
     await stream.head(); // sem linhas, os cabeçalhos saem depois de 1 s
     assert.equal(await status_of(proxy, '/ready'), 200); // a esta pergunta sempre responde um PING
