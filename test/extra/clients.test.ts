@@ -122,7 +122,7 @@ test('o cliente do Ollama conversa com um worker que fala o formato dele', async
   const client = new ollama_client({ host: proxy.url });
   const request = { model: 'm', messages: [{ role: 'user', content: 'olá' }] };
 
-  await test('aos poucos: cada pedaço na hora', async () => {
+  await context.test('aos poucos: cada pedaço na hora', async () => {
     const asked = client.chat({ ...request, stream: true });
     const task = await worker.next();
     assert.deepEqual([task.method, task.url], ['POST', '/api/chat']);
@@ -139,14 +139,14 @@ test('o cliente do Ollama conversa com um worker que fala o formato dele', async
     assert.equal((await end_of(proxy, task)).ending, 'done');
   });
 
-  await test('de uma vez: uma linha é a resposta', async () => {
+  await context.test('de uma vez: uma linha é a resposta', async () => {
     const asked = client.chat(request);
     const { task_list } = await worker.next();
     await db.rPush(task_list, [chat_line('Olá!', true), 'EOF']);
     assert.equal((await asked).message.content, 'Olá!');
   });
 
-  await test('um erro do worker, com status, e o do tempo esgotado chegam como erros', async () => {
+  await context.test('um erro do worker, com status, e o do tempo esgotado chegam como erros', async () => {
     const refused = client.chat({ ...request, stream: true });
     const { task_list } = await worker.next();
     const head = 'HTTP 404 {"Content-Type": "application/json"}';
@@ -162,7 +162,7 @@ test('o cliente do Ollama conversa com um worker que fala o formato dele', async
     assert.equal((await end_of(proxy, task)).ending, 'timeout');
   });
 
-  await test('abort cancela a tarefa', async () => {
+  await context.test('abort cancela a tarefa', async () => {
     const asked = client.chat({ ...request, stream: true });
     const task = await worker.next();
     await db.rPush(task.task_list, chat_line('O'));

@@ -230,7 +230,9 @@ const kinds: Record<string, kind> = {
     share: 30,
     run: async ({ guarded }, path) => {
       const headers = { 'X-Api-Key': 'certa' };
-      assert.equal((await fetch_all(guarded, { path })).status, 401);
+      // chaves erradas contam no limite: passado ele, é ele que as recusa
+      const { status } = await fetch_all(guarded, { path });
+      assert.ok(status === 401 || status === 429, String(status));
       assert.equal((await fetch_all(guarded, { path, headers })).status, 429);
     },
   },
