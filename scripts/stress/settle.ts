@@ -42,8 +42,8 @@ function count_resources({ resources }: probe_reading, pattern: RegExp): number 
 }
 
 /**
- * Espera que nenhuma chave do proxy reste no Redis, salvo as listas que a varredura já condenou, com
- * um TTL dela; devolve quantas restaram depois do prazo.
+ * Espera que nenhuma chave do proxy reste no Redis, salvo as listas que a varredura já condenou,
+ * com um TTL dela; devolve quantas restaram depois do prazo.
  */
 async function leaked_keys({ book, admin, settings }: scene): Promise<number> {
   const deadline = performance.now() + 2 * settings.ttl_s * 1000 + expiry_margin_ms;

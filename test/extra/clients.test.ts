@@ -146,21 +146,24 @@ test('o cliente do Ollama conversa com um worker que fala o formato dele', async
     assert.equal((await asked).message.content, 'Olá!');
   });
 
-  await context.test('um erro do worker, com status, e o do tempo esgotado chegam como erros', async () => {
-    const refused = client.chat({ ...request, stream: true });
-    const { task_list } = await worker.next();
-    const head = 'HTTP 404 {"Content-Type": "application/json"}';
-    await db.rPush(task_list, [head, '{"error": "model not found"}', 'EOF']);
-    await assert.rejects(refused, /model not found/);
-    const late = client.chat({ ...request, stream: true });
-    const task: task_record = await worker.next();
-    await db.rPush(task.task_list, chat_line('O'));
-    const read_all = async () => {
-      for await (const _ of await late);
-    };
-    await assert.rejects(read_all(), /timeout/);
-    assert.equal((await end_of(proxy, task)).ending, 'timeout');
-  });
+  await context.test(
+    'um erro do worker, com status, e o do tempo esgotado chegam como erros',
+    async () => {
+      const refused = client.chat({ ...request, stream: true });
+      const { task_list } = await worker.next();
+      const head = 'HTTP 404 {"Content-Type": "application/json"}';
+      await db.rPush(task_list, [head, '{"error": "model not found"}', 'EOF']);
+      await assert.rejects(refused, /model not found/);
+      const late = client.chat({ ...request, stream: true });
+      const task: task_record = await worker.next();
+      await db.rPush(task.task_list, chat_line('O'));
+      const read_all = async () => {
+        for await (const _ of await late);
+      };
+      await assert.rejects(read_all(), /timeout/);
+      assert.equal((await end_of(proxy, task)).ending, 'timeout');
+    },
+  );
 
   await context.test('abort cancela a tarefa', async () => {
     const asked = client.chat({ ...request, stream: true });

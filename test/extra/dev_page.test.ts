@@ -114,7 +114,7 @@ describe('a página de npm run dev', { skip: skip_browser }, () => {
     );
   });
 
-  test('eventos: um por linha, o primeiro com o id, e "end"; e a imagem para o manual', async () => {
+  test('eventos: um por linha, o primeiro com o id, e "end"; e a imagem do manual', async () => {
     await send({ ...form, body: 'olá', accept: 'text/event-stream' });
     const { lines } = await see_end('done');
     const texts = lines.map(([, , text]) => text);
