@@ -137,7 +137,10 @@ const kinds: Record<string, kind> = {
   'cabeça que não vale': {
     share: 20,
     run: async (stage, url) => {
-      assert.deepEqual(await exchange(stage, url, ['HTTP 99', '{}', 'EOF']), [200, '{}\n']);
+      assert.deepEqual(await exchange(stage, url, ['HTTP 99', '{}', 'EOF']), [
+        200,
+        'HTTP 99\n{}\n',
+      ]);
     },
   },
   '/ping, HEAD e OPTIONS': {
