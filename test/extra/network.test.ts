@@ -46,7 +46,7 @@ const vanish_limit_ms = 70_000;
 /** Prazo para notar um cliente que não confirma o que recebe: MAXTIME, aqui de 10 s, e folga. */
 const unread_limit_ms = 75_000;
 
-/** Uma recusa vem em 2 s, antes de se largar a conexão calada: a ordem se confere; isto é folga. */
+/** Uma recusa vem em 2 s, antes de a conexão calada ser largada, e se confere a ordem; folga. */
 const refusal_limit_ms = 60_000;
 
 /** Quanto dura a queda do caminho até o Redis. */
