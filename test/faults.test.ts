@@ -8,6 +8,7 @@ import assert from 'node:assert/strict';
 import net from 'node:net';
 import { describe } from 'node:test';
 import {
+  at_some_pace,
   begin,
   brisk,
   connect_redis,
@@ -469,21 +470,22 @@ const tests: Record<string, () => Promise<void>> = {
     await check_sound(proxy);
   },
 
-  'Redis fora por mais que MAXTIME: linha de erro; as chaves somem quando ele volta': async () => {
-    const { redis, proxy, worker, db } = await set_scene(durable, ['-t', '6000']);
-    const begun = await begin_many(proxy, worker, 10); // todos bem antes de MAXTIME
-    await redis.stop();
-    for (const { stream, task, before } of begun) {
-      assert.deepEqual(await stream.rest(), [lost_line]);
-      const { ending, lines } = await end_of(proxy, task);
-      assert.deepEqual([ending, lines], ['redis_lost', `${before.length}`]);
-    }
-    await start_redis(durable, redis);
-    await link_back(proxy);
-    await Promise.all(begun.map(({ task }) => see_tombstone(db, task)));
-    await check_serving(proxy, worker);
-    await check_sound(proxy);
-  },
+  'Redis fora por mais que MAXTIME: linha de erro; as chaves somem quando ele volta': () =>
+    at_some_pace([4000, 15_000, 40_000], async (maxtime_ms) => {
+      const { redis, proxy, worker, db } = await set_scene(durable, ['-t', `${maxtime_ms}`]);
+      const begun = await begin_many(proxy, worker, 10); // todos bem antes de MAXTIME
+      await redis.stop();
+      for (const { stream, task, before } of begun) {
+        assert.deepEqual(await stream.rest(), [lost_line]);
+        const { ending, lines } = await end_of(proxy, task);
+        assert.deepEqual([ending, lines], ['redis_lost', `${before.length}`]);
+      }
+      await start_redis(durable, redis);
+      await link_back(proxy);
+      await Promise.all(begun.map(({ task }) => see_tombstone(db, task)));
+      await check_serving(proxy, worker);
+      await check_sound(proxy);
+    }),
 
   'cliente que sai com o Redis fora: as chaves somem quando ele volta': async () => {
     const { redis, proxy, worker, db } = await set_scene(durable, asleep);
@@ -649,19 +651,20 @@ const tests: Record<string, () => Promise<void>> = {
     await check_sound(proxy);
   },
 
-  'Redis trava por mais que MAXTIME: linha de erro, e limpeza quando destrava': async () => {
-    const { redis, proxy, worker, db } = await set_scene([], ['-t', '1500']);
-    const { stream, task } = await begin(proxy, worker, ['1']);
-    await freeze_redis(redis);
-    try {
-      assert.deepEqual(await stream.rest(), [lost_line]);
-      assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);
-    } finally {
-      redis.process.kill('SIGCONT');
-    }
-    await see_tombstone(db, task);
-    await check_sound(proxy);
-  },
+  'Redis trava por mais que MAXTIME: linha de erro, e limpeza quando destrava': () =>
+    at_some_pace([1500, 8000, 30_000], async (maxtime_ms) => {
+      const { redis, proxy, worker, db } = await set_scene([], ['-t', `${maxtime_ms}`]);
+      const { stream, task } = await begin(proxy, worker, ['1']);
+      await freeze_redis(redis);
+      try {
+        assert.deepEqual(await stream.rest(), [lost_line]);
+        assert.deepEqual(await outcome_of(proxy, task), ['redis_lost', '200', '1']);
+      } finally {
+        redis.process.kill('SIGCONT');
+      }
+      await see_tombstone(db, task);
+      await check_sound(proxy);
+    }),
 
   'conexão cortada dez vezes: o fluxo sobrevive, em ordem': async () => {
     const { proxy, worker, db } = await set_scene([], forever);

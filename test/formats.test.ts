@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict';
 import { before, describe } from 'node:test';
 import {
+  at_some_pace,
   brisk,
   clog,
   clog_reader,
@@ -184,7 +185,7 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
   /** Como cada fim é provocado depois da primeira linha, e o último evento com dados antes dele. */
   const ends: [string, string[], string | undefined, (with_all: ending_scene) => unknown][] = [
     ['done', [], undefined, ({ db, task }) => db.del(task.task_key)],
-    ['timeout', ['-t', '1500'], '{"error": "timeout"}', () => {}],
+    ['timeout', ['-t', '4000'], '{"error": "timeout"}', () => {}],
     [
       'failed',
       ['-i', '20'],
@@ -218,22 +219,29 @@ describe('os eventos de um fluxo', { concurrency: tests_at_once }, () => {
     });
   }
 
-  test('"end" espera pela limpeza: com o Redis mudo, vem 1 s depois da última linha', async () => {
-    const own = await start_redis();
-    const { proxy, worker } = await start_scene(own, [...brisk, '-t', '1500', '--head-wait', '0']);
-    const stream = open_stream(proxy, accept_events);
-    await worker.next();
-    await freeze_redis(own);
-    const lines = await stream.rest();
-    own.process.kill('SIGCONT');
-    assert.deepEqual(lines.slice(1), [
-      'data: {"error": "redis lost"}',
-      '',
-      ...farewell('redis_lost').split('\n').slice(0, -1),
-    ]);
-    const [, last = 0, , end = 0] = stream.arrivals;
-    assert.ok(end - last > 500, `${end - last} ms`);
-  });
+  test('"end" espera pela limpeza: com o Redis mudo, vem 1 s depois da última linha', () =>
+    at_some_pace([1500, 4000, 10_000], async (maxtime_ms) => {
+      const own = await start_redis();
+      const { proxy, worker } = await start_scene(own, [
+        ...brisk,
+        '-t',
+        `${maxtime_ms}`,
+        '--head-wait',
+        '0',
+      ]);
+      const stream = open_stream(proxy, accept_events);
+      await worker.next();
+      await freeze_redis(own);
+      const lines = await stream.rest();
+      own.process.kill('SIGCONT');
+      assert.deepEqual(lines.slice(1), [
+        'data: {"error": "redis lost"}',
+        '',
+        ...farewell('redis_lost').split('\n').slice(0, -1),
+      ]);
+      const [, last = 0, , end = 0] = stream.arrivals;
+      assert.ok(end - last > 500, `${end - last} ms`);
+    }));
 
   test('sem linhas: abre depois de HEAD_WAIT, e termina com "end", que leva o id', async () => {
     const { proxy, worker, db } = await start_scene(redis, [...brisk, '--head-wait', '50']);

@@ -50,6 +50,9 @@ after(() => stop_all());
 /** Prazo de um teste inteiro, que faz várias esperas. */
 const test_limit_ms = 5 * patience_ms;
 
+/** Quanto se espera que um proxy usado se aquiete; um que não se aquieta só não é aproveitado. */
+const settle_limit_ms = 1000;
+
 /** Testes de um arquivo ao mesmo tempo: quase só esperam, mas mais disputariam os processadores. */
 export const tests_at_once = Math.min(2 * available_parallelism(), 8);
 
@@ -219,7 +222,7 @@ async function is_reusable({ process: child, stdout, stderr }: proxy): Promise<b
     const begun = stdout().match(/ task task=/g)?.length ?? 0;
     return begun === (`${stdout()}${stderr()}`.match(/ end task=/g)?.length ?? 0);
   };
-  await until('fim dos fluxos', () => is_gone() || is_quiet());
+  await until('fim dos fluxos', () => is_gone() || is_quiet(), settle_limit_ms);
   return !is_gone();
 }
 
@@ -505,7 +508,11 @@ export async function open_socket(port: number, host = '127.0.0.1') {
     send: (text: string | Buffer) => socket.write(text),
     text: () => received,
     wait_for: (pattern: RegExp, ms = patience_ms) =>
-      until(`${pattern} no socket; chegou: ${received}`, () => pattern.exec(received), ms),
+      until(
+        () => `${pattern} no socket; chegou: ${received.slice(-2000)}`,
+        () => pattern.exec(received),
+        ms,
+      ),
     closed: (ms = patience_ms) => until('fechamento da conexão', () => is_closed, ms),
     destroy: () => socket.destroy(),
   };

@@ -101,7 +101,7 @@ export async function open_talk(proxy: Pick<proxy, 'port'>, text: string | Buffe
   const leftover = () => raw.text().slice(consumed);
   const reply = async (has_body = true, ms = patience_ms): Promise<raw_reply> => {
     const taken = await until(
-      `resposta inteira; chegou: ${raw.text().slice(-500)}`,
+      () => `resposta inteira; chegou: ${raw.text().slice(-500)}`,
       () => take_reply(leftover(), raw.socket.destroyed, has_body),
       ms,
     );

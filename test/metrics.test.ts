@@ -64,7 +64,7 @@ const ending_cases: Record<string, ending_case> = {
     finish: ({ worker, task }) => worker.client.rPush(task.task_list, ['ç\r\n', 'EOF']),
     counts: { sent_lines_total: 3, sent_bytes_total: 8, first_line_seconds_count: 1 },
   },
-  timeout: { args: ['-t', '1500'], finish: ({ stream }) => stream.rest() },
+  timeout: { args: ['-t', '4000'], finish: ({ stream }) => stream.rest() },
   client_gone: { finish: async ({ stream }) => stream.leave() },
   redis_lost: { finish: ({ worker }) => worker.client.flushAll() },
   failed: { finish: ({ worker, task }) => worker.client.set(task.task_list, 'não é lista') },
@@ -261,7 +261,7 @@ describe('contas', { concurrency: 3 }, () => {
   });
 
   test('o tempo até a primeira linha e o do Redis caem na faixa certa', async () => {
-    const { proxy, worker } = await set_scene();
+    const { proxy, worker } = await set_scene(['--head-wait', '1000']);
     const { stream, task } = await begin(proxy, worker);
     await stream.head(); // sem linhas, os cabeçalhos saem depois de 1 s
     assert.equal(await status_of(proxy, '/ready'), 200); // a esta pergunta sempre responde um PING

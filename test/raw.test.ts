@@ -174,7 +174,7 @@ describe('respostas sem corpo', () => {
   }
 
   test('um fim que não é o do worker não muda a resposta, que já estava inteira', async () => {
-    const scene = await start_scene(redis, [...brisk, '-t', '300']);
+    const scene = await start_scene(redis, [...brisk, '-t', '3000']);
     const { talk, task, push } = await ask(scene);
     await push(['RAW 204']);
     assert.equal((await end_of(scene.proxy, task)).ending, 'timeout');
@@ -197,7 +197,7 @@ const aborted = 'the worker aborted the answer';
 
 /** O que pode acontecer a uma resposta RAW depois dos cabeçalhos. */
 const break_cases: break_case[] = [
-  { how: 'MAXTIME', ending: 'timeout', args: ['-t', '700'], provoke: () => {} },
+  { how: 'MAXTIME', ending: 'timeout', args: ['-t', '3000'], provoke: () => {} },
   { how: 'um FLUSHALL', ending: 'redis_lost', provoke: ({ db }) => db.flushAll() },
   {
     how: 'uma recusa do Redis',

@@ -528,7 +528,7 @@ async function start_dripper(bites: { bytes: number; pause_ms: number }): Promis
 
 describe('um Redis que é só lento não é uma falha', { concurrency: 2 }, () => {
   test('respostas aos bocados por mais tempo que o de uma falha: sobe', async () => {
-    const server = await start_dripper({ bytes: 30, pause_ms: 500 });
+    const server = await start_dripper({ bytes: 300, pause_ms: 500 });
     const started_at = performance.now();
     const proxy = await start_proxy({ server }, [], plain_log);
     const [, from = ''] = /^(\S+) start /.exec(proxy.stdout()) ?? [];

@@ -28,7 +28,6 @@ import {
   start_scene,
   temp_dir,
   test,
-  tests_at_once,
   until,
   usage_error_of,
 } from './harness';
@@ -42,8 +41,12 @@ const renewal_noticed_ms = 30_000;
 
 let redis: local_redis;
 
+/** Os arquivos do par que quase todos os testes usam, e nenhum troca. */
+let common: ReturnType<typeof write_pair>;
+
 before(async () => {
   redis = await start_redis();
+  common = write_pair(first_pair);
 });
 
 /**
@@ -66,10 +69,10 @@ function write_pair(pair: test_pair) {
 /**
  * Sobe um proxy que atende por HTTPS, com o seu worker.
  * @param args argumentos a mais
+ * @param files o par de arquivos
  * @returns a cena e o par de arquivos
  */
-async function start_secure_scene(args: string[] = []) {
-  const files = write_pair(first_pair);
+async function start_secure_scene(args: string[] = [], files = common) {
   return { ...(await start_scene(redis, [...brisk, ...files.args, ...args])), files };
 }
 
@@ -86,7 +89,7 @@ async function shake_hands(port: number, options: tls.ConnectionOptions = {}) {
   return { socket, name: socket.getPeerCertificate().subject.CN };
 }
 
-describe('serviço', { concurrency: tests_at_once }, () => {
+describe('serviço', () => {
   const { cert: ca } = first_pair;
 
   test('um fluxo chega linha a linha; o log dá a URL', async () => {
@@ -168,7 +171,7 @@ describe('serviço', { concurrency: tests_at_once }, () => {
   });
 });
 
-describe('quem não fala TLS', { concurrency: tests_at_once }, () => {
+describe('quem não fala TLS', () => {
   for (const [what, reason, hello] of [
     ['HTTP às claras', 'ERR_SSL_HTTP_REQUEST', 'GET /ping HTTP/1.1\r\nHost: a\r\n\r\n'],
     ['lixo', 'ERR_SSL_\\w+', '\x00\x01\x02'.repeat(100)],
@@ -212,7 +215,10 @@ describe('quem não fala TLS', { concurrency: tests_at_once }, () => {
 });
 
 test('o par trocado nos arquivos vale para conexões novas, sem cortar as antigas', async () => {
-  const { proxy, worker, db, files } = await start_secure_scene(['-t', '120000']);
+  const { proxy, worker, db, files } = await start_secure_scene(
+    ['-t', '120000'],
+    write_pair(first_pair),
+  );
   const stream = open_stream(proxy, { ca: first_pair.cert });
   const task = await worker.next();
   files.replace(files.cert, second_pair.cert); // a renovação a meio: ainda não é um par
@@ -226,7 +232,7 @@ test('o par trocado nos arquivos vale para conexões novas, sem cortar as antiga
   assert.equal(proxy.stderr().match(/ tls_refused /g)?.length, 1);
 });
 
-describe('erros de uso', { concurrency: tests_at_once }, () => {
+describe('erros de uso', () => {
   const accepted = /aceito: os dois, em PEM, a chave sem senha e deste certificado\n$/;
 
   test('um sem o outro', async () => {

@@ -98,14 +98,14 @@ function stirred(): Promise<void> {
 /**
  * Espera uma condição. Uma que responde na hora é conferida a cada acontecimento; uma que consulta
  * alguém, de tempos em tempos.
- * @param what o que se espera, para a mensagem de erro
+ * @param what o que se espera, para a mensagem de erro; uma função o diz no fim do prazo
  * @param condition devolve algo verdadeiro quando acontece
  * @param ms prazo
  * @returns o que a condição devolveu
  * @throws Error se o prazo se esgotar
  */
 export async function until<result>(
-  what: string,
+  what: string | (() => string),
   condition: () => result | Promise<result>,
   ms = patience_ms,
 ): Promise<NonNullable<result>> {
@@ -114,7 +114,10 @@ export async function until<result>(
     const asked = condition();
     const found = asked instanceof Promise ? await asked : asked;
     if (found) return found as NonNullable<result>;
-    if (performance.now() > deadline) throw new Error(`não aconteceu em ${ms} ms: ${what}`);
+    if (performance.now() > deadline) {
+      const missing = typeof what === 'string' ? what : what();
+      throw new Error(`não aconteceu em ${ms} ms: ${missing}`);
+    }
     await (asked instanceof Promise ? delay(poll_ms) : stirred());
   }
 }

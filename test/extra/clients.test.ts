@@ -79,7 +79,7 @@ describe('http.client do Python', { concurrency: true }, () => {
       assert.ok(client.stdout().startsWith(`200 ${type}\n`), client.stdout());
       const is_events = accept === 'text/event-stream';
       assert.equal(
-        client.stdout().endsWith("'event: end\\n'\n'data: done\\n'\n'\\n'\n"),
+        client.stdout().endsWith(`'event: end\\n'\n'data: {"ending": "done"}\\n'\n'\\n'\n`),
         is_events,
       );
     });
@@ -122,7 +122,7 @@ test('o cliente do Ollama conversa com um worker que fala o formato dele', async
   const client = new ollama_client({ host: proxy.url });
   const request = { model: 'm', messages: [{ role: 'user', content: 'olá' }] };
 
-  await test('aos poucos: cada pedaço na hora', async () => {
+  await context.test('aos poucos: cada pedaço na hora', async () => {
     const asked = client.chat({ ...request, stream: true });
     const task = await worker.next();
     assert.deepEqual([task.method, task.url], ['POST', '/api/chat']);
@@ -139,30 +139,33 @@ test('o cliente do Ollama conversa com um worker que fala o formato dele', async
     assert.equal((await end_of(proxy, task)).ending, 'done');
   });
 
-  await test('de uma vez: uma linha é a resposta', async () => {
+  await context.test('de uma vez: uma linha é a resposta', async () => {
     const asked = client.chat(request);
     const { task_list } = await worker.next();
     await db.rPush(task_list, [chat_line('Olá!', true), 'EOF']);
     assert.equal((await asked).message.content, 'Olá!');
   });
 
-  await test('um erro do worker, com status, e o do tempo esgotado chegam como erros', async () => {
-    const refused = client.chat({ ...request, stream: true });
-    const { task_list } = await worker.next();
-    const head = 'HTTP 404 {"Content-Type": "application/json"}';
-    await db.rPush(task_list, [head, '{"error": "model not found"}', 'EOF']);
-    await assert.rejects(refused, /model not found/);
-    const late = client.chat({ ...request, stream: true });
-    const task: task_record = await worker.next();
-    await db.rPush(task.task_list, chat_line('O'));
-    const read_all = async () => {
-      for await (const _ of await late);
-    };
-    await assert.rejects(read_all(), /timeout/);
-    assert.equal((await end_of(proxy, task)).ending, 'timeout');
-  });
+  await context.test(
+    'um erro do worker, com status, e o do tempo esgotado chegam como erros',
+    async () => {
+      const refused = client.chat({ ...request, stream: true });
+      const { task_list } = await worker.next();
+      const head = 'HTTP 404 {"Content-Type": "application/json"}';
+      await db.rPush(task_list, [head, '{"error": "model not found"}', 'EOF']);
+      await assert.rejects(refused, /model not found/);
+      const late = client.chat({ ...request, stream: true });
+      const task: task_record = await worker.next();
+      await db.rPush(task.task_list, chat_line('O'));
+      const read_all = async () => {
+        for await (const _ of await late);
+      };
+      await assert.rejects(read_all(), /timeout/);
+      assert.equal((await end_of(proxy, task)).ending, 'timeout');
+    },
+  );
 
-  await test('abort cancela a tarefa', async () => {
+  await context.test('abort cancela a tarefa', async () => {
     const asked = client.chat({ ...request, stream: true });
     const task = await worker.next();
     await db.rPush(task.task_list, chat_line('O'));

@@ -137,7 +137,10 @@ const kinds: Record<string, kind> = {
   'cabeça que não vale': {
     share: 20,
     run: async (stage, url) => {
-      assert.deepEqual(await exchange(stage, url, ['HTTP 99', '{}', 'EOF']), [200, '{}\n']);
+      assert.deepEqual(await exchange(stage, url, ['HTTP 99', '{}', 'EOF']), [
+        200,
+        'HTTP 99\n{}\n',
+      ]);
     },
   },
   '/ping, HEAD e OPTIONS': {
@@ -230,7 +233,9 @@ const kinds: Record<string, kind> = {
     share: 30,
     run: async ({ guarded }, path) => {
       const headers = { 'X-Api-Key': 'certa' };
-      assert.equal((await fetch_all(guarded, { path })).status, 401);
+      // chaves erradas contam no limite: passado ele, é ele que as recusa
+      const { status } = await fetch_all(guarded, { path });
+      assert.ok(status === 401 || status === 429, String(status));
       assert.equal((await fetch_all(guarded, { path, headers })).status, 429);
     },
   },
@@ -312,10 +317,11 @@ async function check_sound(program: proxy): Promise<void> {
   const strange = program
     .stderr()
     .split('\n')
-    .filter((line) => line && !usual_log.test(line));
+    .filter((line) => line && !usual_log.test(line) && !/ end \S+ ending=timeout /.test(line));
   assert.deepEqual(strange, []);
+  const log = program.stdout() + program.stderr(); // o fim por tempo esgotado é um aviso
   const [begun, ended] = [/ task task=/g, / end task=/g].map(
-    (pattern) => program.stdout().match(pattern)?.length,
+    (pattern) => log.match(pattern)?.length,
   );
   assert.equal(ended, begun);
 }
@@ -561,15 +567,13 @@ test('worker que empurra sem parar: memória parada; e tudo expira depois', asyn
 
   reader.leave();
   assert.equal((await end_of(proxy, { uuid })).ending, 'client_gone');
-  // Quando o EOF com TTL expira, a linha seguinte recria a lista, sem TTL: a varredura a acha.
-  await until(
-    'lista recriada e adotada',
-    async () => {
-      await db.rPush(task_list, 'linha atrasada');
-      return / sweep adopted=1 ttl=2\n/.test(proxy.stdout());
-    },
-    long_patience_ms,
-  );
-  await until('Redis vazio', async () => (await db.dbSize()) === 0, long_patience_ms);
+  // Quando o EOF com TTL expira, a linha seguinte recria a lista, sem TTL; quando o worker para de
+  // empurrar, a varredura a acha.
+  await until('lista recriada', async () => {
+    await db.rPush(task_list, 'linha atrasada');
+    return (await db.ttl(task_list)) === -1;
+  });
+  await proxy.wait_for(/ sweep adopted=1 ttl=600\n/);
+  assert.ok((await db.ttl(task_list)) > 0);
   await check_sound(proxy);
 });

@@ -112,7 +112,10 @@ describe('o promtool', { concurrency: 2 }, () => {
   for (const processes of ['1', '2']) {
     test(`não tem reparos à página (WORKERS ${processes})`, async () => {
       const proxy = await busy_proxy(`promtool_${processes}`, ['-w', processes]);
-      const { body } = await fetch_all(proxy.metrics, { path: '/metrics' });
+      const body = await until('contas dos processos', async () => {
+        const page = await fetch_all(proxy.metrics, { path: '/metrics' });
+        return /tasks_total/.test(page.body) ? page.body : undefined; // vêm a cada segundo
+      });
       assert.deepEqual(promtool(['check', 'metrics'], body), { status: 0, said: '' });
       const spoiled = body.replaceAll('tasks_total', 'tasks');
       assert.notEqual(promtool(['check', 'metrics'], spoiled).status, 0, 'ele veria um erro');
