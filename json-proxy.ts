@@ -983,6 +983,9 @@ async function redis_count_request(network: string, seconds: number) {
   return { count: Number(count), wait_s: Math.ceil((window + 1) * seconds - clock_s) };
 }
 
+/** A conexão caiu antes da resposta a um LPOP: se ele foi atendido, o que retirou se perdeu. */
+class lost_reply extends Error {}
+
 /**
  * Retira linhas e pergunta o que resta, numa ida e volta. UM SÓ EXISTS É A GARANTIA: ele vê a lista
  * e a tarefa no mesmo instante, depois do LPOP. Se nenhuma existe, tudo o que o worker empurrou
@@ -991,7 +994,7 @@ async function redis_count_request(network: string, seconds: number) {
  * @param task os nomes da tarefa
  * @param count quantas linhas retirar no máximo; acima de 1 só se o servidor souber
  * @returns o que foi retirado e o que existe depois
- * @throws ErrorReply se o LPOP foi recusado, ou erro de conexão
+ * @throws ErrorReply se o LPOP foi recusado, lost_reply, ou erro de conexão
  */
 async function redis_poll(task: task_names, count: number): Promise<poll_result> {
   const { buffers } = redis_ready();
@@ -1001,9 +1004,9 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
   ]);
   if (popped.status === 'rejected') {
     redis_note_error(popped.reason);
-    // o LPOP pode ter sido atendido: o que ele retirou se perdeu com a conexão
-    if (!(popped.reason instanceof error_reply)) log('warn', 'poll_lost', { task: task.uuid });
-    throw popped.reason;
+    if (popped.reason instanceof error_reply) throw popped.reason;
+    log('warn', 'poll_lost', { task: task.uuid });
+    throw new lost_reply(String(popped.reason.message));
   }
   redis_link.alive_at = now();
   const found = popped.value ?? [];
@@ -2132,6 +2135,7 @@ type stream_state = {
 
   // o Redis: se o que some foi o worker que apagou
   identity: string; // o servidor em que se viu a tarefa pela última vez
+  has_gap: boolean; // em RAW, podem faltar bytes
   evictions: number; // quantas chaves ele tinha despejado então
   expires_at: number; // antes disto a tarefa não pode ter expirado
   renew_at: number; // quando renovar o TTL das chaves
@@ -2308,6 +2312,7 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
     is_complete: false,
     evictions: redis_link.evictions,
     said_end: false,
+    has_gap: false,
     keys_left: true,
     batch: 1,
     elements: 0,
@@ -2455,6 +2460,8 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     return poll;
   } catch (error) {
     if (is_refusal(error)) throw error;
+    stream.has_gap = error instanceof lost_reply && stream.format === raw_format;
+    if (stream.has_gap) stream.failure = 'a conexão caiu antes da resposta a um LPOP';
     return undefined;
   }
 }
@@ -2695,6 +2702,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
       await deliver(stream, poll.elements);
     }
     if (poll?.refusal) throw poll.refusal; // o Redis recusa: failed
+    if (stream.has_gap) return 'redis_lost'; // em RAW a resposta estaria corrompida
     if (poll?.list_exists) continue;
     if (poll && stream.said_end) return verdict || 'done'; // a palavra de fim, e tudo já saiu
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.

@@ -17,6 +17,7 @@ import {
   fetch_all,
   freeze_redis,
   on_stop,
+  open_socket,
   open_stream,
   type proxy,
   type redis_client,
@@ -221,14 +222,12 @@ async function cut_links(db: redis_client): Promise<void> {
  * @param port porta do Redis
  * @returns `server`: o endereço dele; `swallow`: as conexões de agora se calam sem fechar, as novas
  *   não; `cut_after`: a conexão que trouxer o texto é cortada, uma vez, logo depois da resposta
- *   dele; `point_at`: as conexões novas vão a outra porta
+ *   dele, ou antes; `point_at`: as conexões novas vão a outra porta
  */
 async function start_relay(port: number) {
   const pairs: [net.Socket, net.Socket][] = [];
-  const cut = { text: '' };
-  const cut_after = (text: string) => {
-    cut.text = text;
-  };
+  const cut = { text: '', delivers: true };
+  const cut_after = (text: string, delivers = true) => Object.assign(cut, { text, delivers });
   let target = port;
   const point_at = (other: number) => {
     target = other;
@@ -244,7 +243,7 @@ async function start_relay(port: number) {
         near.write(chunk);
         return;
       }
-      near.end(chunk.subarray(0, at + cut.text.length + '\r\n'.length));
+      near.end(cut.delivers ? chunk.subarray(0, at + cut.text.length + '\r\n'.length) : '');
       far.destroy();
       cut.text = '';
     });
@@ -556,6 +555,26 @@ const tests: Record<string, () => Promise<void>> = {
     await worker.client.rPush(task.task_list, ['2', 'EOF']);
     assert.deepEqual(await stream.rest(), ['2']);
     assert.deepEqual(await outcome_of(proxy, task), ['done', '200', '3']);
+    await check_sound(proxy);
+  },
+
+  'conexão cortada antes da resposta do LPOP, em RAW: o cliente vê um corte': async () => {
+    const redis = await start_redis();
+    const relay = await start_relay(redis.port);
+    const proxy = await start_proxy({ server: relay.server }, [...forever, '-P', '0']);
+    const worker = await start_worker(redis);
+    const client = await open_socket(proxy.port);
+    client.send('GET / HTTP/1.1\r\nHost: x\r\n\r\n');
+    const task = await worker.next();
+    await worker.client.rPush(task.task_list, ['RAW 200', 'antes']);
+    await client.wait_for(/antes/);
+    relay.cut_after('alvo', false);
+    await worker.client.rPush(task.task_list, ['alvo', 'depois']);
+    await client.closed();
+    assert.doesNotMatch(client.text(), /\r\n0\r\n\r\n$/);
+    const end = await end_of(proxy, task);
+    assert.equal(end.ending, 'redis_lost');
+    assert.match(end.reason ?? '', /antes da resposta a um LPOP/);
     await check_sound(proxy);
   },
 
