@@ -173,20 +173,22 @@ const patient_tests: Record<string, () => Promise<void>> = {
     });
   },
 
-  'cliente que não lê nada por MAXTIME perde a conexão': async () => {
-    const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', '1500']);
-    const stream = open_stream(proxy);
-    const task = await worker.next();
-    await db.rPush(task.task_list, 'primeira');
-    assert.equal(await stream.next(), 'primeira');
-    await stream.pause();
-    await push_clog(db, task);
-    await proxy.wait_for(new RegExp(` stalled_reader task=${task.uuid} maxtime=1500\n`));
-    assert.equal((await end_of(proxy, task)).ending, 'client_gone');
-    await stream.resume();
-    await assert.rejects(stream.rest(), /aborted/);
-    await see_tombstone(db, task);
-  },
+  'cliente que não lê nada por MAXTIME perde a conexão': () =>
+    at_some_pace([1500, 6000, 20_000], async (maxtime_ms) => {
+      const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', String(maxtime_ms)]);
+      const stream = open_stream(proxy);
+      const task = await worker.next();
+      await db.rPush(task.task_list, 'primeira');
+      assert.equal(await stream.next(), 'primeira');
+      await stream.pause();
+      await push_clog(db, task);
+      assert.equal((await end_of(proxy, task)).ending, 'client_gone');
+      const noted = new RegExp(` stalled_reader task=${task.uuid} maxtime=${maxtime_ms}\n`);
+      await proxy.wait_for(noted);
+      await stream.resume();
+      await assert.rejects(stream.rest(), /aborted/);
+      await see_tombstone(db, task);
+    }),
 
   'cliente lento que continua lendo não perde a conexão, por grande que seja a linha': () =>
     at_some_pace([1500, 6000, 20_000], read_slowly),
