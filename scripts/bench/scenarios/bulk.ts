@@ -187,6 +187,7 @@ async function run(context: bench_context): Promise<void> {
   const watcher = start_role('stream_client');
   const measures: [variant: string, measure: bulk_measure, is_peer?: boolean][] = [
     ['json-proxy', measure_proxy(scene, proxy)],
+    ['json-proxy raw', measure_proxy(scene, proxy, true)],
     ...raw_counts.map((count): [string, bulk_measure] => [
       `piso lpop ${count}`,
       measure_raw(scene, raw, count),
