@@ -26,7 +26,7 @@ describe('a barra de endereço do Chromium', { skip: skip_browser }, () => {
     assert.match(task.headers.Accept ?? '', /^text\/html,/);
     const lines = ['{"n": 1}', 'olá, <b>mundo</b> & companhia', '{"n": 3}'];
     await db.rPush(task.task_list, lines);
-    // O Chromium às vezes só mostra um pedaço quando chega outro; o que conta é que não espere o fim.
+    // O Chromium às vezes só mostra um pedaço quando chega outro; conta que não espere o fim.
     const shown = JSON.stringify(lines.join('\n'));
     await until('linhas à vista com o fluxo aberto', async () => {
       const more = `{"mais": ${lines.length}}`;
