@@ -673,6 +673,7 @@ const redis_link = {
   lost_at: 0, // quando caiu; 0 se está de pé
   lost_reason: '', // o último motivo registrado
   alive_at: 0, // o último sinal de vida
+  bytes_seen: 0, // os recebidos quando se olhou pela última vez
   tracking: false, // avisa das mudanças
   asks_news: false, // isso foi pedido
 };
@@ -708,6 +709,14 @@ function redis_ready() {
 function redis_note_answer(asked_at: number, latency: histogram): void {
   redis_link.alive_at = now();
   observe(latency, redis_link.alive_at - asked_at);
+}
+
+/** Diz se chegaram bytes do Redis desde a última vez que se olhou. */
+function redis_heard(): boolean {
+  const bytes = redis_link.socket?.bytesRead ?? 0;
+  const is_new = bytes !== redis_link.bytes_seen;
+  redis_link.bytes_seen = bytes;
+  return is_new;
 }
 
 /**
@@ -1148,9 +1157,8 @@ function redis_log_wakeup(reason = ''): void {
 }
 
 /**
- * Atende a conexão que ficou pronta: identifica o servidor e, se ela foi refeita, espera que ele
- * atenda, pede os avisos de novo, faz as limpezas guardadas e acorda os fluxos. Até lá, quem
- * consulta dorme só INTERVAL.
+ * Atende uma conexão refeita: identifica o servidor, espera que ele atenda, pede os avisos de novo
+ * e acorda os fluxos. Até lá, quem consulta dorme só INTERVAL.
  */
 async function redis_note_ready(): Promise<void> {
   const { asks_news } = redis_link;
@@ -1214,11 +1222,9 @@ function redis_open(asks_news: boolean) {
  */
 function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
   return new Promise((resolve, reject) => {
-    let [beats, bytes_seen] = [0, 0];
+    let beats = 0;
     const listen_on = () => {
-      const bytes = redis_link.socket?.bytesRead ?? 0;
-      beats = bytes === bytes_seen ? beats + 1 : 0;
-      bytes_seen = bytes;
+      beats = redis_heard() ? 0 : beats + 1;
       if (beats * connect_beat_ms >= connect_limit_ms) reject(new deadline_error('sem resposta'));
     };
     const timer = setInterval(listen_on, connect_beat_ms);
@@ -1310,15 +1316,12 @@ const silence_limit_ms = { plain: 15_000, tls: 60_000 };
  */
 async function redis_watch(): Promise<void> {
   const limit_ms = REDIS_SERVER.tls ? silence_limit_ms.tls : silence_limit_ms.plain;
-  let bytes_seen = 0;
   for (redis_link.alive_at = now(); ; await wait(watch_ms)) {
     const asked_at = now();
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
     if (redis_link.eviction_policy) void redis_count_evictions();
-    const bytes = redis_link.socket?.bytesRead ?? 0;
-    if (bytes !== bytes_seen) redis_link.alive_at = asked_at; // uma linha enorme a caminho
-    bytes_seen = bytes;
+    if (redis_heard()) redis_link.alive_at = asked_at; // uma linha enorme a caminho
     const is_silent = asked_at - redis_link.alive_at > limit_ms;
     const is_wrong = redis_link.wrong_server !== '' && asked_at - redis_link.sought_at > seek_ms;
     if (!redis_link.was_ready || !(is_silent || is_wrong)) continue;
@@ -1712,10 +1715,10 @@ async function send_refusal({ request, response }: request_turn, why: refusal): 
   const address = remote_address_of(request);
   const path = path_of(url);
   if (note_refusal(status)) log('warn', 'refused', { status, method, path, reason, address });
-  const body = `${error_line(why.message)}\n`;
+  const body = `${error_line(reason)}\n`;
   if (!request.complete) await new Promise((resolve) => setImmediate(resolve)); // veio junto?
-  const closing = !request.complete && { Connection: 'close' };
-  response.writeHead(why.status, { ...error_headers(body), ...why.headers, ...closing });
+  const ending = !request.complete && closing;
+  response.writeHead(status, { ...error_headers(body), ...why.headers, ...ending });
   if (request.complete) {
     response.end(body);
     return;
@@ -2593,8 +2596,10 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
   const is_first = stream.elements === 0;
   stream.elements += 1;
   if (element.kind === 'abort') throw new worker_fault('o worker mandou HTTP ABORT');
-  if (element.kind === 'end') stream.said_end = true;
-  if (element.kind === 'end') return undefined;
+  if (element.kind === 'end') {
+    stream.said_end = true;
+    return undefined;
+  }
   if (element.kind === 'head') {
     if (take_head(stream, element, is_first)) return undefined;
     note_odd_head(stream, 'chegou tarde: a resposta já começou');
@@ -3438,14 +3443,14 @@ function parse_host(text: string): string {
 }
 
 /** Lê "on", "off", "1", "0", "true" ou "false", em qualquer caixa; devolve true se ligado. */
-export function parse_switch(text: string): boolean {
+function parse_switch(text: string): boolean {
   if (/^(on|1|true)$/i.test(text)) return true;
   if (/^(off|0|false)$/i.test(text)) return false;
   throw new Error('on, off, 1, 0, true ou false');
 }
 
 /** Lê uma de poucas palavras, `words`, em minúsculas; o texto pode vir em qualquer caixa. */
-export function parse_choice<word>(text: string, words: readonly word[]): word {
+function parse_choice<word>(text: string, words: readonly word[]): word {
   const chosen = words.find((word) => word === (text.toLowerCase() as word));
   if (chosen !== undefined) return chosen;
   throw new Error(words.join(', ').replace(/, (?=[^,]*$)/, ' ou '));
