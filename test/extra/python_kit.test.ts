@@ -27,6 +27,7 @@ import {
   test,
   until,
 } from '../harness';
+import { start_locked_redis } from './kit_forms';
 
 /** O Python do sistema; outro, por exemplo com uma redis-py mais nova, pela variável PYTHON. */
 const python = process.env.PYTHON || '/usr/bin/python3';
@@ -235,20 +236,8 @@ describe('o kit em Python', { concurrency: true }, () => {
   });
 
   test('as formas de REDIS_SERVER servem; o que não serve o termina com uma linha', async () => {
-    const socket = `${temp_dir()}/redis.sock`;
-    const own = await start_redis(['--requirepass', 'c@%: x', '--unixsocket', socket]);
-    await (await connect_redis(own, 1, 'c@%: x')).configSet('bind', '127.0.0.1 ::1');
-    const { port } = own;
-    const password = 'c%40%25%3a%20x';
-    const good: [string, string, string][] = [
-      [`127.0.0.1:${port}/1`, 'c@%: x', `127.0.0.1:${port}/1`],
-      [`[::1]:${port}/1`, 'c@%: x', `[::1]:${port}/1`],
-      [`redis://default:${password}@127.0.0.1:${port}`, '', `127.0.0.1:${port}/0`],
-      [`redis://default:errada@127.0.0.1:${port}/1`, 'c@%: x', `127.0.0.1:${port}/1`],
-      [`unix:${socket}`, 'c@%: x', `unix:${socket}?db=0`],
-      [`unix://default:${password}@${socket}?db=3`, '', `unix:${socket}?db=3`],
-    ];
-    for (const [server, secret, where] of good) {
+    const { own, forms } = await start_locked_redis();
+    for (const [server, secret, where] of forms) {
       const worker = await start_kit('c', { REDIS_SERVER: server, REDIS_PASSWORD: secret });
       await worker.wait_for(/\n/);
       assert.equal(worker.stdout(), `worker: ouvindo c em ${where}\n`, server);

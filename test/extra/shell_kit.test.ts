@@ -9,7 +9,6 @@ import path from 'node:path';
 import { before, describe } from 'node:test';
 import {
   brisk,
-  connect_redis,
   fetch_all,
   type local_redis,
   next_names,
@@ -26,6 +25,7 @@ import {
   test,
   until,
 } from '../harness';
+import { start_locked_redis } from './kit_forms';
 
 const root = path.join(__dirname, '../..');
 
@@ -173,26 +173,12 @@ describe('o worker em shell', { concurrency: true }, () => {
   });
 
   test('as formas de REDIS_SERVER servem; o que não serve o termina com uma linha', async () => {
-    const socket = `${temp_dir()}/redis.sock`;
-    const own = await start_redis(['--requirepass', 'c@%: x', '--unixsocket', socket]);
-    await (await connect_redis(own, 1, 'c@%: x')).configSet('bind', '127.0.0.1 ::1');
-    const { port } = own;
-    const password = 'c%40%25%3a%20x';
-    const good: [string, string, string][] = [
-      [`127.0.0.1:${port}/1`, 'c@%: x', `127.0.0.1:${port}/1`],
-      [`[::1]:${port}/1`, 'c@%: x', `[::1]:${port}/1`],
-      [`redis://:${password}@[::1]:${port}/2`, '', `[::1]:${port}/2`],
-      [`redis://default:${password}@127.0.0.1:${port}`, '', `127.0.0.1:${port}/0`],
-      [`redis://default:errada@127.0.0.1:${port}/1`, 'c@%: x', `127.0.0.1:${port}/1`],
-      [`${socket}?db=1`, 'c@%: x', `unix:${socket}?db=1`],
-      [`unix:${socket}`, 'c@%: x', `unix:${socket}?db=0`],
-      [`unix://default:${password}@${socket}?db=3`, '', `unix:${socket}?db=3`],
-    ];
+    const { own, forms } = await start_locked_redis();
     const start = (server: string, secret: string) => {
       const env = { REDIS_SERVER: server, REDIS_PASSWORD: secret };
       return start_program('sh', ['scripts/worker/worker.sh', 'true'], env, root);
     };
-    for (const [server, secret, where] of good) {
+    for (const [server, secret, where] of forms) {
       const worker = start(server, secret);
       await worker.wait_for(/\n/);
       assert.equal(worker.stdout(), `worker: ouvindo ndjson_jobs em ${where}\n`, server);
@@ -201,7 +187,7 @@ describe('o worker em shell', { concurrency: true }, () => {
     const bad: [string, string, RegExp][] = [
       [own.server, 'errada', /127\.0\.0\.1:\d+\/1: .*WRONGPASS/],
       [own.server, '', /127\.0\.0\.1:\d+\/1: .*NOAUTH/],
-      [`127.0.0.1:${port}/99`, 'c@%: x', /\/99: .*DB index is out of range/],
+      [`127.0.0.1:${own.port}/99`, 'c@%: x', /\/99: .*DB index is out of range/],
       ['http://h/1', '', /aceito host:porta/],
       ['h/1?db=2', '', /aceito host:porta/],
       ['redis://u:%zz@h', '', /aceito host:porta/],
