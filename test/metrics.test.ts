@@ -421,7 +421,10 @@ describe('vários processos', { concurrency: 3 }, () => {
     const { proxy, worker } = await set_scene(['-w', '2']);
     await process_of(proxy, 2);
     for (let n = 0; n < 4; n += 1) await serve_one(proxy, worker);
-    const values = await metrics_when(proxy, (now) => total(now, 'tasks_total')[0] === 4);
+    const values = await metrics_when(
+      proxy,
+      (now) => total(now, 'stream_endings_total')[0] === 4, // o que se conta por último
+    );
     assert.deepEqual(total(values, 'tasks_total'), [4, 2]);
     assert.deepEqual(total(values, 'sent_lines_total'), [4, 2]);
     assert.equal(total(values, 'stream_endings_total')[0], 4);
