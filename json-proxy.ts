@@ -161,6 +161,7 @@ let REDIS_CHANNEL: string; // canal que anuncia as tarefas
 let REDIS_PREFIX: string; // começo da chave da tarefa
 let REDIS_LIST_PREFIX: string; // começo da chave da lista de linhas
 let REDIS_TTL: number; // s de vida das chaves sem renovação
+let REPLAY: number; // s em que um cliente pode voltar; 0 desliga
 let INTERVAL: number; // ms entre consultas a uma lista vazia
 let PAUSE: number; // ms depois de cada linha enviada
 let MAXTIME: number; // ms desde a última linha até desistir
@@ -187,6 +188,9 @@ let METRICS_HOST: string; // endereço em que ela escuta
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
+
+/** Prefixo da chave em que REPLAY guarda o que saiu da lista. */
+const sent_prefix = 'ndjson_sent_';
 
 /** Prefixo da chave em que se contam os pedidos de um endereço. */
 const rate_prefix = 'ndjson_rate_';
@@ -416,6 +420,7 @@ export const refusal_rules = {
   two_hosts: { status: 400, text: 'more than one Host header', headers: closing },
   no_host: { status: 400, text: 'missing Host header', headers: closing },
   bad_coding: { status: 400, text: 'unsupported Transfer-Encoding', headers: closing },
+  bad_place: { status: 400, text: 'Last-Event-ID is not <uuid>:<lines received>' },
   bad_key: {
     status: 401,
     text: 'missing or unknown API key',
@@ -424,6 +429,8 @@ export const refusal_rules = {
   other_origin: { status: 403, text: 'requests from pages of other origins are not allowed' },
   slow_request: { status: 408, text: 'request not received in time' },
   slow_body: { status: 408, text: 'request body stopped arriving' },
+  gone: { status: 410, text: 'no such answer, or it is no longer kept' },
+  not_kept: { status: 410, text: 'the answer is no longer kept from that line on' },
   large_body: { status: 413, text: 'request body larger than % bytes' },
   large_chunks: { status: 413, text: 'chunk extensions too large' },
   bad_expect: { status: 417, text: 'only "Expect: 100-continue" is supported', headers: closing },
@@ -484,6 +491,7 @@ const tally = {
   redis_ping: make_histogram(redis_bounds),
   redis_create: make_histogram(redis_bounds),
   reconnections: 0,
+  replays: 0,
   deaths: 0,
 };
 
@@ -579,14 +587,41 @@ export type task_record = {
 /** Os nomes de uma tarefa: o que um fluxo guarda dela. */
 type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
 
-/** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
-type cleanup = { task_uuid: string; worker_may_write: boolean };
+/**
+ * As chaves de uma tarefa, se ainda pode haver um worker escrevendo nelas, e se fica o que REPLAY
+ * guardou.
+ */
+type cleanup = { task_uuid: string; worker_may_write: boolean; is_kept?: boolean };
 
 /** Quais chaves de uma tarefa existem, num mesmo instante. */
 type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists: boolean };
 
-/** O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada. */
-type poll_result = task_presence & { elements: Buffer[]; refusal?: Error | undefined };
+/**
+ * O que REPLAY guarda de uma tarefa além dos elementos: quantos já jogou fora, as linhas que havia
+ * neles, como a resposta abriu e como terminou (vazios enquanto não se sabe). `opening` é "-", sem
+ * cabeça, ou a cabeça jogada fora. `is_old`: os elementos desta consulta já tinham sido lidos.
+ */
+type kept_state = {
+  base: number;
+  lines: number;
+  opening: string;
+  ending: string;
+  failure: string;
+  is_old: boolean;
+};
+
+/**
+ * O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada; `kept` só há
+ * com REPLAY, e nele `list_exists` é se há mais o que ler.
+ */
+type poll_result = task_presence & {
+  elements: Buffer[];
+  refusal?: Error | undefined;
+  kept?: kept_state;
+};
+
+/** Até onde jogar fora: elementos, as linhas deles, e a cabeça que havia entre eles, ou "-". */
+type kept_mark = { element: number; lines: number; opening: string; bytes: number };
 
 /**
  * Mostra um endereço do Redis sem usuário nem senha.
@@ -668,12 +703,12 @@ const redis_link = {
 };
 
 /** Quem quer saber das mudanças de cada tarefa, por UUID, o último trecho das chaves dela. */
-const redis_listeners = new Map<string, () => void>();
+const redis_listeners = new Map<string, (() => void)[]>();
 const uuid_length = 36;
 
 /** Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL. */
 function redis_tell_all(): void {
-  for (const tell of redis_listeners.values()) tell();
+  for (const readers of redis_listeners.values()) for (const tell of readers) tell();
 }
 
 /**
@@ -876,12 +911,23 @@ async function redis_evicted_since(count: number): Promise<boolean> {
 }
 
 /**
- * Dá as três chaves de uma tarefa.
+ * Dá as chaves de uma tarefa.
  * @param task_uuid UUID da tarefa
- * @returns chave da tarefa, da lista e da reserva, nesta ordem
+ * @returns chave da tarefa, da lista, da reserva e, com REPLAY, do que já foi lido, nesta ordem
  */
-function redis_keys(task_uuid: string): [string, string, string] {
-  return [REDIS_PREFIX + task_uuid, REDIS_LIST_PREFIX + task_uuid, claim_prefix + task_uuid];
+function redis_keys(task_uuid: string): [string, string, string, ...string[]] {
+  const sent = REPLAY > 0 ? [sent_prefix + task_uuid] : [];
+  return [
+    REDIS_PREFIX + task_uuid,
+    REDIS_LIST_PREFIX + task_uuid,
+    claim_prefix + task_uuid,
+    ...sent,
+  ];
+}
+
+/** Dá o TTL das chaves de uma tarefa que tem quem a leia, em s. */
+function key_life_s(): number {
+  return Math.max(REDIS_TTL, REPLAY);
 }
 
 /**
@@ -897,7 +943,7 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
   const replies: Promise<unknown>[] = [];
   try {
     const { client } = redis_ready();
-    replies.push(client.unlink(keys));
+    replies.push(client.unlink(work.is_kept ? keys.slice(0, 3) : keys));
     if (work.worker_may_write) {
       replies.push(client.rPush(keys[1], 'EOF'), client.expire(keys[1], REDIS_TTL));
     }
@@ -937,15 +983,18 @@ async function redis_presence(task: task_names): Promise<task_presence> {
  */
 async function redis_create_task(task: task_record): Promise<number> {
   const asked_at = now();
-  const created = redis_ready()
-    .client.multi()
-    .set(task.task_key, JSON.stringify(task), { expiration: { type: 'EX', value: REDIS_TTL } })
+  const [key, , , sent = ''] = redis_keys(task.uuid);
+  const life_s = key_life_s();
+  const multi = redis_ready().client.multi();
+  if (sent) multi.rPush(sent, ['0', '0', '', '']).expire(sent, life_s);
+  const created = multi
+    .set(key, JSON.stringify(task), { expiration: { type: 'EX', value: life_s } })
     .publish(REDIS_CHANNEL, task.task_key)
     .exec();
   try {
-    const [, receivers] = await within(created, answer_limit_ms);
+    const replies: unknown[] = await within(created, answer_limit_ms);
     redis_note_answer(asked_at, tally.redis_create);
-    return Number(receivers);
+    return Number(replies.at(-1));
   } catch (error) {
     redis_note_error(error);
     // um erro é resposta: nada foi guardado; sem resposta, não se sabe
@@ -1006,13 +1055,113 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
 }
 
 /**
+ * O que REPLAY faz com uma tarefa, tudo no mesmo instante. O que sai da lista é guardado antes de
+ * ser respondido, e cada leitor diz de onde quer ler: leem quantos quiserem, e uma resposta que se
+ * perde é lida de novo. As chaves expiram todas no mesmo instante: se há o que foi guardado e não
+ * há a tarefa, ela foi apagada. No começo da lista do guardado estão os quatro campos de
+ * kept_state; ela só nasce com a tarefa, nunca fica vazia, e assim nunca perde o TTL.
+ */
+const replay_script = `
+local list, sent, state, found = KEYS[2], KEYS[4], redis.call('LRANGE', KEYS[4], 0, 3), {}
+local from, count, pops, opens, ending, ttl, leaves, cut, cut_lines, cut_opening = unpack(ARGV)
+if #state == 0 then return {} end
+local total = state[1] + redis.call('LLEN', sent) - 4
+if tonumber(from) > total then return {} end
+if tonumber(cut) > tonumber(state[1]) then
+  redis.call('LTRIM', sent, cut - state[1], -1)
+  state = {cut, cut_lines, cut_opening, state[4]}
+  for i = 1, 4 do redis.call('LSET', sent, i - 1, state[i]) end
+end
+local at, rest, is_over = from - state[1], total - from, state[4] ~= ''
+if at >= 0 and rest > 0 then
+  found = redis.call('LRANGE', sent, 4 + at, 3 + at + count)
+elseif at >= 0 and pops ~= '0' and not is_over then
+  found = redis.call('LRANGE', list, 0, pops - 1)
+  if #found > 0 then
+    redis.call('RPUSH', sent, unpack(found))
+    redis.call('LTRIM', list, #found, -1)
+  elseif opens == '1' and state[3] == '' then
+    state[3] = '-'
+    redis.call('LSET', sent, 2, '-')
+  end
+end
+if leaves == '1' and not is_over then redis.call('RPUSH', list, '') end
+if ending ~= '' and not is_over then redis.call('LSET', sent, 3, ending) end
+if ttl ~= '' then for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ttl) end end
+local t, c = KEYS[1], KEYS[3]
+local left = redis.call('EXISTS', list, t, t, c, c, c, c)
+if is_over or pops == '0' then left = left - left % 2 end
+return {left, rest > #found and 1 or 0, rest > 0 and 1 or 0, state, found}`;
+
+const replay_sha = create_hash('sha1').update(replay_script).digest('hex');
+
+/**
+ * Lê de uma tarefa o que um leitor ainda não leu, com REPLAY, e faz o mais que ele pede.
+ * @param task_uuid UUID da tarefa
+ * @param ask de que elemento ler, quantos do que está guardado e quantos da lista; se a resposta
+ *   pode abrir sem cabeça; como ela terminou; TTL de tudo, em s; se o leitor sai; o que jogar fora
+ * @returns o que veio; undefined se nada há dessa tarefa, ou se há menos do que já se leu
+ * @throws ErrorReply ou erro de conexão
+ */
+async function redis_replay(
+  task_uuid: string,
+  ask: {
+    from?: number;
+    count?: number;
+    pops?: number;
+    opens?: boolean;
+    ending?: string;
+    ttl?: number;
+    leaves?: boolean;
+    cut?: kept_mark | undefined;
+  },
+): Promise<(poll_result & { kept: kept_state }) | undefined> {
+  const { from = 0, count = 0, pops = 0, opens, ending = '', ttl = '', leaves, cut } = ask;
+  const flags = [Number(opens === true), ending, ttl, Number(leaves === true)];
+  const trim = [cut?.element ?? 0, cut?.lines ?? 0, cut?.opening ?? ''];
+  const args = [from, count, pops, ...flags, ...trim].map(String);
+  const call = { keys: redis_keys(task_uuid), arguments: args };
+  const { buffers } = redis_ready();
+  const reply = await buffers.evalSha(replay_sha, call).catch((error) => {
+    const is_unknown = error instanceof error_reply && /^NOSCRIPT\b/.test(error.message);
+    if (is_unknown) return buffers.eval(replay_script, call);
+    redis_note_error(error);
+    throw error;
+  });
+  redis_link.alive_at = now();
+  const found = reply as unknown as [number, number, number, Buffer[], Buffer[]];
+  if (found[0] === undefined) return undefined;
+  const [sum, more, old, state, elements] = found;
+  const [base, lines, opening = '', end = ''] = state.map(String);
+  const [how = '', ...reason] = end.split(' ');
+  return {
+    elements,
+    list_exists: (sum & 1) > 0 || more === 1,
+    task_exists: (sum & 2) > 0,
+    claim_exists: (sum & 4) > 0,
+    kept: {
+      base: Number(base),
+      lines: Number(lines),
+      opening,
+      ending: how,
+      failure: reason.join(' '),
+      is_old: old === 1,
+    },
+  };
+}
+
+/**
  * Renova o TTL das chaves de uma tarefa; os comandos saem junto com o próximo.
  * @param task_uuid UUID da tarefa
- * @returns se a chave da tarefa existia; undefined se o Redis não está ou recusou
+ * @returns se a chave da tarefa existia; undefined se não se sabe, ou com REPLAY, que não o usa
  */
 async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
   try {
     const { client } = redis_ready();
+    if (REPLAY > 0) {
+      await redis_replay(task_uuid, { ttl: key_life_s() });
+      return undefined;
+    }
     const keys = redis_keys(task_uuid);
     const replies = await Promise.all(keys.map((key) => client.expire(key, REDIS_TTL)));
     return replies[0] === 1;
@@ -1171,7 +1320,7 @@ async function redis_note_ready(): Promise<void> {
  */
 function redis_note_change(key: unknown): void {
   if (key !== null) {
-    redis_listeners.get(String(key).slice(-uuid_length))?.();
+    for (const tell of redis_listeners.get(String(key).slice(-uuid_length)) ?? []) tell();
     return;
   }
   if (redis_link.identity) redis_link.identity += '*';
@@ -2074,6 +2223,11 @@ const write_slice_bytes = 64 * 1024;
 /** O TTL é renovado a cada fração destas dele: duas renovações podem falhar sem dano. */
 const renewals_per_ttl = 3;
 
+/** Dá de quanto em quanto renovar: um leitor que sai deixa só REPLAY de vida também aos outros. */
+function renew_every_ms(): number {
+  return (Math.min(REDIS_TTL, REPLAY || REDIS_TTL) * 1000) / renewals_per_ttl;
+}
+
 /** Uma linha por linha: o formato de todos os tipos de NDJSON, e o de quem escolhe outro tipo. */
 const ndjson_format: stream_format = {
   before: Buffer.alloc(0),
@@ -2101,6 +2255,31 @@ const event_format: stream_format = {
   closing: (how) => `event: end\ndata: {"ending": "${how}"}\n\n`,
 };
 
+/**
+ * O lugar de um leitor no que REPLAY guarda. O cliente conta linhas, e o que se guarda são os
+ * elementos como o worker os empurrou: quem volta os lê desde o começo, como da primeira vez, e as
+ * linhas que já tem são puladas.
+ */
+class reader_place {
+  element = 0; // o próximo a ler
+  had = 0; // as linhas que o cliente disse ter
+  skip = 0; // dessas, as que ainda se pulam
+  came_back = false; // não é quem fez o pedido
+  asks_opening = false; // quer abrir a resposta sem esperar pela cabeça
+  is_old = false; // o que está lendo, alguém já leu
+  opening = '-'; // a cabeça da resposta, se há
+  bytes = 0; // os que já leu
+  bytes_cut = 0; // desses, os que mandou jogar fora
+  marks: kept_mark[] = []; // por onde passou, e até onde se pode jogar fora
+  cut: kept_mark | undefined; // até onde jogar fora na próxima consulta
+}
+
+/** O que REPLAY guarda de um fluxo, e de quanto em quanto um leitor marca por onde passou. */
+const kept_bytes = { all: 16 * 1024 * 1024, mark: 1024 * 1024 };
+
+/** O que um elemento ocupa no Redis além dos seus bytes, por pequeno que seja. */
+const element_cost = 16;
+
 /** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
 class stream_state {
   // o pedido e a forma da resposta
@@ -2112,6 +2291,7 @@ class stream_state {
   opening = ''; // o que ainda vai antes do primeiro evento
   bytes_left = Infinity; // o que falta do Content-Length do worker
   is_sending = false; // há linhas a meio caminho do cliente
+  place = REPLAY > 0 ? new reader_place() : undefined; // onde está no que REPLAY guarda
 
   // o worker
   receivers = 0; // quantos ouviram o anúncio
@@ -2127,7 +2307,7 @@ class stream_state {
   has_gap = false; // em RAW, podem faltar bytes
   evictions = redis_link.evictions; // quantas chaves ele tinha despejado então
   expires_at = now() + REDIS_TTL * 1000; // antes disto a tarefa não pode ter expirado
-  renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl; // quando renovar o TTL das chaves
+  renew_at = now() + renew_every_ms(); // quando renovar o TTL das chaves
   keys_left = true; // na última consulta ainda havia chaves
 
   // o ritmo
@@ -2141,6 +2321,7 @@ class stream_state {
   waiting: wait_kind | undefined; // por que dorme, se dorme
   has_news = false; // algo mudou desde a última consulta
   wake = () => {}; // encurta o sono de agora
+  tell = () => {}; // recebe a notícia de que algo mudou
 
   // as contas do log
   elements = 0;
@@ -2201,6 +2382,18 @@ function tell_stream(stream: stream_state): void {
   if (stream.waiting === 'interval') stream.wake();
 }
 
+/** Devolve quem, neste processo, quer saber das mudanças de `task`. */
+function readers_of({ uuid }: task_names): (() => void)[] {
+  return redis_listeners.get(uuid) ?? [];
+}
+
+/** Tira um fluxo da tabela dos que recebem notícias. */
+function forget_stream({ task, tell }: stream_state): void {
+  const others = readers_of(task).filter((other) => other !== tell);
+  if (others.length > 0) redis_listeners.set(task.uuid, others);
+  else redis_listeners.delete(task.uuid);
+}
+
 /** Devolve se a resposta, já aberta, não pode ter corpo. */
 function is_bodyless({ response }: stream_state): boolean {
   return response.headersSent && bodyless_statuses.has(response.statusCode);
@@ -2251,9 +2444,25 @@ function open_response(
 /** Cria o estado de um fluxo e o põe na tabela dos que recebem notícias. */
 function make_stream(task: task_names, turn: request_turn): stream_state {
   const stream = new stream_state(task, turn);
-  redis_listeners.set(task.uuid, () => tell_stream(stream));
+  stream.tell = () => tell_stream(stream);
+  redis_listeners.set(task.uuid, [...readers_of(task), stream.tell]);
   turn.on_interrupt = () => stream.wake();
   return stream;
+}
+
+/**
+ * Abre a resposta sem esperar pelo worker. Com REPLAY quem o decide é a próxima consulta: a cabeça
+ * que vier depois chegou tarde para todos os leitores, ou para nenhum.
+ */
+function open_early(stream: stream_state): void {
+  const { place, response } = stream;
+  if (place && stream.elements === 0 && !response.headersSent) {
+    place.asks_opening = true;
+    tell_stream(stream);
+    return;
+  }
+  open_response(stream);
+  response.flushHeaders();
 }
 
 /**
@@ -2263,9 +2472,9 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
 function send_heartbeat(stream: stream_state): void {
   const quiet_ms = now() - stream.sent_at;
   if (quiet_ms >= HEARTBEAT && !stream.is_sending) {
-    open_response(stream);
+    open_early(stream);
     if (stream.format.heartbeat === '') return;
-    stream.response.write(stream.format.heartbeat);
+    if (stream.response.headersSent) stream.response.write(stream.format.heartbeat);
     stream.sent_at = now();
   }
   const wait_ms = quiet_ms >= HEARTBEAT ? HEARTBEAT : HEARTBEAT - quiet_ms;
@@ -2302,7 +2511,7 @@ function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean
 /** Renova o TTL das chaves do fluxo, se já é hora. */
 function renew_if_due(stream: stream_state): void {
   if (now() < stream.renew_at) return;
-  stream.renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl;
+  stream.renew_at = now() + renew_every_ms();
   // NOLOOP: o nosso EXPIRE esconde um RPUSH atendido na mesma volta do Redis; só a consulta o vê.
   stream.has_news = true;
   const asked_at = now();
@@ -2336,24 +2545,61 @@ function time_left(stream: stream_state): number {
   return stream.last_pop_at + MAXTIME - now();
 }
 
+/** Pede o que vem depois do lugar de um leitor; só move_on o leva adiante: isto pode chegar tarde. */
+async function read_on({ task, batch, elements }: stream_state, place: reader_place) {
+  const { element: from, skip, cut, asks_opening } = place;
+  const pops = skip > 0 ? 0 : PAUSE > 0 ? 1 : batch;
+  const opens = asks_opening && elements === 0;
+  const found = await redis_replay(task.uuid, { from, count: batch, pops, opens, cut });
+  if (found) return found;
+  const kept = { base: 0, lines: 0, opening: '', ending: 'redis_lost', failure: '', is_old: false };
+  return { elements: [], list_exists: false, task_exists: false, claim_exists: false, kept };
+}
+
+/**
+ * Leva um leitor adiante, e avisa os outros deste processo: o Redis não os avisa do que é feito por
+ * esta conexão.
+ * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
+ */
+function move_on(stream: stream_state, place: reader_place, poll: poll_result): void {
+  const { elements, kept } = poll;
+  if (!kept) return;
+  if (kept.base > place.element) throw new refusal('not_kept');
+  place.element += elements.length;
+  place.is_old = kept.is_old;
+  place.cut = undefined;
+  stream.failure ||= kept.failure;
+  if (kept.opening === '-' && stream.elements === 0) {
+    open_response(stream);
+    stream.response.flushHeaders();
+  }
+  if (kept.is_old || elements.length === 0) return;
+  for (const tell of readers_of(stream.task)) if (tell !== stream.tell) tell();
+}
+
 /**
  * Consulta a lista uma vez. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda
  * há tempo: a resposta dele é uma linha do cliente.
  * @returns o que veio; undefined se o Redis não está ou o pedido foi interrompido
- * @throws ErrorReply se o Redis recusa a consulta
+ * @throws ErrorReply se o Redis recusa a consulta; refusal se REPLAY já jogou fora o que viria
  */
 async function stream_poll(stream: stream_state): Promise<poll_result | undefined> {
   renew_if_due(stream);
+  const { place } = stream;
   const { identity } = redis_link; // a resposta vale para o servidor a que se perguntou
   stream.has_news = false; // o que mudar de agora em diante ainda não foi visto
   const answered = new Promise<poll_result | undefined>((resolve, reject) => {
     const patience_ms = () => (stream.turn.interrupted === 'client_gone' ? 0 : clean_limit_ms);
     stream.wake = () => setTimeout(resolve, patience_ms(), undefined);
-    redis_poll(stream.task, stream.batch).then(resolve, reject);
+    const asked: Promise<poll_result> = place
+      ? read_on(stream, place)
+      : redis_poll(stream.task, stream.batch);
+    asked.then(resolve, reject);
   });
   try {
     const poll = await within(answered, Math.max(time_left(stream), answer_limit_ms));
     if (!poll) return undefined;
+    if (place) move_on(stream, place, poll);
     const { elements, list_exists, task_exists, claim_exists } = poll;
     const has_lines = list_exists || elements.length > 0;
     stream.keys_left = list_exists || task_exists || claim_exists;
@@ -2368,7 +2614,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     if (!is_proof && is_same && identity === stream.identity) stream.is_complete = true;
     return poll;
   } catch (error) {
-    if (is_refusal(error)) throw error;
+    if (is_refusal(error) || error instanceof refusal) throw error;
     stream.has_gap = error instanceof lost_reply && stream.format === raw_format;
     if (stream.has_gap) stream.failure = 'a conexão caiu antes da resposta a um LPOP';
     return undefined;
@@ -2381,11 +2627,10 @@ const max_batch = { lines: 512, bytes: 256 * 1024 };
 /**
  * Decide quantas linhas retirar na próxima vez: dobra enquanto os lotes são pequenos, volta a uma
  * quando não são, para que linhas de megabytes não encham a memória.
- * @param batch quantas foram pedidas agora
- * @returns quantas pedir; sempre 1 com PAUSE acima de 0 ou num Redis antigo
+ * @returns quantas pedir; sempre 1 com PAUSE acima de 0 ou num Redis antigo, salvo com REPLAY
  */
-function next_batch(batch: number, elements: Buffer[]): number {
-  if (PAUSE > 0 || !redis_link.pops_many) return 1;
+function next_batch({ batch, place }: stream_state, elements: Buffer[]): number {
+  if (!place && (PAUSE > 0 || !redis_link.pops_many)) return 1;
   const bytes = elements.reduce((sum, element) => sum + element.length, 0);
   if (bytes > max_batch.bytes) return 1;
   return Math.min(batch * 2, max_batch.lines);
@@ -2395,12 +2640,14 @@ function next_batch(batch: number, elements: Buffer[]): number {
  * Aplica a cabeça do worker, se ela chegou a tempo.
  * @param is_first se é o primeiro elemento da lista
  * @returns se chegou; senão, é uma linha como outra
- * @throws worker_fault se é RAW e chegou tarde: o que vem depois não são linhas
+ * @throws worker_fault se é RAW e chegou tarde: o que vem depois não são linhas; refusal se é RAW e
+ *   o cliente já tem uma parte: RAW só se repete inteiro
  */
 function take_head(stream: stream_state, head: head_element, is_first: boolean): boolean {
   const is_late = !is_first || stream.response.headersSent;
   if (is_late && head.is_raw) throw new worker_fault('RAW chegou tarde: a resposta já começou');
   if (is_late) return false;
+  if (head.is_raw && stream.place && stream.place.had > 0) throw new refusal('not_kept');
   if (head.dropped.length > 0) {
     log('warn', 'header_refused', { task: stream.task.uuid, names: head.dropped.join(',') });
   }
@@ -2452,6 +2699,12 @@ async function send_parts(stream: stream_state, parts: Buffer[], size: number): 
   }
 }
 
+/** Dá o que vai antes da linha `n` deste leitor: num evento, com REPLAY, também o lugar dela. */
+function line_start({ place, format, task }: stream_state, n: number): Buffer {
+  if (!place || format !== event_format) return format.before;
+  return Buffer.from(`id: ${task.uuid}:${place.had + n}\n${format.before}`);
+}
+
 /**
  * Envia linhas, muitas pequenas de uma vez.
  * @param lines linhas sem quebra, ou os bytes de uma resposta RAW; ao menos uma
@@ -2468,15 +2721,18 @@ async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promis
   };
   open_response(stream);
   const { before, after } = stream.format;
-  if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
-  if (stream.opening !== '') stream.response.write(stream.opening);
-  stream.opening = '';
+  const { place } = stream;
+  const is_numbered = place && stream.format === event_format;
+  if (stream.lines === 0 && !place?.came_back) observe(tally.first_line, now() - stream.started_at);
+  if (stream.opening !== '' && !is_numbered) stream.response.write(stream.opening);
+  if (!is_numbered) stream.opening = '';
   for (const line of lines) {
-    if (before.length > 0) parts.push(before);
+    count += 1;
+    const start = is_numbered ? line_start(stream, stream.lines + count) : before;
+    if (start.length > 0) parts.push(start);
     parts.push(line);
     if (after.length > 0) parts.push(after);
-    size += before.length + line.length + after.length;
-    count += 1;
+    size += start.length + line.length + after.length;
     if (size >= write_slice_bytes) await flush();
     if (is_gone()) return;
   }
@@ -2500,12 +2756,37 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
     return undefined;
   }
   if (element.kind === 'head') {
-    if (take_head(stream, element, is_first)) return undefined;
+    const is_taken = take_head(stream, element, is_first);
+    if (is_taken && stream.place) stream.place.opening = raw.toString();
+    if (is_taken) return undefined;
     note_odd_head(stream, 'chegou tarde: a resposta já começou');
   } else if (element.flaw && is_first) note_odd_head(stream, element.flaw);
   if (!is_bodyless(stream)) return raw;
   stream.dropped += 1;
   return undefined;
+}
+
+/** Tira de `lines` as que o cliente já tem. */
+function skip_lines(place: reader_place, lines: Buffer[]): Buffer[] {
+  const unseen = lines.slice(place.skip);
+  place.skip -= lines.length - unseen.length;
+  return unseen;
+}
+
+/**
+ * Marca por onde um leitor passou, e decide o que jogar fora: o mais velho, além de kept_bytes.all.
+ */
+function bound_kept(stream: stream_state, place: reader_place, elements: Buffer[]): void {
+  const { element, opening, marks } = place;
+  for (const { length } of elements) place.bytes += length + element_cost;
+  const lines = place.had - place.skip + stream.lines;
+  if (place.bytes - (marks.at(-1)?.bytes ?? 0) >= kept_bytes.mark) {
+    marks.push({ element, lines, opening, bytes: place.bytes });
+  }
+  while (place.bytes - place.bytes_cut > kept_bytes.all) {
+    place.cut = marks.shift();
+    place.bytes_cut = place.cut?.bytes ?? place.bytes;
+  }
 }
 
 /**
@@ -2515,12 +2796,15 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
  */
 async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> {
   let lines: Buffer[] = [];
+  const { place } = stream;
   const send = async (some: Iterable<Buffer>) => {
     lines = [];
+    const unseen = place && place.skip > 0 ? skip_lines(place, [...some]) : some;
+    if (Array.isArray(unseen) && unseen.length === 0) return;
     stream.is_sending = true;
-    await send_lines(stream, some);
+    await send_lines(stream, unseen);
     stream.is_sending = false;
-    stream.resume_at = now() + PAUSE;
+    stream.resume_at = place?.is_old ? 0 : now() + PAUSE;
   };
   stream.last_pop_at = now();
   try {
@@ -2537,6 +2821,7 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
   } finally {
     if (lines.length > 0) await send(lines);
   }
+  if (place) bound_kept(stream, place, elements);
 }
 
 /**
@@ -2546,6 +2831,7 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
  * @returns o fim; undefined enquanto não se sabe que servidor é este
  */
 function judge_absence(stream: stream_state): ending | undefined {
+  if (stream.place) return 'done'; // o que REPLAY guarda ainda está lá: ver replay_script
   if (redis_link.identity === '') return undefined;
   const same_server = stream.identity === '' || stream.identity === redis_link.identity;
   return same_server && now() < stream.expires_at ? 'done' : 'redis_lost';
@@ -2568,12 +2854,17 @@ async function confirm_ending(stream: stream_state, verdict: ending): Promise<en
  */
 const safety_poll = { every_ms: 60_000, frame_ms: 100 };
 
+/** Diz se o Redis avisa das linhas de um fluxo; das que outro processo criou, não. */
+function hears_news({ task }: stream_state): boolean {
+  return redis_link.tracking && task.uuid.startsWith(redis_link.uuid_head);
+}
+
 /**
  * Dá o sono entre consultas a uma lista vazia.
  * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
  */
 function idle_interval(stream: stream_state): number {
-  if (!redis_link.tracking) return Math.min(INTERVAL, time_left(stream));
+  if (!hears_news(stream)) return Math.min(INTERVAL, time_left(stream));
   const { every_ms, frame_ms } = safety_poll;
   const due = now() + every_ms * (0.75 + Math.random() / 2);
   const spread = Math.ceil(due / frame_ms) * frame_ms - now();
@@ -2581,13 +2872,37 @@ function idle_interval(stream: stream_state): number {
 }
 
 /**
+ * Passa por cima do que um cliente que voltou já tem, só no que está guardado, e abre a resposta.
+ * @throws refusal se não há tantas linhas: as que ele diz ter, estas não são
+ */
+async function catch_up(stream: stream_state, place: reader_place): Promise<void> {
+  while (place.skip > 0) {
+    const poll = await stream_poll(stream);
+    if (stream.turn.interrupted) return;
+    if (!poll?.kept) throw new refusal('redis_silent');
+    stream.batch = next_batch(stream, poll.elements);
+    await deliver(stream, poll.elements);
+    if (poll.list_exists || place.skip === 0) continue;
+    const { ending } = poll.kept;
+    // a que falta pode ser a que o fim acrescentou, e que não é do worker
+    const last_line = ending && ending_rules[ending as ending].last_line(stream);
+    if (place.skip > 1 || !last_line) throw new refusal('not_kept');
+    break;
+  }
+  open_response(stream);
+  stream.response.flushHeaders();
+}
+
+/**
  * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
  * @returns como terminou
- * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu
+ * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu; refusal se o
+ *   que o cliente quer não está mais guardado
  */
 async function stream_loop(stream: stream_state): Promise<ending> {
-  const { turn } = stream;
-  stream.has_news ||= !redis_link.tracking; // com avisos, uma tarefa nova começa pelo sono
+  const { turn, place } = stream;
+  if (place && place.skip > 0) await catch_up(stream, place);
+  stream.has_news ||= place?.came_back || !hears_news(stream); // senão, uma nova começa pelo sono
   stream.identity ||= redis_link.identity; // já se sabe: ele respondeu antes à identificação
   stream.last_pop_at = now();
   await stream_wait(stream, idle_interval(stream), 'interval');
@@ -2598,15 +2913,16 @@ async function stream_loop(stream: stream_state): Promise<ending> {
     // já: o envio pode demorar, e o Redis mudar
     const verdict = poll && !poll.task_exists && judge_absence(stream);
     if (poll && poll.elements.length > 0) {
-      stream.batch = next_batch(stream.batch, poll.elements);
+      stream.batch = next_batch(stream, poll.elements);
       await deliver(stream, poll.elements);
     }
     if (poll?.refusal) throw poll.refusal; // o Redis recusa: failed
     if (stream.has_gap) return 'redis_lost'; // em RAW a resposta estaria corrompida
     if (poll?.list_exists) continue;
+    if (poll?.kept?.ending) return poll.kept.ending as ending; // já está decidido, ou se perdeu
     if (poll && stream.said_end) return verdict || 'done'; // a palavra de fim, e tudo já saiu
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
-    if (poll?.task_exists && poll.elements.length > 0 && !redis_link.tracking) continue;
+    if (poll?.task_exists && poll.elements.length > 0 && !hears_news(stream)) continue;
     if (verdict) return confirm_ending(stream, verdict); // a tarefa sumiu: pelo worker, ou perdida
     if (turn.interrupted) continue;
     if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost'; // MAXTIME sem nada
@@ -2617,15 +2933,12 @@ async function stream_loop(stream: stream_state): Promise<ending> {
 
 /**
  * Leva um fluxo até o fim. Se nada chegar logo, a resposta abre sem esperar pelo worker.
- * @param stream o fluxo, cuja tarefa acaba de ser anunciada
+ * @param stream o fluxo, cuja tarefa acaba de ser anunciada, ou a que um cliente voltou
  * @returns como terminou
+ * @throws refusal se o que o cliente quer não está mais guardado
  */
 async function run_stream(stream: stream_state): Promise<ending> {
-  const open = () => {
-    open_response(stream);
-    stream.response.flushHeaders();
-  };
-  stream.open_timer = setTimeout(open, HEAD_WAIT);
+  stream.open_timer = setTimeout(open_early, HEAD_WAIT, stream);
   if (HEARTBEAT > 0) stream.beat_timer = setTimeout(send_heartbeat, HEARTBEAT, stream);
   try {
     const how = await stream_loop(stream);
@@ -2633,6 +2946,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
     if (is_short) throw new worker_fault('a resposta é menor que o seu Content-Length');
     return how;
   } catch (error) {
+    if (error instanceof refusal) throw error;
     const { message, stack = message } = error as Error;
     stream.is_cut = error instanceof worker_fault;
     const reason = stream.is_cut || is_refusal(error) ? message : stack;
@@ -2640,6 +2954,9 @@ async function run_stream(stream: stream_state): Promise<ending> {
     stream.failure = refusal_rules[stream.is_cut ? 'aborted' : rule].text;
     log('error', 'stream_error', { task: stream.task.uuid, reason });
     return 'failed';
+  } finally {
+    clearTimeout(stream.open_timer);
+    clearTimeout(stream.beat_timer);
   }
 }
 
@@ -2691,35 +3008,56 @@ function cut_response({ request }: request_turn): void {
 }
 
 /**
+ * Com REPLAY, guarda como um fluxo terminou antes que o cliente o saiba: a última linha também
+ * conta, e só sai se quem voltar a encontrar. Quem sai, ou é posto para fora por uma parada, não
+ * termina nada: o fluxo segue sem ele, por REPLAY.
+ * @returns "left" se não se guardou, e o cliente pode voltar; "kept"; ou "dropped" se o Redis recusa
+ */
+async function conclude({ task, failure, response }: stream_state, how: ending) {
+  const leaves = how === 'client_gone' || (how === 'shutdown' && response.headersSent);
+  const ask = leaves ? { leaves } : { ending: `${how} ${failure}` };
+  try {
+    await within(redis_replay(task.uuid, { ...ask, ttl: REPLAY }), clean_limit_ms);
+    return leaves ? 'left' : 'kept';
+  } catch (error) {
+    return is_refusal(error) ? 'dropped' : 'left';
+  }
+}
+
+/**
  * Encerra um fluxo: última linha, limpeza, fim da resposta e log, nesta ordem. O cliente só vê o
  * fim depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms. Uma resposta
  * RAW que não acabou é cortada: a nossa linha de erro, no meio do formato de outro, passaria por
  * parte dela, ou nem seria lida.
  */
 async function finish_stream(stream: stream_state, how: ending): Promise<void> {
-  const { response, task } = stream;
+  const { response, task, place } = stream;
   const { status, last_line } = ending_rules[how];
   const worker_may_write = how !== 'done';
-  clearTimeout(stream.open_timer);
-  clearTimeout(stream.beat_timer);
   const is_gone = how === 'client_gone';
-  const is_broken = stream.is_cut || (stream.format === raw_format && how !== 'done');
+  const fate = place ? await conclude(stream, how) : 'dropped';
+  const is_resumable = fate === 'left' || stream.format === raw_format;
+  const is_broken = stream.is_cut || (is_resumable && how !== 'done');
   const is_cut = is_broken && response.headersSent && !is_bodyless(stream);
   if (is_gone) response.destroy();
   else if (!is_cut) {
     open_response(stream, status, status === 200 ? {} : { 'Content-Type': 'application/json' });
-    const { before, after } = stream.format;
-    const line = is_bodyless(stream) ? undefined : last_line(stream);
-    if (line !== undefined) response.write(`${stream.opening}${before}${line}${after}`);
-    if (line !== undefined) stream.opening = '';
+    const start = line_start(stream, stream.lines + 1);
+    const is_known = is_bodyless(stream) || (place && place.skip > 0);
+    const line = is_known ? undefined : last_line(stream);
+    const opening = place ? '' : stream.opening; // com REPLAY vai só no fim: diz que ele se viu
+    if (line !== undefined) response.write(`${opening}${start}${line}${stream.format.after}`);
+    if (line !== undefined && !place) stream.opening = '';
   }
-  if (stream.keys_left || worker_may_write) {
-    const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write });
+  if (fate !== 'left' && (stream.keys_left || worker_may_write)) {
+    const is_kept = fate === 'kept';
+    const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write, is_kept });
     await within(cleaned, clean_limit_ms).catch(() => {});
   }
   if (is_cut && !is_gone) cut_response(stream.turn);
   else if (!is_gone) response.end(stream.opening + stream.format.closing(how));
-  redis_listeners.delete(task.uuid);
+  forget_stream(stream);
+  for (const tell of readers_of(task)) tell();
   log_ending(stream, how);
 }
 
@@ -2767,7 +3105,7 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
   try {
     stream.receivers = await redis_create_task(task);
   } catch (error) {
-    redis_listeners.delete(uuid);
+    forget_stream(stream);
     log('error', 'create_failed', { task: uuid, reason: (error as Error).message });
     throw refusal_for(error);
   }
@@ -2778,27 +3116,53 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
   const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
   log('warn', 'no_worker', { task: uuid, hint });
   if (!FAILFAST) return stream;
-  redis_listeners.delete(uuid);
+  forget_stream(stream);
   const cleaned = redis_clean({ task_uuid: uuid, worker_may_write: false });
   await within(cleaned, clean_limit_ms).catch(() => {});
   throw new refusal('no_worker');
 }
 
+/** O que um cliente que volta pede; sem `lines`, viu o fim. `kept` é o que se achou. */
+type comeback = { uuid: string; lines?: number; is_event: boolean; kept?: kept_state };
+
 /**
- * Atende um pedido que vira tarefa, do corpo ao fim do fluxo, se há lugar para mais um. O corpo já
- * ocupa o lugar: muitos grandes ao mesmo tempo encheriam a memória antes da primeira tarefa.
- * @throws refusal antes de haver tarefa
+ * Cria o fluxo de um cliente que volta a uma tarefa.
+ * @throws refusal 410 se a linha que ele quer já não está guardada
  */
-async function serve_task(turn: request_turn): Promise<void> {
+function resume_stream(turn: request_turn, { uuid, lines = 0, kept }: comeback): stream_state {
+  if (!kept || kept.lines > lines) throw new refusal('not_kept');
+  const [task_key, task_list] = redis_keys(uuid);
+  const stream = make_stream({ uuid, task_key, task_list }, turn);
+  stream.evictions = 0; // enquanto ninguém olhava, qualquer uma pode ter sido a da tarefa
+  const at = { element: kept.base, had: lines, skip: lines - kept.lines, opening: kept.opening };
+  Object.assign(stream.place ?? {}, at, { came_back: true });
+  tally.replays += 1;
+  log('info', 'replay', { task: uuid, lines });
+  const head = parse_element(Buffer.from(kept.opening)); // a que já foi jogada fora
+  if (head.kind === 'head') take_head(stream, head, true);
+  return stream;
+}
+
+/**
+ * Atende um pedido que vira tarefa, ou que volta a uma, do corpo ao fim do fluxo, se há lugar para
+ * mais um. O corpo já ocupa o lugar: muitos grandes ao mesmo tempo encheriam a memória antes da
+ * primeira tarefa.
+ * @throws refusal antes de haver tarefa, ou se o que o cliente quer não está mais guardado
+ */
+async function serve_task(turn: request_turn, back?: comeback): Promise<void> {
   if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
+  let stream: stream_state | undefined;
   try {
-    const opening = read_body(turn).then((body) => open_stream(turn, body));
-    const stream = await opening.finally(() => {
+    const opening = read_body(turn).then((body) =>
+      back ? resume_stream(turn, back) : open_stream(turn, body),
+    );
+    stream = await opening.finally(() => {
       lifetime.body_bytes -= turn.body_bytes;
     });
     await finish_stream(stream, await run_stream(stream));
   } finally {
+    if (stream) forget_stream(stream);
     lifetime.tasks -= 1;
   }
 }
@@ -2839,14 +3203,24 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
 }
 
 /**
- * Diz se é um EventSource que volta: o id que ele repete é o de um fluxo. Outro id é assunto do
- * worker.
- * @returns true se é; há quem, sem poder mandar o cabeçalho, ponha o id na busca
+ * Lê a que tarefa um cliente volta, e que linhas já tem: "<uuid>:<n>" em Last-Event-ID ou, de quem
+ * pede eventos e não pode mandá-lo, na busca. Só "<uuid>", de quem pede eventos, é o id que vem com
+ * o fim: um EventSource que o repete já o viu. Outro id é assunto do worker.
+ * @returns undefined se o pedido é de uma tarefa nova
+ * @throws refusal 400 se o que vem depois de "<uuid>:" não é um número
  */
-function is_returning({ headers, url = '' }: http.IncomingMessage): boolean {
-  if (choose_media_type(headers.accept) !== event_type) return false;
-  const query = new URLSearchParams(url.split('?')[1]).get('lastEventId');
-  return [headers['last-event-id'], query].some((id) => uuid_v4_pattern.test(String(id)));
+function comeback_of({ headers, url = '' }: http.IncomingMessage): comeback | undefined {
+  const is_event = choose_media_type(headers.accept) === event_type;
+  const query = is_event ? new URLSearchParams(url.split('?')[1]).get('lastEventId') : '';
+  for (const id of [headers['last-event-id'], query].map(String)) {
+    const [uuid, lines] = [id.slice(0, uuid_length), id.slice(uuid_length)];
+    if (!uuid_v4_pattern.test(uuid)) continue;
+    if (lines === '' && is_event) return { uuid, is_event };
+    if (REPLAY === 0 || !lines.startsWith(':')) continue;
+    if (!/^:\d{1,15}$/.test(lines)) throw new refusal('bad_place');
+    return { uuid, lines: Number(lines.slice(1)), is_event };
+  }
+  return undefined;
 }
 
 /** Chaves erradas, por rede, na janela corrente; a tabela tem tamanho certo, venha quem vier. */
@@ -2911,10 +3285,10 @@ async function dispatch(turn: request_turn): Promise<void> {
   }
   check_origin(request);
   await check_key(request);
-  if (is_returning(request)) {
-    // um EventSource cujo fluxo acabou volta sozinho, e com um 204 desiste
-    response.writeHead(204, common_headers());
-    response.end();
+  const back = comeback_of(request);
+  const give_up = () => response.writeHead(204, common_headers()).end(); // um EventSource desiste
+  if (back && back.lines === undefined) {
+    give_up();
     return;
   }
   if (!(await redis_ping(fresh_answer_ms))) throw new refusal('redis_silent');
@@ -2925,7 +3299,16 @@ async function dispatch(turn: request_turn): Promise<void> {
     response.end();
     return;
   }
-  await serve_task(turn);
+  if (back) {
+    const life_s = { ttl: key_life_s() };
+    const found = await redis_replay(back.uuid, life_s).catch((error) => {
+      throw refusal_for(error);
+    });
+    if (!found && !back.is_event) throw new refusal('gone');
+    if (!found) return void give_up();
+    back.kept = found.kept;
+  }
+  await serve_task(turn, back);
 }
 
 /** Termina a resposta de um pedido em que algo foi lançado. */
@@ -2939,6 +3322,8 @@ async function answer_failure(turn: request_turn, error: unknown): Promise<void>
     log('error', 'request_error', { reason: String((error as Error).stack) });
   }
   if (response.headersSent) {
+    const { message: reason } = error as Error;
+    if (error instanceof refusal) log('warn', 'replay_cut', { reason });
     cut_response(turn); // um fim normal passaria a parte por todo
     return;
   }
@@ -3043,7 +3428,11 @@ export const metrics_table = [
     () => ({ [`version="${version}",node="${process.version}"`]: 1 }),
     'everyone',
   ),
-  gauge('json_proxy_streams', 'Fluxos em andamento.', () => redis_listeners.size),
+  gauge(
+    'json_proxy_streams',
+    'Fluxos em andamento.',
+    () => [...redis_listeners.values()].flat().length,
+  ),
   gauge(
     'json_proxy_connections',
     'Conexões de clientes abertas, as ociosas também.',
@@ -3076,6 +3465,11 @@ export const metrics_table = [
   ),
   gauge('json_proxy_redis_connected', 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.', () =>
     Number(redis_link.client?.isReady === true && redis_link.lost_at === 0),
+  ),
+  counter(
+    'json_proxy_replays_total',
+    'Vezes em que um cliente voltou a uma resposta (REPLAY).',
+    () => tally.replays,
   ),
   counter(
     'json_proxy_redis_reconnections_total',
@@ -3508,6 +3902,9 @@ export const settings_table = [
   row('REDIS_TTL --ttl 600', 's de vida das chaves sem renovação', (text) => {
     REDIS_TTL = parse_integer(text, 1, max_ttl_s, 's');
   }),
+  row('REPLAY --replay 0', 's em que um cliente pode voltar à sua resposta; 0 desliga', (text) => {
+    REPLAY = parse_integer(text, 0, max_ttl_s, 's');
+  }),
   row('GRACE --grace 10000', 'ms para os fluxos terminarem após SIGTERM', (text) => {
     GRACE = parse_integer(text, 0, max_timer_ms, 'ms');
   }),
@@ -3661,12 +4058,13 @@ const rival_settings = [
  * @throws usage_error que as nomeia e diz o que é aceito
  */
 function check_settings_together(gathered: gathered_settings): void {
-  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix];
+  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix, sent_prefix];
   if (new Set(prefixes).size < prefixes.length) {
     throw new usage_error(
       `REDIS_PREFIX ${JSON.stringify(REDIS_PREFIX)} e REDIS_LIST_PREFIX ` +
         `${JSON.stringify(REDIS_LIST_PREFIX)} inválidos; aceito: diferentes entre si, de ` +
-        `${JSON.stringify(claim_prefix)} e de ${JSON.stringify(rate_prefix)}`,
+        `${JSON.stringify(claim_prefix)}, de ${JSON.stringify(rate_prefix)} e de ` +
+        JSON.stringify(sent_prefix),
     );
   }
   const is_given = (name: string) => (gathered.get(name)?.text ?? '') !== '';
