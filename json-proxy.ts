@@ -253,7 +253,6 @@ const log_color_off = '\x1b[0m';
 /**
  * Monta uma linha de log.
  * @param style o estilo da saída
- * @param level gravidade
  * @param tag etiqueta estável do acontecimento
  * @param fields campos, na ordem em que aparecem
  * @returns a linha, com a quebra
@@ -283,9 +282,7 @@ const log_queue = {
   dropped: { info: 0, warn: 0 },
 };
 
-/**
- * Escreve as linhas de log que esperam.
- */
+/** Escreve as linhas de log que esperam. */
 function flush_log(): void {
   const { target, text } = log_queue;
   log_queue.text = '';
@@ -309,7 +306,6 @@ const unsafe_characters = /[\x7f-\x9f\u2028\u2029]/g;
 
 /**
  * Escreve uma linha de log, se LOG_LEVEL a quer: `info` em stdout, o resto em stderr.
- * @param level gravidade
  * @param tag etiqueta estável do acontecimento
  * @param fields campos, na ordem em que aparecem; textos longos são cortados
  */
@@ -347,10 +343,7 @@ function log(level: log_level, tag: string, fields: log_fields): void {
   log_queue.text += line;
 }
 
-/**
- * Lê o relógio monotônico, que não salta quando a hora do sistema é acertada.
- * @returns milissegundos desde um instante arbitrário
- */
+/** Lê o relógio monotônico, que não salta quando a hora do sistema é acertada. */
 function now(): number {
   return performance.now();
 }
@@ -367,10 +360,8 @@ function wait(ms: number): Promise<void> {
 class deadline_error extends Error {}
 
 /**
- * Espera uma promessa por no máximo `ms`. A promessa abandonada continua, sem rejeição solta.
- * @param promise o que se espera
- * @param ms prazo em milissegundos
- * @returns o valor da promessa
+ * Devolve o valor de uma promessa, esperando no máximo `ms` milissegundos. A abandonada continua,
+ * sem rejeição solta.
  * @throws deadline_error se o prazo se esgotar; ou o que a promessa lançar
  */
 function within<result>(promise: Promise<result>, ms: number): Promise<result> {
@@ -400,7 +391,6 @@ const redis_bounds = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25
 /**
  * Cria um histograma vazio.
  * @param bounds limites das faixas, em segundos, crescentes
- * @returns o histograma
  */
 function make_histogram(bounds: number[]): histogram {
   return { bounds, counts: [...bounds.map(() => 0), 0], sum: 0 };
@@ -499,7 +489,6 @@ const tally = {
 
 /**
  * Conta uma medida num histograma.
- * @param histogram o histograma
  * @param ms a medida, em milissegundos
  */
 function observe(histogram: histogram, ms: number): void {
@@ -682,9 +671,7 @@ const redis_link = {
 const redis_listeners = new Map<string, () => void>();
 const uuid_length = 36;
 
-/**
- * Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL.
- */
+/** Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL. */
 function redis_tell_all(): void {
   for (const tell of redis_listeners.values()) tell();
 }
@@ -721,7 +708,6 @@ function redis_heard(): boolean {
 
 /**
  * Diz se o erro é uma recusa do Redis, que repetir não resolve, e não uma ausência passageira.
- * @param error o que foi lançado
  * @returns true para OOM, NOPERM, WRONGTYPE etc.
  */
 function is_refusal(error: unknown): error is Error {
@@ -741,10 +727,7 @@ function redis_note_error(error: unknown): void {
   redis_link.wrong_server = error.message;
 }
 
-/**
- * Descreve uma recusa do Redis em palavras gerais: sem nomes de chaves nem de usuários.
- * @returns a linha do catálogo
- */
+/** Diz qual recusa do catálogo é um erro do Redis, sem nomes de chaves nem de usuários. */
 function refusal_reason(error: Error): keyof typeof refusal_rules {
   const reasons: [RegExp, keyof typeof refusal_rules][] = [
     [/^OOM\b/, 'redis_full'],
@@ -885,9 +868,7 @@ async function redis_identify(): Promise<string> {
   return info_field(info, 'redis_mode');
 }
 
-/**
- * Diz se o Redis pode ter despejado chaves desde que `count` foi lido de redis_link.evictions.
- */
+/** Diz se o Redis pode ter despejado chaves desde que `count` foi lido de redis_link.evictions. */
 async function redis_evicted_since(count: number): Promise<boolean> {
   if (redis_link.eviction_policy === '') return false;
   await redis_count_evictions();
@@ -936,7 +917,6 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
 
 /**
  * Pergunta o que existe de uma tarefa, as três chaves no mesmo instante.
- * @param task os nomes da tarefa
  * @returns se cada chave existe
  * @throws ErrorReply ou erro de conexão
  */
@@ -952,7 +932,6 @@ async function redis_presence(task: task_names): Promise<task_presence> {
  * Guarda a tarefa e anuncia a chave dela, tudo ou nada (MULTI): ninguém ouve falar de tarefa que
  * não foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
  * worker atenda um cliente que foi recusado.
- * @param task a tarefa
  * @returns quantos assinantes do canal receberam o anúncio
  * @throws deadline_error, ErrorReply ou erro de conexão
  */
@@ -1000,7 +979,6 @@ class lost_reply extends Error {}
  * e a tarefa no mesmo instante, depois do LPOP. Se nenhuma existe, tudo o que o worker empurrou
  * antes do seu DEL já saiu. Perguntadas em separado, primeiro a lista, o worker poderia empurrar a
  * última linha e apagar a tarefa entre as duas, e a linha se perderia.
- * @param task os nomes da tarefa
  * @param count quantas linhas retirar no máximo; acima de 1 só se o servidor souber
  * @returns o que foi retirado e o que existe depois
  * @throws ErrorReply se o LPOP foi recusado, lost_reply, ou erro de conexão
@@ -1200,11 +1178,7 @@ function redis_note_change(key: unknown): void {
   redis_tell_all();
 }
 
-/**
- * Prepara um cliente, que passa a ser o do processo, ainda sem conectar.
- * @param asks_news se o servidor deve avisar das mudanças
- * @returns o cliente
- */
+/** Cria o cliente do processo, ainda sem conectar; se `asks_news`, o Redis o avisa das mudanças. */
 function redis_open(asks_news: boolean) {
   const { client, buffers } = redis_make_client(asks_news);
   client.on('error', redis_note_loss);
@@ -1216,7 +1190,6 @@ function redis_open(asks_news: boolean) {
 
 /**
  * Espera algo do Redis enquanto ele der sinal de vida.
- * @param promise o que se espera
  * @returns o valor dela
  * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
  */
@@ -1332,9 +1305,7 @@ async function redis_watch(): Promise<void> {
   }
 }
 
-/**
- * Fecha a conexão, esperando um pouco pelas respostas que faltam.
- */
+/** Fecha a conexão, esperando um pouco pelas respostas que faltam. */
 async function redis_close(): Promise<void> {
   const client = redis_link.client;
   redis_link.was_ready = false;
@@ -1380,24 +1351,32 @@ type interruption = 'client_gone' | 'shutdown';
  * A vez de um pedido. Um AbortSignal diria o mesmo de uma interrupção, por um décimo do tempo de
  * uma tarefa curta e mais de um kB por fluxo parado.
  */
-type request_turn = {
-  request: http.IncomingMessage;
-  response: http.ServerResponse;
+class request_turn {
   interrupted: interruption | undefined; // por que ele não deve mais ser atendido
-  on_interrupt: () => void; // quem avisar disso: ele espera por uma coisa de cada vez
-  body_bytes: number; // o que o corpo dele ocupa, até a tarefa estar guardada
-};
+  on_interrupt = () => {}; // quem avisar disso: ele espera por uma coisa de cada vez
+  body_bytes = 0; // o que o corpo dele ocupa, até a tarefa estar guardada
+
+  /** Começa com o que o Node dá de um pedido. */
+  constructor(
+    readonly request: http.IncomingMessage,
+    readonly response: http.ServerResponse,
+  ) {}
+}
 
 /** O que se sabe de uma conexão de cliente. */
-type connection_state = {
-  socket: net_socket;
+class connection_state {
   bytes_at_rest: number; // os recebidos quando ficou ociosa: se há mais, vem um pedido
-  turns: Set<request_turn>; // os pedidos sem resposta
-  last_turn: Promise<void>; // o fim da vez do último deles
+  turns = new Set<request_turn>(); // os pedidos sem resposta
+  last_turn = Promise.resolve(); // o fim da vez do último deles
   last_response: http.ServerResponse | undefined;
   broken: refusal | undefined; // o que o analisador recusou nela
-  on_broken: () => void; // avisa o pedido que ainda espera pelo corpo
-};
+  on_broken = () => {}; // avisa o pedido que ainda espera pelo corpo
+
+  /** Começa ociosa, com o que a conexão já recebeu. */
+  constructor(readonly socket: net_socket) {
+    this.bytes_at_rest = socket.bytesRead;
+  }
+}
 
 const connections = new Map<duplex_stream, connection_state>();
 
@@ -1415,10 +1394,7 @@ const lifetime = {
   stopping: false,
 };
 
-/**
- * Dá os cabeçalhos de toda resposta.
- * @returns nomes e valores
- */
+/** Dá os cabeçalhos de toda resposta. */
 function common_headers(): Record<string, string> {
   return { Server: SERVERNAME, 'X-Author': author };
 }
@@ -1429,7 +1405,6 @@ const preflight_age_s = 600;
 /**
  * Dá os cabeçalhos que deixam uma página de outra origem ler a resposta. Num OPTIONS que pergunta
  * antes de pedir, também o que ela pode mandar.
- * @param request o pedido
  * @returns nomes e valores; nada se CORS_ORIGIN está vazio
  */
 function cors_headers(request: http.IncomingMessage): Record<string, string> {
@@ -1475,7 +1450,6 @@ function bearer_of(authorization = ''): string {
 
 /**
  * Diz se o cliente mandou uma chave de API, ou se nenhuma é exigida.
- * @param request o pedido
  * @returns true se ele pode pedir
  */
 function is_authorized(request: http.IncomingMessage): boolean {
@@ -1513,7 +1487,6 @@ export function network_of(address: string): string {
 /**
  * Diz de que endereço veio um pedido. O último X-Forwarded-For é o que escreveu o proxy que está à
  * nossa frente; os anteriores, qualquer um pode inventar.
- * @param request o pedido
  * @returns na forma de parse_address; vazio se o cliente já se foi
  */
 function remote_address_of({ headers, socket }: http.IncomingMessage): string {
@@ -1534,7 +1507,6 @@ function error_line(message: string): string {
 /**
  * Monta os cabeçalhos de uma resposta de erro.
  * @param body corpo que será enviado
- * @returns nomes e valores
  */
 function error_headers(body: string): Record<string, string> {
   return {
@@ -1578,11 +1550,7 @@ export function choose_media_type(accept = ''): string {
   return named.find((type) => stream_types.includes(type)) ?? fallback;
 }
 
-/**
- * Interrompe um pedido e acorda quem espera por ele. Só a primeira razão vale.
- * @param turn a vez do pedido
- * @param why a razão
- */
+/** Interrompe um pedido e acorda quem espera por ele. Só a primeira razão vale. */
 function interrupt(turn: request_turn, why: interruption): void {
   if (turn.interrupted) return;
   turn.interrupted = why;
@@ -1592,18 +1560,9 @@ function interrupt(turn: request_turn, why: interruption): void {
 /**
  * Acompanha uma conexão nova: quando ela fecha, ou o cliente encerra o lado dele, todos os pedidos
  * em andamento nela são interrompidos.
- * @param socket a conexão
  */
 function watch_connection(socket: net_socket): void {
-  const state: connection_state = {
-    socket,
-    bytes_at_rest: socket.bytesRead,
-    turns: new Set(),
-    last_turn: Promise.resolve(),
-    last_response: undefined,
-    broken: undefined,
-    on_broken: () => {},
-  };
+  const state = new connection_state(socket);
   const client_left = () => {
     for (const turn of state.turns) interrupt(turn, 'client_gone');
   };
@@ -1619,7 +1578,6 @@ function watch_connection(socket: net_socket): void {
 /**
  * Fecha uma conexão em que nada acontece. A do Node (closeIdleConnections, e close, que a chama)
  * não serve: ela corta também uma resposta encerrada que o cliente lento ainda não leu até o fim.
- * @param state a conexão
  */
 function close_if_idle(state: connection_state | undefined): void {
   const is_idle = state?.turns.size === 0 && state.socket.bytesRead === state.bytes_at_rest;
@@ -1733,10 +1691,7 @@ async function send_refusal({ request, response }: request_turn, why: refusal): 
   response.end();
 }
 
-/**
- * Destrói uma conexão daqui a pouco, feche ou não o cliente o seu lado.
- * @param socket a conexão
- */
+/** Destrói uma conexão daqui a pouco, feche ou não o cliente o seu lado. */
 function destroy_later(socket: duplex_stream): void {
   setTimeout(() => socket.destroy(), linger_ms).unref();
 }
@@ -1767,7 +1722,6 @@ const tls_handshake = 0x16;
  * ele quem responde: esperar a vez dele seria esperar para sempre. Senão, as respostas em andamento
  * na conexão terminam antes.
  * @param error erro do analisador ou do prazo dos cabeçalhos
- * @param socket a conexão
  */
 async function refuse_broken_request(
   error: NodeJS.ErrnoException,
@@ -1864,7 +1818,6 @@ function is_control_heavy(body: Buffer): boolean {
 
 /**
  * Monta a tarefa de um pedido.
- * @param request o pedido
  * @param body os bytes do corpo
  * @returns a tarefa, com um UUIDv4 novo, cujo começo é o do processo
  */
@@ -2115,55 +2068,6 @@ type stream_format = {
 /** Por que um fluxo está parado. Só "interval" pode ser encurtado por uma notícia do Redis. */
 type wait_kind = 'interval' | 'pause' | 'drain';
 
-/** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
-type stream_state = {
-  // o pedido e a forma da resposta
-  task: task_names;
-  response: http.ServerResponse;
-  turn: request_turn;
-  media_type: string; // o que o Accept pediu
-  format: stream_format; // o que sai: depende também da cabeça
-  opening: string; // o que ainda vai antes do primeiro evento
-  bytes_left: number; // o que falta do Content-Length do worker
-  is_sending: boolean; // há linhas a meio caminho do cliente
-
-  // o worker
-  receivers: number; // quantos ouviram o anúncio
-  was_claimed: boolean; // já se viu a reserva dele
-  was_fed: boolean; // já se viu algo na lista
-  said_end: boolean; // empurrou uma palavra de fim
-  is_complete: boolean; // apagou a tarefa: ninguém mais escreve na lista
-  is_cut: boolean; // desistiu: o fim tem de ser um corte
-  odd_head: boolean; // já se registrou uma linha que parece cabeça
-
-  // o Redis: se o que some foi o worker que apagou
-  identity: string; // o servidor em que se viu a tarefa pela última vez
-  has_gap: boolean; // em RAW, podem faltar bytes
-  evictions: number; // quantas chaves ele tinha despejado então
-  expires_at: number; // antes disto a tarefa não pode ter expirado
-  renew_at: number; // quando renovar o TTL das chaves
-  keys_left: boolean; // na última consulta ainda havia chaves
-
-  // o ritmo
-  started_at: number;
-  last_pop_at: number; // o último elemento: dele conta MAXTIME
-  resume_at: number; // até quando vai a PAUSE
-  sent_at: number; // a última escrita: dela conta HEARTBEAT
-  batch: number; // quantas linhas pedir da próxima vez
-  open_timer: NodeJS.Timeout | undefined; // o de HEAD_WAIT
-  beat_timer: NodeJS.Timeout | undefined; // o de HEARTBEAT
-  waiting: wait_kind | undefined; // por que dorme, se dorme
-  has_news: boolean; // algo mudou desde a última consulta
-  wake: () => void; // encurta o sono de agora
-
-  // as contas do log
-  elements: number;
-  lines: number;
-  bytes: number;
-  dropped: number; // elementos de uma resposta sem corpo
-  failure: string; // por que não deu certo
-};
-
 /** O que se escreve por vez: um cliente que lê ao menos isto a cada MAXTIME está vivo. */
 const write_slice_bytes = 64 * 1024;
 
@@ -2197,6 +2101,63 @@ const event_format: stream_format = {
   closing: (how) => `event: end\ndata: {"ending": "${how}"}\n\n`,
 };
 
+/** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
+class stream_state {
+  // o pedido e a forma da resposta
+  task: task_names;
+  response: http.ServerResponse;
+  turn: request_turn;
+  media_type: string; // o que o Accept pediu
+  format = ndjson_format; // o que sai: depende também da cabeça
+  opening = ''; // o que ainda vai antes do primeiro evento
+  bytes_left = Infinity; // o que falta do Content-Length do worker
+  is_sending = false; // há linhas a meio caminho do cliente
+
+  // o worker
+  receivers = 0; // quantos ouviram o anúncio
+  was_claimed = false; // já se viu a reserva dele
+  was_fed = false; // já se viu algo na lista
+  said_end = false; // empurrou uma palavra de fim
+  is_complete = false; // apagou a tarefa: ninguém mais escreve na lista
+  is_cut = false; // desistiu: o fim tem de ser um corte
+  odd_head = false; // já se registrou uma linha que parece cabeça
+
+  // o Redis: se o que some foi o worker que apagou
+  identity = redis_link.identity; // o servidor em que se viu a tarefa pela última vez
+  has_gap = false; // em RAW, podem faltar bytes
+  evictions = redis_link.evictions; // quantas chaves ele tinha despejado então
+  expires_at = now() + REDIS_TTL * 1000; // antes disto a tarefa não pode ter expirado
+  renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl; // quando renovar o TTL das chaves
+  keys_left = true; // na última consulta ainda havia chaves
+
+  // o ritmo
+  started_at = now();
+  last_pop_at = now(); // o último elemento: dele conta MAXTIME
+  resume_at = 0; // até quando vai a PAUSE
+  sent_at = now(); // a última escrita: dela conta HEARTBEAT
+  batch = 1; // quantas linhas pedir da próxima vez
+  open_timer: NodeJS.Timeout | undefined; // o de HEAD_WAIT
+  beat_timer: NodeJS.Timeout | undefined; // o de HEARTBEAT
+  waiting: wait_kind | undefined; // por que dorme, se dorme
+  has_news = false; // algo mudou desde a última consulta
+  wake = () => {}; // encurta o sono de agora
+
+  // as contas do log
+  elements = 0;
+  lines = 0;
+  bytes = 0;
+  dropped = 0; // elementos de uma resposta sem corpo
+  failure = ''; // por que não deu certo
+
+  /** Toma de uma tarefa ainda por guardar só os nomes: o corpo dela pode ser grande. */
+  constructor({ uuid, task_key, task_list }: task_names, turn: request_turn) {
+    this.task = { uuid, task_key, task_list };
+    this.response = turn.response;
+    this.turn = turn;
+    this.media_type = choose_media_type(turn.request.headers.accept);
+  }
+}
+
 /** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
 const ending_rules: Record<ending, ending_rule> = {
   done: { level: 'info', status: 200, last_line: () => undefined },
@@ -2215,7 +2176,6 @@ const ending_rules: Record<ending, ending_rule> = {
  * Dá os cabeçalhos de um fluxo.
  * @param media_type tipo escolhido por choose_media_type
  * @param task a tarefa, ou undefined numa resposta a HEAD
- * @returns nomes e valores
  */
 function stream_headers(media_type: string, task?: task_names): Record<string, string> {
   const headers = common_headers();
@@ -2235,7 +2195,6 @@ function stream_headers(media_type: string, task?: task_names): Record<string, s
 /**
  * Dá a um fluxo a notícia de que algo mudou: se dorme à espera de linhas, acorda; se não, a notícia
  * fica guardada e o próximo sono não começa. Assim nenhuma se perde entre a consulta e o sono.
- * @param stream o fluxo
  */
 function tell_stream(stream: stream_state): void {
   stream.has_news = true;
@@ -2251,7 +2210,6 @@ function is_bodyless({ response }: stream_state): boolean {
  * Prepara os cabeçalhos da resposta, se ainda não saíram. Eles vão junto com o primeiro pedaço. O
  * formato é o do Content-Type que sai: quem pediu eventos não os recebe num erro, que é JSON, nem
  * se o worker escolhe outro tipo.
- * @param stream o fluxo
  * @param status status HTTP
  * @param headers cabeçalhos pedidos pelo worker; vencem os do fluxo
  * @param is_raw se o worker escolheu RAW
@@ -2290,51 +2248,9 @@ function open_response(
   } else if (has_own_type) stream.format = typed_format;
 }
 
-/**
- * Prepara o estado de um fluxo e o põe na tabela dos que recebem notícias.
- * @param task os nomes da tarefa, ainda por guardar
- * @param turn a vez do pedido
- * @returns o estado
- */
+/** Cria o estado de um fluxo e o põe na tabela dos que recebem notícias. */
 function make_stream(task: task_names, turn: request_turn): stream_state {
-  const stream: stream_state = {
-    task: { uuid: task.uuid, task_key: task.task_key, task_list: task.task_list },
-    response: turn.response,
-    turn,
-    media_type: choose_media_type(turn.request.headers.accept),
-    format: ndjson_format,
-    receivers: 0,
-    was_fed: false,
-    was_claimed: false,
-    started_at: now(),
-    last_pop_at: now(),
-    resume_at: 0,
-    renew_at: now() + (REDIS_TTL * 1000) / renewals_per_ttl,
-    expires_at: now() + REDIS_TTL * 1000,
-    identity: redis_link.identity,
-    is_complete: false,
-    evictions: redis_link.evictions,
-    said_end: false,
-    has_gap: false,
-    keys_left: true,
-    batch: 1,
-    elements: 0,
-    lines: 0,
-    bytes: 0,
-    bytes_left: Infinity,
-    opening: '',
-    is_sending: false,
-    odd_head: false,
-    dropped: 0,
-    is_cut: false,
-    failure: '',
-    open_timer: undefined,
-    beat_timer: undefined,
-    sent_at: now(),
-    waiting: undefined,
-    has_news: false,
-    wake: () => {},
-  };
+  const stream = new stream_state(task, turn);
   redis_listeners.set(task.uuid, () => tell_stream(stream));
   turn.on_interrupt = () => stream.wake();
   return stream;
@@ -2343,7 +2259,6 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
 /**
  * Envia uma linha de vida se nada foi enviado há HEARTBEAT, e marca a próxima. Nunca no meio de uma
  * linha que ainda está saindo; e ela não conta como linha do worker.
- * @param stream o fluxo
  */
 function send_heartbeat(stream: stream_state): void {
   const quiet_ms = now() - stream.sent_at;
@@ -2360,9 +2275,7 @@ function send_heartbeat(stream: stream_state): void {
 /**
  * Dorme uma vez: acorda no prazo, quando o cliente sai, ou com o que o tipo de espera permite.
  * É o único lugar em que o sono de um fluxo pode ser encurtado.
- * @param stream o fluxo
  * @param ms prazo em milissegundos
- * @param kind por que se espera
  * @returns true se algo o acordou antes do prazo
  */
 function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
@@ -2386,10 +2299,7 @@ function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean
   });
 }
 
-/**
- * Renova o TTL das chaves do fluxo, se já é hora.
- * @param stream o fluxo
- */
+/** Renova o TTL das chaves do fluxo, se já é hora. */
 function renew_if_due(stream: stream_state): void {
   if (now() < stream.renew_at) return;
   stream.renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl;
@@ -2405,9 +2315,7 @@ function renew_if_due(stream: stream_state): void {
 
 /**
  * Espera, por longo que seja, sem deixar as chaves do fluxo expirarem.
- * @param stream o fluxo
  * @param ms prazo em milissegundos
- * @param kind por que se espera
  * @returns true se algo o acordou antes do prazo
  */
 async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
@@ -2422,7 +2330,6 @@ async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): P
 
 /**
  * Diz quanto falta para MAXTIME sem nenhum elemento.
- * @param stream o fluxo
  * @returns milissegundos; zero ou menos se já se esgotou
  */
 function time_left(stream: stream_state): number {
@@ -2432,7 +2339,6 @@ function time_left(stream: stream_state): number {
 /**
  * Consulta a lista uma vez. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda
  * há tempo: a resposta dele é uma linha do cliente.
- * @param stream o fluxo
  * @returns o que veio; undefined se o Redis não está ou o pedido foi interrompido
  * @throws ErrorReply se o Redis recusa a consulta
  */
@@ -2476,7 +2382,6 @@ const max_batch = { lines: 512, bytes: 256 * 1024 };
  * Decide quantas linhas retirar na próxima vez: dobra enquanto os lotes são pequenos, volta a uma
  * quando não são, para que linhas de megabytes não encham a memória.
  * @param batch quantas foram pedidas agora
- * @param elements o que veio
  * @returns quantas pedir; sempre 1 com PAUSE acima de 0 ou num Redis antigo
  */
 function next_batch(batch: number, elements: Buffer[]): number {
@@ -2488,8 +2393,6 @@ function next_batch(batch: number, elements: Buffer[]): number {
 
 /**
  * Aplica a cabeça do worker, se ela chegou a tempo.
- * @param stream o fluxo
- * @param head a cabeça
  * @param is_first se é o primeiro elemento da lista
  * @returns se chegou; senão, é uma linha como outra
  * @throws worker_fault se é RAW e chegou tarde: o que vem depois não são linhas
@@ -2508,7 +2411,6 @@ function take_head(stream: stream_state, head: head_element, is_first: boolean):
 
 /**
  * Registra, uma vez por fluxo, que uma linha parece uma cabeça e não é.
- * @param stream o fluxo
  * @param reason por que não é
  */
 function note_odd_head(stream: stream_state, reason: string): void {
@@ -2523,7 +2425,6 @@ const max_copied_bytes = 1024 * 1024;
  * Escreve bytes e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
  * retirado da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê, e cede
  * a vez depois de cada uma; quem não lê nada por MAXTIME perde a conexão.
- * @param stream o fluxo
  * @param parts as partes, na ordem
  * @param size quantos bytes têm
  * @throws worker_fault se passam do Content-Length que o worker deu
@@ -2553,7 +2454,6 @@ async function send_parts(stream: stream_state, parts: Buffer[], size: number): 
 
 /**
  * Envia linhas, muitas pequenas de uma vez.
- * @param stream o fluxo
  * @param lines linhas sem quebra, ou os bytes de uma resposta RAW; ao menos uma
  */
 async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promise<void> {
@@ -2585,7 +2485,6 @@ async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promis
 
 /**
  * Entende um elemento, e faz o que ele manda se não é uma linha.
- * @param stream o fluxo
  * @param raw bytes como o worker os empurrou
  * @returns os bytes a enviar, se ele é uma linha
  * @throws worker_fault se o worker desistiu, ou se uma cabeça RAW chegou tarde
@@ -2611,7 +2510,6 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
 
 /**
  * Entrega ao cliente o que foi retirado da lista, e marca até quando vai a pausa depois disso.
- * @param stream o fluxo
  * @param elements elementos na ordem da lista
  * @throws worker_fault se o worker desistiu; o que vinha antes é entregue
  */
@@ -2645,7 +2543,6 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
  * Decide o que significa a tarefa ter sumido. Se o servidor não é mais o mesmo desde a última prova
  * de que tinha os dados, ou se a chave pode ter expirado sem que a renovação a alcançasse, eles se
  * perderam: isso não pode parecer sucesso.
- * @param stream o fluxo
  * @returns o fim; undefined enquanto não se sabe que servidor é este
  */
 function judge_absence(stream: stream_state): ending | undefined {
@@ -2673,7 +2570,6 @@ const safety_poll = { every_ms: 60_000, frame_ms: 100 };
 
 /**
  * Dá o sono entre consultas a uma lista vazia.
- * @param stream o fluxo
  * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
  */
 function idle_interval(stream: stream_state): number {
@@ -2686,7 +2582,6 @@ function idle_interval(stream: stream_state): number {
 
 /**
  * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
- * @param stream o fluxo
  * @returns como terminou
  * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu
  */
@@ -2748,11 +2643,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
   }
 }
 
-/**
- * Registra o que num fluxo terminado costuma ser um engano de instalação, e onde procurar.
- * @param stream o fluxo
- * @param how como terminou
- */
+/** Registra o que num fluxo terminado costuma ser um engano de instalação, e onde procurar. */
 function log_suspicion(stream: stream_state, how: ending): void {
   const { task, receivers, was_fed } = stream;
   const { database } = REDIS_SERVER;
@@ -2774,11 +2665,7 @@ function log_suspicion(stream: stream_state, how: ending): void {
   }
 }
 
-/**
- * Registra o fim de um fluxo.
- * @param stream o fluxo
- * @param how como terminou
- */
+/** Registra o fim de um fluxo. */
 function log_ending(stream: stream_state, how: ending): void {
   const { task, lines, bytes, started_at, response } = stream;
   tally.endings[how] += 1;
@@ -2796,7 +2683,6 @@ function log_ending(stream: stream_state, how: ending): void {
 /**
  * Corta a conexão no meio da resposta, depois do que já foi escrito. Um cliente HTTP/1.0 não tem
  * pedaços, e para ele fechar seria o fim normal: só um RST lhe diz que falta algo.
- * @param turn a vez do pedido
  */
 function cut_response({ request }: request_turn): void {
   const { socket, httpVersion: http_version } = request;
@@ -2809,8 +2695,6 @@ function cut_response({ request }: request_turn): void {
  * fim depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms. Uma resposta
  * RAW que não acabou é cortada: a nossa linha de erro, no meio do formato de outro, passaria por
  * parte dela, ou nem seria lida.
- * @param stream o fluxo
- * @param how como terminou
  */
 async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const { response, task } = stream;
@@ -2872,7 +2756,6 @@ async function answer_ping(turn: request_turn): Promise<void> {
 /**
  * Cria a tarefa de um pedido no Redis e o fluxo dela. O fluxo entra na tabela antes, porque os
  * avisos podem vir no mesmo pacote que a resposta.
- * @param turn a vez do pedido
  * @param body os bytes do corpo; nada os guarda depois daqui, um fluxo pode durar horas
  * @returns o fluxo
  * @throws refusal 503 se o Redis recusa, ou se ninguém ouve e FAILFAST manda; 504 se não responde
@@ -2904,7 +2787,6 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
 /**
  * Atende um pedido que vira tarefa, do corpo ao fim do fluxo, se há lugar para mais um. O corpo já
  * ocupa o lugar: muitos grandes ao mesmo tempo encheriam a memória antes da primeira tarefa.
- * @param turn a vez do pedido
  * @throws refusal antes de haver tarefa
  */
 async function serve_task(turn: request_turn): Promise<void> {
@@ -2924,7 +2806,6 @@ async function serve_task(turn: request_turn): Promise<void> {
 /**
  * Confere o que um pedido é, antes de saber o que ele quer. O que dois programas no caminho podem
  * entender de dois modos é recusado.
- * @param request o pedido
  * @throws refusal se ele não pode ser atendido
  */
 function check_request(request: http.IncomingMessage): void {
@@ -2944,7 +2825,6 @@ function check_request(request: http.IncomingMessage): void {
 /**
  * Confere se um cliente não passou do seu limite. Um Redis que não conta não responde nem guarda
  * tarefas: a falha dele é respondida como tal, e não abre nem fecha a porta.
- * @param request o pedido
  * @throws refusal 429 acima de RATE; 503 ou 504 se o Redis falha
  */
 async function check_rate(request: http.IncomingMessage): Promise<void> {
@@ -2961,7 +2841,6 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
 /**
  * Diz se é um EventSource que volta: o id que ele repete é o de um fluxo. Outro id é assunto do
  * worker.
- * @param request o pedido
  * @returns true se é; há quem, sem poder mandar o cabeçalho, ponha o id na busca
  */
 function is_returning({ headers, url = '' }: http.IncomingMessage): boolean {
@@ -2980,7 +2859,6 @@ const guessing = { free: 10, delay_ms: 1000, window_ms: 60_000, networks: 10_000
  * Confere a chave de um pedido. A errada conta em RATE; sem ele, quem já errou muitas espera antes
  * que a próxima seja olhada, certa ou errada: recusar também a certa deixaria um estranho trancar
  * quem divide o endereço com ele.
- * @param request o pedido
  * @throws refusal 401; ou a de check_rate
  */
 async function check_key(request: http.IncomingMessage): Promise<void> {
@@ -3001,7 +2879,6 @@ async function check_key(request: http.IncomingMessage): Promise<void> {
  * Recusa o pedido que uma página de outra origem faz: o navegador a deixa pedir, só não deixa que
  * leia. A regra é a do CrossOriginProtection do Go, mas aqui também um GET cria tarefa: dele só
  * passa quem navega até cá. Quem não é navegador não manda estes cabeçalhos.
- * @param request o pedido
  * @throws refusal 403
  */
 function check_origin({ method, headers }: http.IncomingMessage): void {
@@ -3018,7 +2895,6 @@ function check_origin({ method, headers }: http.IncomingMessage): void {
 
 /**
  * Decide o que fazer com um pedido.
- * @param turn a vez do pedido
  * @throws refusal que deve virar resposta
  */
 async function dispatch(turn: request_turn): Promise<void> {
@@ -3052,11 +2928,7 @@ async function dispatch(turn: request_turn): Promise<void> {
   await serve_task(turn);
 }
 
-/**
- * Termina a resposta de um pedido em que algo foi lançado.
- * @param turn a vez do pedido
- * @param error o que foi lançado
- */
+/** Termina a resposta de um pedido em que algo foi lançado. */
 async function answer_failure(turn: request_turn, error: unknown): Promise<void> {
   const { response } = turn;
   if (turn.interrupted === 'client_gone') {
@@ -3074,11 +2946,7 @@ async function answer_failure(turn: request_turn, error: unknown): Promise<void>
   await send_refusal(turn, error instanceof refusal ? error : fallback);
 }
 
-/**
- * Atende um pedido cuja vez chegou, e só a passa adiante quando a resposta saiu.
- * @param state a conexão
- * @param turn a vez do pedido
- */
+/** Atende um pedido cuja vez chegou, e só a passa adiante quando a resposta saiu. */
 async function take_turn(state: connection_state, turn: request_turn): Promise<void> {
   const { request, response } = turn;
   try {
@@ -3106,8 +2974,6 @@ async function take_turn(state: connection_state, turn: request_turn): Promise<v
 /**
  * Recebe um pedido e o põe na fila da sua conexão. Nada espera antes disto: nenhum fechamento passa
  * despercebido. Quem enfileira sem ler as respostas perde a conexão, e o que já vinha nela, cai.
- * @param request o pedido
- * @param response a resposta
  */
 function handle_request(request: http.IncomingMessage, response: http.ServerResponse): void {
   const { socket } = request;
@@ -3119,13 +2985,7 @@ function handle_request(request: http.IncomingMessage, response: http.ServerResp
     socket.destroy();
     return;
   }
-  const turn: request_turn = {
-    request,
-    response,
-    interrupted: undefined,
-    on_interrupt: () => {},
-    body_bytes: 0,
-  };
+  const turn = new request_turn(request, response);
   state.turns.add(turn);
   live_requests.add(turn);
   state.last_response = response;
@@ -3341,11 +3201,7 @@ const crew = {
 /** O formato do Prometheus; as outras páginas, de uma palavra, também são texto. */
 const metrics_type = 'text/plain; version=0.0.4; charset=utf-8';
 
-/**
- * Responde na porta das métricas, em nome deste processo ou, no supervisor, de todos.
- * @param request o pedido
- * @param response a resposta
- */
+/** Responde na porta das métricas, em nome deste processo ou, no supervisor, de todos. */
 async function answer_observer(
   request: http.IncomingMessage,
   response: http.ServerResponse,
@@ -3920,8 +3776,6 @@ const certificate_check_ms = 10_000;
 /**
  * Cria o servidor HTTPS, que relê o seu certificado quando os arquivos mudam: quem o renova só
  * precisa trocá-los. Enquanto os dois não formam um par, vale o anterior.
- * @param options as opções de todo servidor
- * @returns o servidor
  */
 function make_tls_server(options: http.ServerOptions): https.Server {
   const pair = read_tls_pair();
@@ -3939,10 +3793,7 @@ function make_tls_server(options: http.ServerOptions): https.Server {
   return server;
 }
 
-/**
- * Cria o servidor HTTP ou HTTPS com todos os seus ouvintes, ainda sem abrir a porta.
- * @returns o servidor
- */
+/** Cria o servidor HTTP ou HTTPS com todos os seus ouvintes, ainda sem abrir a porta. */
 function make_server(): http.Server {
   const options = {
     keepAliveTimeout: keep_alive_ms,
@@ -4001,7 +3852,6 @@ const accept_failure_ms = 1000;
 
 /**
  * Abre uma porta. O que falhar nela depois disso é registrado, e não encerra o programa.
- * @param server o servidor
  * @param port a porta; 0 escolhe uma livre
  * @param host endereço em que escutar
  * @returns a porta real
@@ -4106,9 +3956,7 @@ async function open_metrics(): Promise<void> {
   }
 }
 
-/**
- * Atende neste processo: Redis, porta, varredura (que basta em um dos processos).
- */
+/** Atende neste processo: Redis, porta, varredura (que basta em um dos processos). */
 async function serve(): Promise<void> {
   try {
     await redis_connect();
@@ -4154,7 +4002,6 @@ function obey_supervisor(link: cluster_worker): void {
 /**
  * Vigia as conexões entregues a um processo. O cluster as entrega uma a uma, e cada uma espera ser
  * aceita; se o processo morre antes, ele a esquece aberta e o cliente esperaria para sempre.
- * @param worker o processo
  * @returns função que fecha a conexão que ficou sem resposta, se há uma; para depois da morte
  */
 function track_handover(worker: cluster_worker): () => void {
@@ -4252,9 +4099,7 @@ function stop_crew(signal_name: string, signal_number: number): void {
   }
 }
 
-/**
- * Sobe os processos, o primeiro sozinho, e os mantém no ar até a parada.
- */
+/** Sobe os processos, o primeiro sozinho, e os mantém no ar até a parada. */
 async function supervise(): Promise<void> {
   const first = keep_process(1);
   await Promise.race([first, new Promise((resolve) => cluster.once('listening', resolve))]);
@@ -4275,9 +4120,7 @@ function log_odd_settings(): void {
   if (MAXTIME < 1000) log('warn', 'odd_setting', { setting: 'MAXTIME', value: MAXTIME, hint });
 }
 
-/**
- * Sobe o programa: sinais, e depois os processos ou, no caso comum, só este.
- */
+/** Sobe o programa: sinais, e depois os processos ou, no caso comum, só este. */
 async function start(): Promise<void> {
   process.on('uncaughtException', (error) => die({ reason: String(error.stack) }));
   const leads = WORKERS > 1 && cluster.isPrimary;
