@@ -429,8 +429,7 @@ export const refusal_rules = {
   other_origin: { status: 403, text: 'requests from pages of other origins are not allowed' },
   slow_request: { status: 408, text: 'request not received in time' },
   slow_body: { status: 408, text: 'request body stopped arriving' },
-  gone: { status: 410, text: 'no such answer, or it is no longer kept' },
-  not_kept: { status: 410, text: 'the answer is no longer kept from that line on' },
+  gone: { status: 410, text: 'the answer is not kept, or not from that line on' },
   large_body: { status: 413, text: 'request body larger than % bytes' },
   large_chunks: { status: 413, text: 'chunk extensions too large' },
   bad_expect: { status: 417, text: 'only "Expect: 100-continue" is supported', headers: closing },
@@ -491,7 +490,6 @@ const tally = {
   redis_ping: make_histogram(redis_bounds),
   redis_create: make_histogram(redis_bounds),
   reconnections: 0,
-  replays: 0,
   deaths: 0,
 };
 
@@ -587,41 +585,25 @@ export type task_record = {
 /** Os nomes de uma tarefa: o que um fluxo guarda dela. */
 type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
 
-/**
- * As chaves de uma tarefa, se ainda pode haver um worker escrevendo nelas, e se fica o que REPLAY
- * guardou.
- */
-type cleanup = { task_uuid: string; worker_may_write: boolean; is_kept?: boolean };
+/** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
+type cleanup = { task_uuid: string; worker_may_write: boolean };
 
 /** Quais chaves de uma tarefa existem, num mesmo instante. */
 type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists: boolean };
 
 /**
- * O que REPLAY guarda de uma tarefa além dos elementos: quantos já jogou fora, as linhas que havia
- * neles, como a resposta abriu e como terminou (vazios enquanto não se sabe). `opening` é "-", sem
- * cabeça, ou a cabeça jogada fora. `is_old`: os elementos desta consulta já tinham sido lidos.
+ * O que REPLAY sabe de uma resposta além dos elementos: quantos já jogou fora (`base`), as linhas
+ * que havia neles, a cabeça se estava neles, como terminou, e por quê.
  */
-type kept_state = {
-  base: number;
-  lines: number;
-  opening: string;
-  ending: string;
-  failure: string;
-  is_old: boolean;
-};
+const new_kept = { base: 0, lines: 0, head: '', ending: '', failure: '' };
+type kept_news = Partial<typeof new_kept> | undefined;
 
-/**
- * O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada; `kept` só há
- * com REPLAY, e nele `list_exists` é se há mais o que ler.
- */
+/** O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada. */
 type poll_result = task_presence & {
   elements: Buffer[];
   refusal?: Error | undefined;
-  kept?: kept_state;
+  kept?: typeof new_kept; // com REPLAY, se a tarefa é conhecida
 };
-
-/** Até onde jogar fora: elementos, as linhas deles, e a cabeça que havia entre eles, ou "-". */
-type kept_mark = { element: number; lines: number; opening: string; bytes: number };
 
 /**
  * Mostra um endereço do Redis sem usuário nem senha.
@@ -706,9 +688,14 @@ const redis_link = {
 const redis_listeners = new Map<string, (() => void)[]>();
 const uuid_length = 36;
 
+/** Avisa de uma mudança quem lê a tarefa `uuid`, salvo `author`, que a fez. */
+function redis_tell(uuid: string, author?: () => void): void {
+  for (const tell of redis_listeners.get(uuid) ?? []) if (tell !== author) tell();
+}
+
 /** Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL. */
 function redis_tell_all(): void {
-  for (const readers of redis_listeners.values()) for (const tell of readers) tell();
+  for (const uuid of redis_listeners.keys()) redis_tell(uuid);
 }
 
 /**
@@ -911,23 +898,19 @@ async function redis_evicted_since(count: number): Promise<boolean> {
 }
 
 /**
- * Dá as chaves de uma tarefa.
+ * Dá as quatro chaves de uma tarefa.
  * @param task_uuid UUID da tarefa
- * @returns chave da tarefa, da lista, da reserva e, com REPLAY, do que já foi lido, nesta ordem
+ * @returns chave da tarefa, da lista, da reserva e do que REPLAY guarda, nesta ordem
  */
-function redis_keys(task_uuid: string): [string, string, string, ...string[]] {
-  const sent = REPLAY > 0 ? [sent_prefix + task_uuid] : [];
-  return [
-    REDIS_PREFIX + task_uuid,
-    REDIS_LIST_PREFIX + task_uuid,
-    claim_prefix + task_uuid,
-    ...sent,
-  ];
+function redis_keys(task_uuid: string): [string, string, string, string] {
+  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, sent_prefix] as const;
+  const [task, list, claim, sent] = prefixes;
+  return [task + task_uuid, list + task_uuid, claim + task_uuid, sent + task_uuid];
 }
 
-/** Dá o TTL das chaves de uma tarefa que tem quem a leia, em s. */
+/** Dá a vida das chaves de uma tarefa sem renovação, em s. */
 function key_life_s(): number {
-  return Math.max(REDIS_TTL, REPLAY);
+  return REPLAY || REDIS_TTL;
 }
 
 /**
@@ -943,7 +926,7 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
   const replies: Promise<unknown>[] = [];
   try {
     const { client } = redis_ready();
-    replies.push(client.unlink(work.is_kept ? keys.slice(0, 3) : keys));
+    replies.push(client.unlink(keys.slice(0, 3)));
     if (work.worker_may_write) {
       replies.push(client.rPush(keys[1], 'EOF'), client.expire(keys[1], REDIS_TTL));
     }
@@ -961,6 +944,11 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
   }
 }
 
+/** Lê de `sum` quais chaves existem: a lista conta um, a tarefa dois, a reserva quatro. */
+function presence_of(sum: number): task_presence {
+  return { list_exists: (sum & 1) > 0, task_exists: (sum & 2) > 0, claim_exists: (sum & 4) > 0 };
+}
+
 /**
  * Pergunta o que existe de uma tarefa, as três chaves no mesmo instante.
  * @returns se cada chave existe
@@ -970,8 +958,9 @@ async function redis_presence(task: task_names): Promise<task_presence> {
   const { task_key: key, task_list: list, uuid } = task;
   const claim = claim_prefix + uuid;
   // Uma chave repetida conta de novo: a soma diz quais existem.
-  const sum = await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]);
-  return { list_exists: (sum & 1) > 0, task_exists: (sum & 2) > 0, claim_exists: (sum & 4) > 0 };
+  return presence_of(
+    await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]),
+  );
 }
 
 /**
@@ -983,12 +972,11 @@ async function redis_presence(task: task_names): Promise<task_presence> {
  */
 async function redis_create_task(task: task_record): Promise<number> {
   const asked_at = now();
-  const [key, , , sent = ''] = redis_keys(task.uuid);
-  const life_s = key_life_s();
+  const [key, , , sent] = redis_keys(task.uuid);
   const multi = redis_ready().client.multi();
-  if (sent) multi.rPush(sent, ['0', '0', '', '']).expire(sent, life_s);
+  if (REPLAY > 0) multi.rPush(sent, JSON.stringify(new_kept)).expire(sent, REPLAY);
   const created = multi
-    .set(key, JSON.stringify(task), { expiration: { type: 'EX', value: life_s } })
+    .set(key, JSON.stringify(task), { expiration: { type: 'EX', value: key_life_s() } })
     .publish(REDIS_CHANNEL, task.task_key)
     .exec();
   try {
@@ -1057,112 +1045,77 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
 /**
  * O que REPLAY faz com uma tarefa, tudo no mesmo instante. O que sai da lista é guardado antes de
  * ser respondido, e cada leitor diz de onde quer ler: leem quantos quiserem, e uma resposta que se
- * perde é lida de novo. As chaves expiram todas no mesmo instante: se há o que foi guardado e não
- * há a tarefa, ela foi apagada. No começo da lista do guardado estão os quatro campos de
- * kept_state; ela só nasce com a tarefa, nunca fica vazia, e assim nunca perde o TTL.
+ * perde é lida de novo. As chaves expiram juntas: se há o que foi guardado e não há a tarefa, ela
+ * foi apagada. O primeiro elemento guardado é o new_kept, em JSON; essa lista só nasce com a tarefa
+ * e nunca fica vazia, e por isso nunca perde o TTL.
  */
 const replay_script = `
-local list, sent, state, found = KEYS[2], KEYS[4], redis.call('LRANGE', KEYS[4], 0, 3), {}
-local from, count, pops, opens, ending, ttl, leaves, cut, cut_lines, cut_opening = unpack(ARGV)
-if #state == 0 then return {} end
-local total = state[1] + redis.call('LLEN', sent) - 4
-if tonumber(from) > total then return {} end
-if tonumber(cut) > tonumber(state[1]) then
-  redis.call('LTRIM', sent, cut - state[1], -1)
-  state = {cut, cut_lines, cut_opening, state[4]}
-  for i = 1, 4 do redis.call('LSET', sent, i - 1, state[i]) end
+local task, list, claim, sent = unpack(KEYS)
+local ask, found, header = cjson.decode(ARGV[1]), {}, redis.call('LINDEX', sent, 0)
+if not header then return {} end
+local kept, news = cjson.decode(header), ask.news
+local at, is_over = ask.from - kept.base, kept.ending ~= ''
+local rest = redis.call('LLEN', sent) - 1 - at
+if rest < 0 then return {} end
+if rest > 0 and at >= 0 then found = redis.call('LRANGE', sent, 1 + at, at + ask.count) end
+if rest == 0 and ask.pops > 0 and not is_over then
+  found = redis.call('LRANGE', list, 0, ask.pops - 1)
+  if #found == 0 and ask.opens then found = {'HTTP 200'} end
+  if #found > 0 then redis.call('RPUSH', sent, unpack(found)) end
+  redis.call('LTRIM', list, #found, -1)
 end
-local at, rest, is_over = from - state[1], total - from, state[4] ~= ''
-if at >= 0 and rest > 0 then
-  found = redis.call('LRANGE', sent, 4 + at, 3 + at + count)
-elseif at >= 0 and pops ~= '0' and not is_over then
-  found = redis.call('LRANGE', list, 0, pops - 1)
-  if #found > 0 then
-    redis.call('RPUSH', sent, unpack(found))
-    redis.call('LTRIM', list, #found, -1)
-  elseif opens == '1' and state[3] == '' then
-    state[3] = '-'
-    redis.call('LSET', sent, 2, '-')
-  end
+if news and not is_over and (news.base or kept.base + 1) > kept.base then
+  if news.base then redis.call('LTRIM', sent, news.base - kept.base, -1) end
+  for name, value in pairs(news) do kept[name] = value end
+  header = cjson.encode(kept)
+  redis.call('LSET', sent, 0, header)
 end
-if leaves == '1' and not is_over then redis.call('RPUSH', list, '') end
-if ending ~= '' and not is_over then redis.call('LSET', sent, 3, ending) end
-if ttl ~= '' then for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ttl) end end
-local t, c = KEYS[1], KEYS[3]
-local left = redis.call('EXISTS', list, t, t, c, c, c, c)
-if is_over or pops == '0' then left = left - left % 2 end
-return {left, rest > #found and 1 or 0, rest > 0 and 1 or 0, state, found}`;
+if ask.leaves and not is_over then redis.call('RPUSH', list, '') end
+if ask.ttl > 0 then for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ask.ttl) end end
+local left = redis.call('EXISTS', list, task, task, claim, claim, claim, claim)
+if is_over then left = left - left % 2 end
+if rest > #found then left = left + 1 - left % 2 end
+return {left, header, found}`;
 
 const replay_sha = create_hash('sha1').update(replay_script).digest('hex');
 
+/** O que um leitor pede: de onde ler, quantos guardados, quantos da lista; o TTL, se o renova. */
+const plain_ask = { from: 0, count: 0, pops: 0, ttl: 0 };
+
 /**
- * Lê de uma tarefa o que um leitor ainda não leu, com REPLAY, e faz o mais que ele pede.
- * @param task_uuid UUID da tarefa
- * @param ask de que elemento ler, quantos do que está guardado e quantos da lista; se a resposta
- *   pode abrir sem cabeça; como ela terminou; TTL de tudo, em s; se o leitor sai; o que jogar fora
- * @returns o que veio; undefined se nada há dessa tarefa, ou se há menos do que já se leu
+ * Com REPLAY, lê da tarefa `uuid` o que um leitor ainda não leu, e faz o mais que ele pede: abrir a
+ * resposta sem esperar pela cabeça, sair, guardar o que mudou no new_kept.
+ * @returns o que veio; sem `kept` se dessa tarefa nada há, ou há menos do que ele já leu
  * @throws ErrorReply ou erro de conexão
  */
 async function redis_replay(
-  task_uuid: string,
-  ask: {
-    from?: number;
-    count?: number;
-    pops?: number;
-    opens?: boolean;
-    ending?: string;
-    ttl?: number;
-    leaves?: boolean;
-    cut?: kept_mark | undefined;
-  },
-): Promise<(poll_result & { kept: kept_state }) | undefined> {
-  const { from = 0, count = 0, pops = 0, opens, ending = '', ttl = '', leaves, cut } = ask;
-  const flags = [Number(opens === true), ending, ttl, Number(leaves === true)];
-  const trim = [cut?.element ?? 0, cut?.lines ?? 0, cut?.opening ?? ''];
-  const args = [from, count, pops, ...flags, ...trim].map(String);
-  const call = { keys: redis_keys(task_uuid), arguments: args };
+  uuid: string,
+  ask: Partial<typeof plain_ask> & { opens?: boolean; leaves?: boolean; news?: kept_news },
+): Promise<poll_result> {
+  const text = JSON.stringify({ ...plain_ask, ...ask });
+  const call = { keys: redis_keys(uuid), arguments: [text] };
   const { buffers } = redis_ready();
   const reply = await buffers.evalSha(replay_sha, call).catch((error) => {
-    const is_unknown = error instanceof error_reply && /^NOSCRIPT\b/.test(error.message);
-    if (is_unknown) return buffers.eval(replay_script, call);
+    if (/^NOSCRIPT\b/.test(error.message)) return buffers.eval(replay_script, call);
     redis_note_error(error);
     throw error;
   });
   redis_link.alive_at = now();
-  const found = reply as unknown as [number, number, number, Buffer[], Buffer[]];
-  if (found[0] === undefined) return undefined;
-  const [sum, more, old, state, elements] = found;
-  const [base, lines, opening = '', end = ''] = state.map(String);
-  const [how = '', ...reason] = end.split(' ');
-  return {
-    elements,
-    list_exists: (sum & 1) > 0 || more === 1,
-    task_exists: (sum & 2) > 0,
-    claim_exists: (sum & 4) > 0,
-    kept: {
-      base: Number(base),
-      lines: Number(lines),
-      opening,
-      ending: how,
-      failure: reason.join(' '),
-      is_old: old === 1,
-    },
-  };
+  const [sum = 0, header, elements = []] = reply as unknown as [number?, Buffer?, Buffer[]?];
+  const kept = header && { kept: JSON.parse(String(header)) };
+  return { elements, ...presence_of(sum), ...kept };
 }
 
 /**
  * Renova o TTL das chaves de uma tarefa; os comandos saem junto com o próximo.
  * @param task_uuid UUID da tarefa
- * @returns se a chave da tarefa existia; undefined se não se sabe, ou com REPLAY, que não o usa
+ * @returns se a chave da tarefa existia; undefined se o Redis não está ou recusou
  */
 async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
   try {
     const { client } = redis_ready();
-    if (REPLAY > 0) {
-      await redis_replay(task_uuid, { ttl: key_life_s() });
-      return undefined;
-    }
-    const keys = redis_keys(task_uuid);
+    if (REPLAY > 0) return (await redis_replay(task_uuid, { ttl: REPLAY })).task_exists;
+    const keys = redis_keys(task_uuid).slice(0, 3);
     const replies = await Promise.all(keys.map((key) => client.expire(key, REDIS_TTL)));
     return replies[0] === 1;
   } catch (error) {
@@ -1320,7 +1273,7 @@ async function redis_note_ready(): Promise<void> {
  */
 function redis_note_change(key: unknown): void {
   if (key !== null) {
-    for (const tell of redis_listeners.get(String(key).slice(-uuid_length)) ?? []) tell();
+    redis_tell(String(key).slice(-uuid_length));
     return;
   }
   if (redis_link.identity) redis_link.identity += '*';
@@ -2223,11 +2176,6 @@ const write_slice_bytes = 64 * 1024;
 /** O TTL é renovado a cada fração destas dele: duas renovações podem falhar sem dano. */
 const renewals_per_ttl = 3;
 
-/** Dá de quanto em quanto renovar: um leitor que sai deixa só REPLAY de vida também aos outros. */
-function renew_every_ms(): number {
-  return (Math.min(REDIS_TTL, REPLAY || REDIS_TTL) * 1000) / renewals_per_ttl;
-}
-
 /** Uma linha por linha: o formato de todos os tipos de NDJSON, e o de quem escolhe outro tipo. */
 const ndjson_format: stream_format = {
   before: Buffer.alloc(0),
@@ -2255,30 +2203,8 @@ const event_format: stream_format = {
   closing: (how) => `event: end\ndata: {"ending": "${how}"}\n\n`,
 };
 
-/**
- * O lugar de um leitor no que REPLAY guarda. O cliente conta linhas, e o que se guarda são os
- * elementos como o worker os empurrou: quem volta os lê desde o começo, como da primeira vez, e as
- * linhas que já tem são puladas.
- */
-class reader_place {
-  element = 0; // o próximo a ler
-  had = 0; // as linhas que o cliente disse ter
-  skip = 0; // dessas, as que ainda se pulam
-  came_back = false; // não é quem fez o pedido
-  asks_opening = false; // quer abrir a resposta sem esperar pela cabeça
-  is_old = false; // o que está lendo, alguém já leu
-  opening = '-'; // a cabeça da resposta, se há
-  bytes = 0; // os que já leu
-  bytes_cut = 0; // desses, os que mandou jogar fora
-  marks: kept_mark[] = []; // por onde passou, e até onde se pode jogar fora
-  cut: kept_mark | undefined; // até onde jogar fora na próxima consulta
-}
-
-/** O que REPLAY guarda de um fluxo, e de quanto em quanto um leitor marca por onde passou. */
-const kept_bytes = { all: 16 * 1024 * 1024, mark: 1024 * 1024 };
-
-/** O que um elemento ocupa no Redis além dos seus bytes, por pequeno que seja. */
-const element_cost = 16;
+/** REPLAY guarda de um fluxo de uma a duas vezes isto, e o que um elemento pequeno ocupa a mais. */
+const kept_bytes = { half: 8 * 1024 * 1024, element: 16 };
 
 /** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
 class stream_state {
@@ -2291,7 +2217,6 @@ class stream_state {
   opening = ''; // o que ainda vai antes do primeiro evento
   bytes_left = Infinity; // o que falta do Content-Length do worker
   is_sending = false; // há linhas a meio caminho do cliente
-  place = REPLAY > 0 ? new reader_place() : undefined; // onde está no que REPLAY guarda
 
   // o worker
   receivers = 0; // quantos ouviram o anúncio
@@ -2306,9 +2231,19 @@ class stream_state {
   identity = redis_link.identity; // o servidor em que se viu a tarefa pela última vez
   has_gap = false; // em RAW, podem faltar bytes
   evictions = redis_link.evictions; // quantas chaves ele tinha despejado então
-  expires_at = now() + REDIS_TTL * 1000; // antes disto a tarefa não pode ter expirado
-  renew_at = now() + renew_every_ms(); // quando renovar o TTL das chaves
+  expires_at = now() + key_life_s() * 1000; // antes disto a tarefa não pode ter expirado
+  renew_at = now() + (key_life_s() * 1000) / renewals_per_ttl; // quando renovar o TTL das chaves
   keys_left = true; // na última consulta ainda havia chaves
+
+  // o lugar deste leitor no que REPLAY guarda, que são os elementos como o worker os empurrou: quem
+  // volta os lê desde o começo, como da primeira vez, e as linhas que já tem são puladas
+  next_element = 0;
+  skip = 0; // linhas que ainda se pulam
+  asks_opening = false; // quer abrir a resposta sem esperar pela cabeça
+  head = 'HTTP 200'; // a cabeça da resposta
+  kept_size = 0; // bytes que leu desde a última marca
+  mark: kept_news; // por onde passou, e até onde se poderá jogar fora
+  cut: kept_news; // até onde jogar fora na próxima consulta
 
   // o ritmo
   started_at = now();
@@ -2382,16 +2317,11 @@ function tell_stream(stream: stream_state): void {
   if (stream.waiting === 'interval') stream.wake();
 }
 
-/** Devolve quem, neste processo, quer saber das mudanças de `task`. */
-function readers_of({ uuid }: task_names): (() => void)[] {
-  return redis_listeners.get(uuid) ?? [];
-}
-
 /** Tira um fluxo da tabela dos que recebem notícias. */
-function forget_stream({ task, tell }: stream_state): void {
-  const others = readers_of(task).filter((other) => other !== tell);
-  if (others.length > 0) redis_listeners.set(task.uuid, others);
-  else redis_listeners.delete(task.uuid);
+function forget_stream({ task: { uuid }, tell }: stream_state): void {
+  const others = redis_listeners.get(uuid)?.filter((other) => other !== tell) ?? [];
+  if (others.length > 0) redis_listeners.set(uuid, others);
+  else redis_listeners.delete(uuid);
 }
 
 /** Devolve se a resposta, já aberta, não pode ter corpo. */
@@ -2445,9 +2375,15 @@ function open_response(
 function make_stream(task: task_names, turn: request_turn): stream_state {
   const stream = new stream_state(task, turn);
   stream.tell = () => tell_stream(stream);
-  redis_listeners.set(task.uuid, [...readers_of(task), stream.tell]);
+  redis_listeners.set(task.uuid, [...(redis_listeners.get(task.uuid) ?? []), stream.tell]);
   turn.on_interrupt = () => stream.wake();
   return stream;
+}
+
+/** Abre a resposta, sem cabeça, e manda os cabeçalhos já. */
+function flush_head(stream: stream_state): void {
+  open_response(stream);
+  stream.response.flushHeaders();
 }
 
 /**
@@ -2455,14 +2391,11 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
  * que vier depois chegou tarde para todos os leitores, ou para nenhum.
  */
 function open_early(stream: stream_state): void {
-  const { place, response } = stream;
-  if (place && stream.elements === 0 && !response.headersSent) {
-    place.asks_opening = true;
+  if (REPLAY === 0 || stream.elements > 0 || stream.response.headersSent) flush_head(stream);
+  else {
+    stream.asks_opening = true;
     tell_stream(stream);
-    return;
   }
-  open_response(stream);
-  response.flushHeaders();
 }
 
 /**
@@ -2511,12 +2444,12 @@ function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean
 /** Renova o TTL das chaves do fluxo, se já é hora. */
 function renew_if_due(stream: stream_state): void {
   if (now() < stream.renew_at) return;
-  stream.renew_at = now() + renew_every_ms();
+  stream.renew_at = now() + (key_life_s() * 1000) / renewals_per_ttl;
   // NOLOOP: o nosso EXPIRE esconde um RPUSH atendido na mesma volta do Redis; só a consulta o vê.
   stream.has_news = true;
   const asked_at = now();
   void redis_renew(stream.task.uuid).then((task_exists) => {
-    if (task_exists) stream.expires_at = asked_at + REDIS_TTL * 1000;
+    if (task_exists) stream.expires_at = asked_at + key_life_s() * 1000;
     // sumiu antes de poder expirar: foi o worker que a apagou
     else if (task_exists === false && now() < stream.expires_at) stream.expires_at = Infinity;
   });
@@ -2545,36 +2478,24 @@ function time_left(stream: stream_state): number {
   return stream.last_pop_at + MAXTIME - now();
 }
 
-/** Pede o que vem depois do lugar de um leitor; só move_on o leva adiante: isto pode chegar tarde. */
-async function read_on({ task, batch, elements }: stream_state, place: reader_place) {
-  const { element: from, skip, cut, asks_opening } = place;
-  const pops = skip > 0 ? 0 : PAUSE > 0 ? 1 : batch;
-  const opens = asks_opening && elements === 0;
-  const found = await redis_replay(task.uuid, { from, count: batch, pops, opens, cut });
-  if (found) return found;
-  const kept = { base: 0, lines: 0, opening: '', ending: 'redis_lost', failure: '', is_old: false };
-  return { elements: [], list_exists: false, task_exists: false, claim_exists: false, kept };
+/** Devolve o que vem depois do lugar de um leitor, que só move_on muda: isto pode chegar tarde. */
+function read_on(stream: stream_state) {
+  const { task, next_element: from, batch: count, cut: news } = stream;
+  const pops = stream.skip > 0 ? 0 : PAUSE > 0 ? 1 : count;
+  const opens = stream.asks_opening && stream.elements === 0;
+  return redis_replay(task.uuid, { from, count, pops, opens, news });
 }
 
 /**
- * Leva um leitor adiante, e avisa os outros deste processo: o Redis não os avisa do que é feito por
- * esta conexão.
+ * Leva um leitor adiante, e avisa os outros deste processo, a quem o Redis não avisa.
  * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
  */
-function move_on(stream: stream_state, place: reader_place, poll: poll_result): void {
-  const { elements, kept } = poll;
-  if (!kept) return;
-  if (kept.base > place.element) throw new refusal('not_kept');
-  place.element += elements.length;
-  place.is_old = kept.is_old;
-  place.cut = undefined;
-  stream.failure ||= kept.failure;
-  if (kept.opening === '-' && stream.elements === 0) {
-    open_response(stream);
-    stream.response.flushHeaders();
-  }
-  if (kept.is_old || elements.length === 0) return;
-  for (const tell of readers_of(stream.task)) if (tell !== stream.tell) tell();
+function move_on(stream: stream_state, { elements, kept }: poll_result): void {
+  if (kept && kept.base > stream.next_element) throw new refusal('gone');
+  stream.next_element += elements.length;
+  stream.cut = undefined;
+  stream.failure ||= kept?.failure ?? '';
+  if (elements.length > 0) redis_tell(stream.task.uuid, stream.tell);
 }
 
 /**
@@ -2585,21 +2506,18 @@ function move_on(stream: stream_state, place: reader_place, poll: poll_result): 
  */
 async function stream_poll(stream: stream_state): Promise<poll_result | undefined> {
   renew_if_due(stream);
-  const { place } = stream;
   const { identity } = redis_link; // a resposta vale para o servidor a que se perguntou
   stream.has_news = false; // o que mudar de agora em diante ainda não foi visto
   const answered = new Promise<poll_result | undefined>((resolve, reject) => {
     const patience_ms = () => (stream.turn.interrupted === 'client_gone' ? 0 : clean_limit_ms);
     stream.wake = () => setTimeout(resolve, patience_ms(), undefined);
-    const asked: Promise<poll_result> = place
-      ? read_on(stream, place)
-      : redis_poll(stream.task, stream.batch);
+    const asked = REPLAY > 0 ? read_on(stream) : redis_poll(stream.task, stream.batch);
     asked.then(resolve, reject);
   });
   try {
     const poll = await within(answered, Math.max(time_left(stream), answer_limit_ms));
     if (!poll) return undefined;
-    if (place) move_on(stream, place, poll);
+    if (REPLAY > 0) move_on(stream, poll);
     const { elements, list_exists, task_exists, claim_exists } = poll;
     const has_lines = list_exists || elements.length > 0;
     stream.keys_left = list_exists || task_exists || claim_exists;
@@ -2627,10 +2545,11 @@ const max_batch = { lines: 512, bytes: 256 * 1024 };
 /**
  * Decide quantas linhas retirar na próxima vez: dobra enquanto os lotes são pequenos, volta a uma
  * quando não são, para que linhas de megabytes não encham a memória.
+ * @param batch quantas foram pedidas agora
  * @returns quantas pedir; sempre 1 com PAUSE acima de 0 ou num Redis antigo, salvo com REPLAY
  */
-function next_batch({ batch, place }: stream_state, elements: Buffer[]): number {
-  if (!place && (PAUSE > 0 || !redis_link.pops_many)) return 1;
+function next_batch(batch: number, elements: Buffer[]): number {
+  if (REPLAY === 0 && (PAUSE > 0 || !redis_link.pops_many)) return 1;
   const bytes = elements.reduce((sum, element) => sum + element.length, 0);
   if (bytes > max_batch.bytes) return 1;
   return Math.min(batch * 2, max_batch.lines);
@@ -2647,7 +2566,7 @@ function take_head(stream: stream_state, head: head_element, is_first: boolean):
   const is_late = !is_first || stream.response.headersSent;
   if (is_late && head.is_raw) throw new worker_fault('RAW chegou tarde: a resposta já começou');
   if (is_late) return false;
-  if (head.is_raw && stream.place && stream.place.had > 0) throw new refusal('not_kept');
+  if (head.is_raw && stream.lines > 0) throw new refusal('gone');
   if (head.dropped.length > 0) {
     log('warn', 'header_refused', { task: stream.task.uuid, names: head.dropped.join(',') });
   }
@@ -2699,12 +2618,6 @@ async function send_parts(stream: stream_state, parts: Buffer[], size: number): 
   }
 }
 
-/** Dá o que vai antes da linha `n` deste leitor: num evento, com REPLAY, também o lugar dela. */
-function line_start({ place, format, task }: stream_state, n: number): Buffer {
-  if (!place || format !== event_format) return format.before;
-  return Buffer.from(`id: ${task.uuid}:${place.had + n}\n${format.before}`);
-}
-
 /**
  * Envia linhas, muitas pequenas de uma vez.
  * @param lines linhas sem quebra, ou os bytes de uma resposta RAW; ao menos uma
@@ -2721,18 +2634,18 @@ async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promis
   };
   open_response(stream);
   const { before, after } = stream.format;
-  const { place } = stream;
-  const is_numbered = place && stream.format === event_format;
-  if (stream.lines === 0 && !place?.came_back) observe(tally.first_line, now() - stream.started_at);
+  const is_numbered = REPLAY > 0 && stream.format === event_format;
+  if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
   if (stream.opening !== '' && !is_numbered) stream.response.write(stream.opening);
-  if (!is_numbered) stream.opening = '';
+  if (!is_numbered) stream.opening = ''; // se não, o id sem lugar diz depois que se viu o fim
   for (const line of lines) {
     count += 1;
-    const start = is_numbered ? line_start(stream, stream.lines + count) : before;
-    if (start.length > 0) parts.push(start);
+    const id = () => `id: ${stream.task.uuid}:${stream.lines + count}\n${before}`;
+    const lead = is_numbered ? Buffer.from(id()) : before;
+    if (lead.length > 0) parts.push(lead);
     parts.push(line);
     if (after.length > 0) parts.push(after);
-    size += start.length + line.length + after.length;
+    size += lead.length + line.length + after.length;
     if (size >= write_slice_bytes) await flush();
     if (is_gone()) return;
   }
@@ -2757,7 +2670,7 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
   }
   if (element.kind === 'head') {
     const is_taken = take_head(stream, element, is_first);
-    if (is_taken && stream.place) stream.place.opening = raw.toString();
+    if (is_taken) stream.head = raw.toString();
     if (is_taken) return undefined;
     note_odd_head(stream, 'chegou tarde: a resposta já começou');
   } else if (element.flaw && is_first) note_odd_head(stream, element.flaw);
@@ -2766,27 +2679,22 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
   return undefined;
 }
 
-/** Tira de `lines` as que o cliente já tem. */
-function skip_lines(place: reader_place, lines: Buffer[]): Buffer[] {
-  const unseen = lines.slice(place.skip);
-  place.skip -= lines.length - unseen.length;
-  return unseen;
+/** Devolve de `lines` as que o cliente não tem; quando já se sabe quais são, a resposta abre. */
+function skip_lines(stream: stream_state, lines: Buffer[]): Buffer[] {
+  const seen = lines.splice(0, stream.skip);
+  stream.skip -= seen.length;
+  if (stream.skip === 0) flush_head(stream);
+  return lines;
 }
 
-/**
- * Marca por onde um leitor passou, e decide o que jogar fora: o mais velho, além de kept_bytes.all.
- */
-function bound_kept(stream: stream_state, place: reader_place, elements: Buffer[]): void {
-  const { element, opening, marks } = place;
-  for (const { length } of elements) place.bytes += length + element_cost;
-  const lines = place.had - place.skip + stream.lines;
-  if (place.bytes - (marks.at(-1)?.bytes ?? 0) >= kept_bytes.mark) {
-    marks.push({ element, lines, opening, bytes: place.bytes });
-  }
-  while (place.bytes - place.bytes_cut > kept_bytes.all) {
-    place.cut = marks.shift();
-    place.bytes_cut = place.cut?.bytes ?? place.bytes;
-  }
+/** Marca por onde um leitor passou, e manda jogar fora o que passa do limite. */
+function bound_kept(stream: stream_state, elements: Buffer[]): void {
+  const { next_element: base, head } = stream;
+  for (const { length } of elements) stream.kept_size += length + kept_bytes.element;
+  if (stream.kept_size < kept_bytes.half) return;
+  stream.cut = stream.mark;
+  stream.mark = { base, lines: stream.lines - stream.skip, head };
+  stream.kept_size = 0;
 }
 
 /**
@@ -2796,15 +2704,14 @@ function bound_kept(stream: stream_state, place: reader_place, elements: Buffer[
  */
 async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> {
   let lines: Buffer[] = [];
-  const { place } = stream;
   const send = async (some: Iterable<Buffer>) => {
     lines = [];
-    const unseen = place && place.skip > 0 ? skip_lines(place, [...some]) : some;
+    const unseen = stream.skip > 0 ? skip_lines(stream, [...some]) : some;
     if (Array.isArray(unseen) && unseen.length === 0) return;
     stream.is_sending = true;
     await send_lines(stream, unseen);
     stream.is_sending = false;
-    stream.resume_at = place?.is_old ? 0 : now() + PAUSE;
+    stream.resume_at = now() + PAUSE;
   };
   stream.last_pop_at = now();
   try {
@@ -2821,7 +2728,7 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
   } finally {
     if (lines.length > 0) await send(lines);
   }
-  if (place) bound_kept(stream, place, elements);
+  if (REPLAY > 0) bound_kept(stream, elements);
 }
 
 /**
@@ -2831,7 +2738,7 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
  * @returns o fim; undefined enquanto não se sabe que servidor é este
  */
 function judge_absence(stream: stream_state): ending | undefined {
-  if (stream.place) return 'done'; // o que REPLAY guarda ainda está lá: ver replay_script
+  if (REPLAY > 0) return 'done'; // o que REPLAY guarda ainda está lá: ver replay_script
   if (redis_link.identity === '') return undefined;
   const same_server = stream.identity === '' || stream.identity === redis_link.identity;
   return same_server && now() < stream.expires_at ? 'done' : 'redis_lost';
@@ -2872,37 +2779,14 @@ function idle_interval(stream: stream_state): number {
 }
 
 /**
- * Passa por cima do que um cliente que voltou já tem, só no que está guardado, e abre a resposta.
- * @throws refusal se não há tantas linhas: as que ele diz ter, estas não são
- */
-async function catch_up(stream: stream_state, place: reader_place): Promise<void> {
-  while (place.skip > 0) {
-    const poll = await stream_poll(stream);
-    if (stream.turn.interrupted) return;
-    if (!poll?.kept) throw new refusal('redis_silent');
-    stream.batch = next_batch(stream, poll.elements);
-    await deliver(stream, poll.elements);
-    if (poll.list_exists || place.skip === 0) continue;
-    const { ending } = poll.kept;
-    // a que falta pode ser a que o fim acrescentou, e que não é do worker
-    const last_line = ending && ending_rules[ending as ending].last_line(stream);
-    if (place.skip > 1 || !last_line) throw new refusal('not_kept');
-    break;
-  }
-  open_response(stream);
-  stream.response.flushHeaders();
-}
-
-/**
  * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
  * @returns como terminou
  * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu; refusal se o
  *   que o cliente quer não está mais guardado
  */
 async function stream_loop(stream: stream_state): Promise<ending> {
-  const { turn, place } = stream;
-  if (place && place.skip > 0) await catch_up(stream, place);
-  stream.has_news ||= place?.came_back || !hears_news(stream); // senão, uma nova começa pelo sono
+  const { turn } = stream;
+  stream.has_news ||= !hears_news(stream); // com avisos, uma tarefa nova começa pelo sono
   stream.identity ||= redis_link.identity; // já se sabe: ele respondeu antes à identificação
   stream.last_pop_at = now();
   await stream_wait(stream, idle_interval(stream), 'interval');
@@ -2913,13 +2797,17 @@ async function stream_loop(stream: stream_state): Promise<ending> {
     // já: o envio pode demorar, e o Redis mudar
     const verdict = poll && !poll.task_exists && judge_absence(stream);
     if (poll && poll.elements.length > 0) {
-      stream.batch = next_batch(stream, poll.elements);
+      stream.batch = next_batch(stream.batch, poll.elements);
       await deliver(stream, poll.elements);
     }
     if (poll?.refusal) throw poll.refusal; // o Redis recusa: failed
     if (stream.has_gap) return 'redis_lost'; // em RAW a resposta estaria corrompida
+    if (REPLAY > 0 && poll && !poll.kept) return 'redis_lost'; // há menos do que já se leu
+    const is_all = poll && !(poll.list_exists && poll.elements.length > 0);
+    // menos linhas do que o cliente diz ter, fora a que o fim acrescenta: as dele, estas não são
+    if (is_all && stream.skip > (poll.kept?.ending ? 1 : 0)) throw new refusal('gone');
     if (poll?.list_exists) continue;
-    if (poll?.kept?.ending) return poll.kept.ending as ending; // já está decidido, ou se perdeu
+    if (poll?.kept?.ending) return poll.kept.ending as ending; // outro leitor viu o fim
     if (poll && stream.said_end) return verdict || 'done'; // a palavra de fim, e tudo já saiu
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
     if (poll?.task_exists && poll.elements.length > 0 && !hears_news(stream)) continue;
@@ -3008,19 +2896,19 @@ function cut_response({ request }: request_turn): void {
 }
 
 /**
- * Com REPLAY, guarda como um fluxo terminou antes que o cliente o saiba: a última linha também
- * conta, e só sai se quem voltar a encontrar. Quem sai, ou é posto para fora por uma parada, não
- * termina nada: o fluxo segue sem ele, por REPLAY.
- * @returns "left" se não se guardou, e o cliente pode voltar; "kept"; ou "dropped" se o Redis recusa
+ * Com REPLAY, guarda como um fluxo terminou antes que o cliente o saiba. Quem sai, ou é posto para
+ * fora por uma parada, não termina nada: o fluxo segue sem ele, por REPLAY.
+ * @returns se está guardado; se não, o cliente pode voltar, e não deve ler o fim
  */
-async function conclude({ task, failure, response }: stream_state, how: ending) {
+async function keep_ending({ task, failure, response }: stream_state, how: ending) {
   const leaves = how === 'client_gone' || (how === 'shutdown' && response.headersSent);
-  const ask = leaves ? { leaves } : { ending: `${how} ${failure}` };
+  const ask = leaves ? { leaves } : { news: { ending: how, failure } };
   try {
     await within(redis_replay(task.uuid, { ...ask, ttl: REPLAY }), clean_limit_ms);
-    return leaves ? 'left' : 'kept';
+    return !leaves;
   } catch (error) {
-    return is_refusal(error) ? 'dropped' : 'left';
+    if (is_refusal(error)) log('warn', 'keep_refused', { task: task.uuid, reason: error.message });
+    return false;
   }
 }
 
@@ -3031,33 +2919,31 @@ async function conclude({ task, failure, response }: stream_state, how: ending) 
  * parte dela, ou nem seria lida.
  */
 async function finish_stream(stream: stream_state, how: ending): Promise<void> {
-  const { response, task, place } = stream;
+  const { response, task } = stream;
   const { status, last_line } = ending_rules[how];
   const worker_may_write = how !== 'done';
   const is_gone = how === 'client_gone';
-  const fate = place ? await conclude(stream, how) : 'dropped';
-  const is_resumable = fate === 'left' || stream.format === raw_format;
-  const is_broken = stream.is_cut || (is_resumable && how !== 'done');
+  const is_over = REPLAY === 0 || (await keep_ending(stream, how));
+  const has_no_line = stream.format === raw_format || !is_over;
+  const is_broken = stream.is_cut || (has_no_line && how !== 'done');
   const is_cut = is_broken && response.headersSent && !is_bodyless(stream);
   if (is_gone) response.destroy();
   else if (!is_cut) {
     open_response(stream, status, status === 200 ? {} : { 'Content-Type': 'application/json' });
-    const start = line_start(stream, stream.lines + 1);
-    const is_known = is_bodyless(stream) || (place && place.skip > 0);
+    const { before, after } = stream.format;
+    const is_known = is_bodyless(stream) || stream.skip > 0;
     const line = is_known ? undefined : last_line(stream);
-    const opening = place ? '' : stream.opening; // com REPLAY vai só no fim: diz que ele se viu
-    if (line !== undefined) response.write(`${opening}${start}${line}${stream.format.after}`);
-    if (line !== undefined && !place) stream.opening = '';
+    if (line !== undefined) response.write(`${stream.opening}${before}${line}${after}`);
+    if (line !== undefined) stream.opening = '';
   }
-  if (fate !== 'left' && (stream.keys_left || worker_may_write)) {
-    const is_kept = fate === 'kept';
-    const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write, is_kept });
+  if (is_over && (stream.keys_left || worker_may_write)) {
+    const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write });
     await within(cleaned, clean_limit_ms).catch(() => {});
   }
   if (is_cut && !is_gone) cut_response(stream.turn);
   else if (!is_gone) response.end(stream.opening + stream.format.closing(how));
   forget_stream(stream);
-  for (const tell of readers_of(task)) tell();
+  redis_tell(task.uuid);
   log_ending(stream, how);
 }
 
@@ -3122,24 +3008,23 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
   throw new refusal('no_worker');
 }
 
-/** O que um cliente que volta pede; sem `lines`, viu o fim. `kept` é o que se achou. */
-type comeback = { uuid: string; lines?: number; is_event: boolean; kept?: kept_state };
+/** A que tarefa um cliente volta, com quantas linhas (-1: já viu o fim), e o que se sabe dela. */
+type comeback = { uuid: string; lines: number; is_event: boolean; kept?: typeof new_kept };
 
 /**
  * Cria o fluxo de um cliente que volta a uma tarefa.
  * @throws refusal 410 se a linha que ele quer já não está guardada
  */
-function resume_stream(turn: request_turn, { uuid, lines = 0, kept }: comeback): stream_state {
-  if (!kept || kept.lines > lines) throw new refusal('not_kept');
+function resume_stream(turn: request_turn, { uuid, lines, kept }: comeback): stream_state {
+  if (!kept || kept.lines > lines) throw new refusal('gone');
   const [task_key, task_list] = redis_keys(uuid);
   const stream = make_stream({ uuid, task_key, task_list }, turn);
-  stream.evictions = 0; // enquanto ninguém olhava, qualquer uma pode ter sido a da tarefa
-  const at = { element: kept.base, had: lines, skip: lines - kept.lines, opening: kept.opening };
-  Object.assign(stream.place ?? {}, at, { came_back: true });
-  tally.replays += 1;
-  log('info', 'replay', { task: uuid, lines });
-  const head = parse_element(Buffer.from(kept.opening)); // a que já foi jogada fora
+  const skip = lines - kept.lines;
+  Object.assign(stream, { lines, skip, next_element: kept.base, evictions: 0, has_news: true });
+  const head = parse_element(Buffer.from(kept.head)); // a que já foi jogada fora
   if (head.kind === 'head') take_head(stream, head, true);
+  stream.head = kept.head || stream.head;
+  log('info', 'replay', { task: uuid, lines });
   return stream;
 }
 
@@ -3203,9 +3088,9 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
 }
 
 /**
- * Lê a que tarefa um cliente volta, e que linhas já tem: "<uuid>:<n>" em Last-Event-ID ou, de quem
- * pede eventos e não pode mandá-lo, na busca. Só "<uuid>", de quem pede eventos, é o id que vem com
- * o fim: um EventSource que o repete já o viu. Outro id é assunto do worker.
+ * Lê a que tarefa um cliente volta: "<uuid>:<linhas que tem>" em Last-Event-ID ou, de quem pede
+ * eventos e não pode mandá-lo, na busca. Só "<uuid>" é o id que um EventSource recebe com o fim.
+ * Outro id é assunto do worker.
  * @returns undefined se o pedido é de uma tarefa nova
  * @throws refusal 400 se o que vem depois de "<uuid>:" não é um número
  */
@@ -3213,12 +3098,12 @@ function comeback_of({ headers, url = '' }: http.IncomingMessage): comeback | un
   const is_event = choose_media_type(headers.accept) === event_type;
   const query = is_event ? new URLSearchParams(url.split('?')[1]).get('lastEventId') : '';
   for (const id of [headers['last-event-id'], query].map(String)) {
-    const [uuid, lines] = [id.slice(0, uuid_length), id.slice(uuid_length)];
+    const [uuid, place] = [id.slice(0, uuid_length), id.slice(uuid_length)];
     if (!uuid_v4_pattern.test(uuid)) continue;
-    if (lines === '' && is_event) return { uuid, is_event };
-    if (REPLAY === 0 || !lines.startsWith(':')) continue;
-    if (!/^:\d{1,15}$/.test(lines)) throw new refusal('bad_place');
-    return { uuid, lines: Number(lines.slice(1)), is_event };
+    if (place === '' && is_event) return { uuid, lines: -1, is_event };
+    if (REPLAY === 0 || !place.startsWith(':')) continue;
+    if (!/^:\d{1,15}$/.test(place)) throw new refusal('bad_place');
+    return { uuid, lines: Number(place.slice(1)), is_event };
   }
   return undefined;
 }
@@ -3287,7 +3172,7 @@ async function dispatch(turn: request_turn): Promise<void> {
   await check_key(request);
   const back = comeback_of(request);
   const give_up = () => response.writeHead(204, common_headers()).end(); // um EventSource desiste
-  if (back && back.lines === undefined) {
+  if (back && back.lines < 0) {
     give_up();
     return;
   }
@@ -3300,13 +3185,12 @@ async function dispatch(turn: request_turn): Promise<void> {
     return;
   }
   if (back) {
-    const life_s = { ttl: key_life_s() };
-    const found = await redis_replay(back.uuid, life_s).catch((error) => {
+    const found = redis_replay(back.uuid, { ttl: REPLAY });
+    const { kept } = await found.catch((error) => {
       throw refusal_for(error);
     });
-    if (!found && !back.is_event) throw new refusal('gone');
-    if (!found) return void give_up();
-    back.kept = found.kept;
+    if (!kept && back.is_event) return void give_up();
+    if (kept) back.kept = kept;
   }
   await serve_task(turn, back);
 }
@@ -3428,11 +3312,7 @@ export const metrics_table = [
     () => ({ [`version="${version}",node="${process.version}"`]: 1 }),
     'everyone',
   ),
-  gauge(
-    'json_proxy_streams',
-    'Fluxos em andamento.',
-    () => [...redis_listeners.values()].flat().length,
-  ),
+  gauge('json_proxy_streams', 'Fluxos em andamento.', () => lifetime.tasks),
   gauge(
     'json_proxy_connections',
     'Conexões de clientes abertas, as ociosas também.',
@@ -3465,11 +3345,6 @@ export const metrics_table = [
   ),
   gauge('json_proxy_redis_connected', 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.', () =>
     Number(redis_link.client?.isReady === true && redis_link.lost_at === 0),
-  ),
-  counter(
-    'json_proxy_replays_total',
-    'Vezes em que um cliente voltou a uma resposta (REPLAY).',
-    () => tally.replays,
   ),
   counter(
     'json_proxy_redis_reconnections_total',
