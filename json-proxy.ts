@@ -15,7 +15,7 @@
  * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
  *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE  TLS_CERT  TLS_KEY          o lado HTTP
  *   REDIS_SERVER  REDIS_PASSWORD  REDIS_PASSWORD_FILE  REDIS_CHANNEL  REDIS_PREFIX
- *   REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP                     o lado Redis
+ *   REDIS_LIST_PREFIX  REDIS_TTL  REPLAY  WAKEUP             o lado Redis
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
  *   WORKERS                                                  quantos processos atendem
  *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
@@ -26,6 +26,7 @@
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
  *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
  *   ndjson_claim_<uuid>   string  opcional: o worker que reservou a tarefa (SET NX EX ou INCR)
+ *   ndjson_sent_<uuid>    lista   só com REPLAY: o que já saiu da lista, para quem volta
  *   ndjson_jobs           canal   a chave de cada tarefa nova
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
@@ -38,9 +39,9 @@
  * RESPOSTAS HTTP
  *   200 fluxo, ou "pong" em /ping    204 OPTIONS, EventSource que volta  400 pedido malformado
  *   401 sem a chave de API_KEY       403 página de outra origem          408 pedido lento demais
- *   413 corpo acima de MAXBODY       417 Expect desconhecido             429 acima de RATE
- *   431 cabeçalhos grandes           500 /ping sem Redis                 501 CONNECT
- *   505 nem HTTP/1.0 nem 1.1
+ *   410 já não se guarda (REPLAY)    413 corpo acima de MAXBODY          417 Expect desconhecido
+ *   429 acima de RATE                431 cabeçalhos grandes              500 /ping sem Redis
+ *   501 CONNECT                      505 nem HTTP/1.0 nem 1.1
  *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
  *   Numa porta à parte, METRICS_PORT: /metrics, /live e /ready
@@ -79,9 +80,11 @@
  *
  * LIMITES ACEITOS
  *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
- *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
+ *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo; com
+ *     REPLAY, nenhuma.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec", um snapshot) perdeu as linhas
- *     desses instantes, e entrega de novo as que neles já tinham saído.
+ *     desses instantes, e entrega de novo as que neles já tinham saído; com REPLAY, dá o fluxo por
+ *     perdido.
  *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s (60 s sobre TLS). Um LPOP
  *     que estava a caminho nela se perde.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.

@@ -39,24 +39,24 @@ before(async () => {
   redis = await start_redis();
 });
 
-/** Os cabeçalhos de quem volta a `task` com `lines` linhas. */
+/** Devolve os cabeçalhos de quem volta a `task` com `lines` linhas. */
 function back_to(task: Pick<task_names, 'uuid'>, lines: number | string) {
   return { 'last-event-id': `${task.uuid}:${lines}` };
 }
 
-/** Volta a `task` com `lines` linhas, e lê até o fim. */
+/** Devolve o que resta de `task` a quem volta a `proxy` com `lines` linhas. */
 async function rest_of(proxy: proxy, task: Pick<task_names, 'uuid'>, lines: number) {
   const { status, body } = await fetch_all(proxy, { headers: back_to(task, lines) });
   assert.equal(status, 200, body);
   return body.split('\n').slice(0, -1);
 }
 
-/** Os números de `from` a `to`, como linhas. */
+/** Devolve os números de `from` a `to`, como linhas. */
 function numbers(from: number, to: number): string[] {
   return Array.from({ length: to - from + 1 }, (_, index) => String(from + index));
 }
 
-/** Confere que tudo o que há de uma tarefa expira em até `limit_s`. */
+/** Confere em `db` que tudo o que há de `task` expira em até `limit_s`. */
 async function check_expiring(db: redis_client, task: task_names, limit_s: number): Promise<void> {
   const keys = await db.keys(`*${task.uuid}`);
   for (const key of keys) {
