@@ -2903,8 +2903,8 @@ function cut_response({ request }: request_turn): void {
  * fora por uma parada, não termina nada: o fluxo segue sem ele, por REPLAY.
  * @returns se está guardado; se não, o cliente pode voltar, e não deve ler o fim
  */
-async function keep_ending({ task, failure, response }: stream_state, how: ending) {
-  const leaves = how === 'client_gone' || (how === 'shutdown' && response.headersSent);
+async function keep_ending({ task, failure }: stream_state, how: ending): Promise<boolean> {
+  const leaves = how === 'client_gone' || how === 'shutdown';
   const ask = leaves ? { leaves } : { news: { ending: how, failure } };
   try {
     await within(redis_replay(task.uuid, { ...ask, ttl: REPLAY }), clean_limit_ms);
@@ -2927,6 +2927,11 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const worker_may_write = how !== 'done';
   const is_gone = how === 'client_gone';
   const is_over = REPLAY === 0 || (await keep_ending(stream, how));
+  if (!is_over && !is_gone && !response.headersSent) {
+    log_ending(stream, how);
+    const rule = status === 504 ? 'redis_silent' : 'redis_refused';
+    throw new refusal(how === 'shutdown' ? 'stopping' : rule); // sem o UUID: não é a resposta
+  }
   const has_no_line = stream.format === raw_format || !is_over;
   const is_broken = stream.is_cut || (has_no_line && how !== 'done');
   const is_cut = is_broken && response.headersSent && !is_bodyless(stream);

@@ -743,14 +743,14 @@ export async function freeze_redis(redis: Pick<local_redis, 'process'>): Promise
 /**
  * Põe um intermediário TCP na frente de uma porta.
  * @param port a porta
- * @returns a porta dele; `cut`: corta todas as conexões, com o que estiver a caminho; `links`:
- *   quantas já passaram por ele
+ * @returns a porta dele; `cut`: corta todas as conexões, com o que estiver a caminho, e manda as
+ *   próximas a uma porta; `links`: quantas já passaram por ele
  */
 export async function start_cutter(port: number) {
   const sockets = new Set<net.Socket>();
-  const state = { links: 0 };
+  const state = { links: 0, port };
   const relay = net.createServer((near) => {
-    const far = net.connect(port, '127.0.0.1');
+    const far = net.connect(state.port, '127.0.0.1');
     state.links += 1;
     for (const socket of [near, far]) {
       sockets.add(socket);
@@ -765,7 +765,8 @@ export async function start_cutter(port: number) {
     far.pipe(near);
   });
   await new Promise<void>((resolve) => relay.listen(0, '127.0.0.1', resolve));
-  const cut = () => {
+  const cut = (next_port = port) => {
+    state.port = next_port;
     for (const socket of sockets) socket.destroy();
   };
   on_stop(async () => {

@@ -21,6 +21,9 @@ import {
 /** Linhas por segundo em todos os fluxos juntos. */
 export const total_rate = 1000;
 
+/** O proxy que guarda o que envia, mas não por muito tempo: cada volta encheria mais o Redis. */
+export const replay_args = ['--replay', '10'];
+
 /** O começo de cada fluxo não conta. */
 const warm_s = 1;
 
@@ -190,9 +193,11 @@ async function run(context: bench_context): Promise<void> {
   if (peers.webdis) others.push(['webdis', await webdis_subject(scene)]);
   if (peers.nchan) others.push(['nchan', await nchan_subject(scene)]);
   const slow: typeof first = ['json-proxy, wakeup off', proxy_subject(scene, polling)];
+  const keeper = await start_bench_proxy(program, redis, replay_args);
+  const kept: typeof first = ['json-proxy replay', proxy_subject(scene, keeper)];
   const trials = plan.latency_streams.flatMap((streams, index) => {
     const load = make_load(streams, plan.seconds);
-    const variants = index === 0 ? [first, slow, ...others] : [first, ...others];
+    const variants = index === 0 ? [first, slow, kept, ...others] : [first, ...others];
     return variants.map(([variant, subject]): trial => {
       const run = () => measure_latency(subject, load);
       return { case_name: `${streams} fluxos`, variant, is_peer: variant in peer_notes, run };
@@ -205,7 +210,7 @@ async function run(context: bench_context): Promise<void> {
 export const latency: scenario = {
   name: 'latency',
   estimate: (plan) => {
-    const runs = plan.latency_streams.length * (plan.peers ? 5 : 3) + 1;
+    const runs = plan.latency_streams.length * (plan.peers ? 5 : 3) + 2;
     return 2 + plan.rounds * runs * (plan.seconds + warm_s + 0.5);
   },
   run,
