@@ -86,7 +86,9 @@ function count({ type, data }: result, name: string, state: file_state): string 
   if (error && !is_sum) {
     state.failed += 1;
     const cause = error.cause instanceof Error ? error.cause : error;
-    const text = inspect(cause, { depth: 4, maxStringLength: 2000, maxArrayLength: 20 });
+    const shown = inspect(cause, { depth: 4, maxStringLength: 2000, maxArrayLength: 20 });
+    // o erro de uma resposta do Redis não traz pilha, e nela estaria o texto
+    const text = shown.includes(cause.message) ? shown : `${cause.message}\n${shown}`;
     failures.push(fit(`✖ ${name}: ${is_file ? 'o arquivo' : data.name}\n${in_source(text)}`));
   }
   if (is_file || (details as { type?: string }).type === 'suite') return '';
