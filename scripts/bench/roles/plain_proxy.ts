@@ -24,7 +24,8 @@ const sleepers = new Map<string, () => void>();
 /** Cria o cliente do Redis da porta `port`, banco `database`, conectado e avisado das mudanças. */
 async function connect_redis(port: number, database: number) {
   const socket = { host: '127.0.0.1', port };
-  const client = create_client({ socket, database, RESP: 3, emitInvalidate: true });
+  const options = { RESP: 3, emitInvalidate: true, commandOptions: { timeout: 0 } } as const;
+  const client = create_client({ socket, database, ...options });
   client.on('error', (error) => {
     throw error;
   });
