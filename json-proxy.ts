@@ -594,7 +594,7 @@ type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists:
 /** O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada. */
 type poll_result = task_presence & { elements: Buffer[]; refusal?: Error | undefined };
 
-/** Escreve onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
+/** Dá onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
 function show_place({ host, port }: place): string {
   return `${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
@@ -672,6 +672,7 @@ const redis_link = {
   primary: '', // onde está, segundo os sentinels
   history: [] as redis_mark[], // até onde iam as escritas nele a cada vez que se olhou
   safe_until: 0, // até quando o que se escreveu no servidor anterior está neste
+  has_replicas: false, // uma pode vir a tomar o lugar dele
   eviction_policy: '', // a maxmemory-policy, se despeja chaves
   evictions: 0, // quantas já tinha despejado quando se perguntou
 
@@ -795,7 +796,7 @@ function explain_redis_error(error: unknown): string {
       /^ cluster$|SELECT is not allowed in cluster/,
       'é um nó de um cluster, que só tem parte das chaves; aceito: um Redis só, sem cluster',
     ],
-    [/unknown primary/, 'o sentinel não conhece um primário com o nome dado em REDIS_SERVER (-R)'],
+    [/unknown primary/, 'os sentinels não conhecem esse primário; confira REDIS_SERVER (-R)'],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
@@ -854,6 +855,7 @@ function redis_note_info(info: string, at: number): void {
   const offset = Number(info_field(info, 'master_repl_offset'));
   const mark = { replid: info_field(info, 'master_replid'), offset, at };
   redis_link.history = [mark, ...redis_link.history].slice(0, max_marks);
+  redis_link.has_replicas = Number(info_field(info, 'connected_slaves')) > 0;
 }
 
 /** Olha o que muda no Redis; sem resposta fica o que se sabia. Não lança. */
@@ -886,11 +888,12 @@ async function redis_identify(): Promise<string> {
   }
   const policy = info_field(info, 'maxmemory_policy');
   redis_link.eviction_policy = policy === 'noeviction' ? '' : policy;
-  // de uma réplica promovida: de quem o era, e que escritas dele não chegou a ter
+  // de uma réplica promovida: de quem o era, e a primeira escrita dele que não tem
   const former = info_field(info, 'master_replid2');
   const missing_from = Number(info_field(info, 'second_repl_offset'));
-  const has_all = (mark: redis_mark) => mark.replid === former && mark.offset < missing_from;
-  redis_link.safe_until = redis_link.history.find(has_all)?.at ?? 0;
+  const marks = redis_link.history.filter(({ replid }) => replid && replid === former);
+  const unknown = marks.length > 0 || REDIS_SERVER.kind !== 'redis' ? 0 : Infinity; // um reinício
+  redis_link.safe_until = marks.find(({ offset }) => offset < missing_from)?.at ?? unknown;
   redis_note_info(info, asked_at);
   redis_link.wrong_server = info_field(info, 'role') === 'slave' ? 'READONLY' : '';
   redis_link.pops_many = Number.parseFloat(info_field(info, 'redis_version')) >= pop_count_version;
@@ -1368,6 +1371,13 @@ async function redis_connect(): Promise<void> {
   redis_log_wakeup(reason);
 }
 
+/** Diz se os sentinels já dão o primário por outro. */
+async function redis_has_moved(): Promise<boolean> {
+  const { primary } = redis_link;
+  await redis_find().catch(() => {});
+  return redis_link.primary !== primary;
+}
+
 /** Larga a conexão: redis_reconnect faz outra ou, se já a fazia, tenta de novo. */
 function redis_drop(reason: Error): void {
   const { client } = redis_link;
@@ -1399,9 +1409,11 @@ async function redis_watch(): Promise<void> {
     const asked_at = now();
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
-    if (redis_link.eviction_policy || REDIS_SERVER.kind !== 'redis') void redis_look();
+    if (redis_link.eviction_policy || redis_link.has_replicas) void redis_look();
     if (redis_heard()) redis_link.alive_at = asked_at; // uma linha enorme a caminho
-    const is_silent = asked_at - redis_link.alive_at > limit_ms;
+    const silence_ms = asked_at - redis_link.alive_at;
+    const is_odd = silence_ms > 2 * watch_ms; // dois PING sem resposta
+    const is_silent = silence_ms > limit_ms || (is_odd && (await redis_has_moved()));
     const is_wrong = redis_link.wrong_server !== '' && asked_at - redis_link.sought_at > seek_ms;
     if (!redis_link.was_ready || !(is_silent || is_wrong)) continue;
     redis_link.sought_at = asked_at;
@@ -2450,7 +2462,7 @@ function time_left(stream: stream_state): number {
 function may_have_holes(stream: stream_state): boolean {
   const { identity, safe_until } = redis_link;
   const is_same = identity === '' || stream.identity === '' || identity === stream.identity;
-  return REDIS_SERVER.kind !== 'redis' && !is_same && stream.touched_at > safe_until;
+  return !is_same && stream.touched_at > safe_until;
 }
 
 /**
@@ -3894,7 +3906,10 @@ export function help_text(gathered: gathered_settings): string {
   lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
   lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
   lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
-  lines.push('/caminho/redis.sock[?db=N] e unix:/caminho/redis.sock[?db=N].');
+  lines.push('/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N] e');
+  lines.push(
+    'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels:// (TLS).',
+  );
   lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
   return `${lines.join('\n')}\n`;
 }
