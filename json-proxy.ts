@@ -847,7 +847,7 @@ function info_field(info: string, name: string): string {
 }
 
 /**
- * Guarda do INFO quantas chaves o Redis já despejou e até onde vai a história das escritas.
+ * Guarda de `info` quantas chaves o Redis já despejou e até onde vai a história das escritas.
  * @param at quando se perguntou; o que se escreveu depois não está nela
  */
 function redis_note_info(info: string, at: number): void {
@@ -1226,7 +1226,7 @@ function redis_login() {
 
 /**
  * Pergunta a um sentinel onde está o primário. A senha, que costuma ser só do Redis, vai a quem a
- * pede.
+ * pede. Devolve o que ele diz.
  * @throws deadline_error, ErrorReply, erro de conexão, ou Error se o sentinel não o conhece
  */
 async function redis_ask_sentinel(sentinel: place): Promise<place> {
@@ -1252,7 +1252,7 @@ async function redis_ask_sentinel(sentinel: place): Promise<place> {
 }
 
 /**
- * Acha o Redis. Com sentinels, é onde o primeiro deles a responder diz que está o primário.
+ * Dá onde está o Redis. Com sentinels, é onde o primeiro a responder diz que está o primário.
  * @throws se nenhum sabe, o erro do que respondeu, se algum, ou o de um deles
  */
 async function redis_find(): Promise<place | { path: string }> {
@@ -1271,8 +1271,8 @@ async function redis_find(): Promise<place | { path: string }> {
 }
 
 /**
- * Conecta um cliente, que passa a ser o do processo. Cada conexão é de um novo: o nome do servidor
- * é resolvido outra vez, ou perguntado aos sentinels.
+ * Conecta e devolve um cliente, que passa a ser o do processo. Cada conexão é de um novo: o nome do
+ * servidor é resolvido outra vez, ou perguntado aos sentinels.
  * @param asks_news se o servidor deve avisar das mudanças
  * @throws o erro da conexão
  */
@@ -2313,6 +2313,7 @@ function stream_headers(media_type: string, task?: task_names): Record<string, s
 /**
  * Dá a um fluxo a notícia de que algo mudou: se dorme à espera de linhas, acorda; se não, a notícia
  * fica guardada e o próximo sono não começa. Assim nenhuma se perde entre a consulta e o sono.
+ * @param is_change se foi nas chaves dele; senão, pode ter sido em todas
  */
 function tell_stream(stream: stream_state, is_change: boolean): void {
   if (is_change) stream.touched_at = now();
@@ -3906,10 +3907,8 @@ export function help_text(gathered: gathered_settings): string {
   lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
   lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
   lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
-  lines.push('/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N] e');
-  lines.push(
-    'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels:// (TLS).',
-  );
+  lines.push('/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N], e');
+  lines.push('sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco].');
   lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
   return `${lines.join('\n')}\n`;
 }
