@@ -911,7 +911,7 @@ async function redis_evicted_since(count: number): Promise<boolean> {
   return redis_link.evictions > count;
 }
 
-/** Dá as chaves da tarefa `task_uuid`: a da tarefa, a da lista, a da reserva, a que REPLAY guarda. */
+/** Dá as chaves da tarefa `task_uuid`: a dela, a da lista, a da reserva e a que REPLAY guarda. */
 function redis_keys(task_uuid: string): [string, string, string, string] {
   const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, sent_prefix] as const;
   const [task, list, claim, sent] = prefixes;

@@ -161,7 +161,7 @@ describe('EventSource no Chromium', { skip: skip_browser, concurrency: true }, (
   });
 });
 
-/** Empurra as linhas de 1 a 300, e corta a conexão cinco vezes, cada vez que chegam mais algumas. */
+/** Empurra as linhas de 1 a 300, e corta a conexão cinco vezes, cada uma com algumas a caminho. */
 async function push_and_cut(visit: Awaited<ReturnType<typeof start_relayed>>): Promise<void> {
   const { proxies, relay, page, db, task } = visit;
   for (let round = 0; round < 6; round += 1) {
@@ -173,7 +173,7 @@ async function push_and_cut(visit: Awaited<ReturnType<typeof start_relayed>>): P
   await db.del(task.task_key);
 }
 
-/** Sobe três proxies com REPLAY atrás de um intermediário, e devolve uma página que roda `script`. */
+/** Sobe três proxies com REPLAY atrás de um intermediário, e dá a página que roda `script`. */
 async function start_relayed(script: (url: string) => string) {
   const { origin } = await serve_page();
   const args = [...brisk, '--cors-origin', origin, '--replay', '60'];
