@@ -370,7 +370,7 @@ class deadline_error extends Error {}
 function within<result>(promise: Promise<result>, ms: number): Promise<result> {
   return new Promise((resolve, reject) => {
     const give_up = () => reject(new deadline_error(`sem resposta em ${ms} ms`));
-    const timer = setTimeout(give_up, ms);
+    const timer = setTimeout(() => setImmediate(give_up), ms); // o que já chegou vale: lê-se antes
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }

@@ -113,9 +113,9 @@ describe('estilo', () => {
           const is_named = tagged.includes(parameter) || doc.includes(`\`${parameter}\``);
           assert.ok(is_named, `${where}: falta dizer o que é ${parameter}`);
         }
-        // "Dá", "Lê", "Diz se": a primeira palavra já é o que se devolve
+        // "Dá", "Lê", "Diz se": a primeira palavra já é o que se devolve; em inglês, nos nós do n8n
         const gives =
-          /@returns|devolve|\/\*\*\s+(\* )?(Dá|Lê|Diz|Monta|Cria|Separa|Junta)(?![a-zà-ú])/i;
+          /@returns|devolve|\/\*\*\s+(\* )?(Dá|Lê|Diz|Monta|Cria|Separa|Junta|Gives|Reads|Says)(?![a-zà-ú])/i;
         if (returns_value) assert.match(doc, gives, `${where}: falta @returns`);
         count += 1;
       }

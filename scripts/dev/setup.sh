@@ -16,6 +16,7 @@
 #   systemd              systemd-analyze e systemd, para test:extra; só no Linux
 #   busybox              o wget das imagens do Docker, para test:extra
 #   buildah              monta as imagens do Docker sem ele, para test:extra
+#   n8n-package          o que monta o pacote de nós para o n8n
 #   n8n-nodes            a descrição dos nós do n8n, para test:extra
 #   clients              SDKs e bibliotecas que falam com os workers, para test:extra
 #   n8n                  o n8n inteiro (2,3 GB, uns cinco minutos), para test:n8n
@@ -69,6 +70,16 @@ ensure_backends() {
     cd scripts/backends
     [ node_modules/.package-lock.json -nt package-lock.json ] && return
     echo "instalando os pacotes do npm dos sistemas"
+    npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+  )
+}
+
+# Instala o que monta o pacote de nós para o n8n.
+ensure_n8n_package() {
+  (
+    cd scripts/n8n/nodes
+    [ node_modules/.package-lock.json -nt package-lock.json ] && return
+    echo "instalando os pacotes do npm dos nós do n8n"
     npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
   )
 }
@@ -278,6 +289,7 @@ for part in "$@"; do
     strace) ensure_strace ;;
     busybox) ensure_busybox ;;
     buildah) ensure_buildah ;;
+    n8n-package) ensure_n8n_package ;;
     n8n-nodes) ensure_cached "n8n-nodes-$n8n_nodes" fill_n8n_nodes ;;
     clients) ensure_cached "clients-$clients" fill_clients ;;
     n8n) ensure_cached "n8n-$n8n" fill_n8n ;;
@@ -285,8 +297,8 @@ for part in "$@"; do
     peers) ensure_peers ;;
     *)
       echo "parte desconhecida: $part; aceito: packages redis redis-unless-given python network \
-openssl nginx prometheus chromium firefox systemd strace busybox buildah n8n-nodes clients n8n \
-old-nodes backends postgresql peers" >&2
+openssl nginx prometheus chromium firefox systemd strace busybox buildah n8n-package n8n-nodes \
+clients n8n old-nodes backends postgresql peers" >&2
       exit 2
       ;;
   esac

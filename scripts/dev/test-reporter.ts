@@ -109,7 +109,7 @@ function count({ type, data }: result, name: string, state: file_state): string 
  */
 function sum_line(name: string, { ms, passed, failed, skipped }: file_state): string {
   const parts = [`${passed} testes`];
-  if (failed) parts.push(`${failed} falharam`);
+  if (failed) parts.push(`${failed} ${failed === 1 ? 'falhou' : 'falharam'}`);
   if (skipped) parts.push(`${skipped} pulados`);
   return `${failed ? '✖' : '✔'} ${name}: ${parts.join(', ')}, ${(ms / 1000).toFixed(1)} s`;
 }

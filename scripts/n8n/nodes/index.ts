@@ -1,0 +1,7 @@
+/*
+ * Every node of the package. A new one stands in nodes/<Name>/<Name>.node.ts with its codex,
+ * <Name>.node.json, beside it; is exported here; and has its line under "n8n" in package.json.
+ */
+
+export { JsonProxyLine } from './nodes/JsonProxyLine/JsonProxyLine.node';
+export { JsonProxyTrigger } from './nodes/JsonProxyTrigger/JsonProxyTrigger.node';
