@@ -659,7 +659,7 @@ const redis_link = {
   sought_at: 0, // quando se procurou outro pela última vez
   eviction_policy: '', // a maxmemory-policy, se despeja chaves
   evictions: 0, // quantas já tinha despejado quando se perguntou
-  queue: undefined as Record<'waiting' | 'active', number> | undefined, // as de REDIS_STREAM
+  queue: { waiting: 0, active: 0 }, // as tarefas de REDIS_STREAM
 
   // se está de pé
   was_ready: false, // a primeira conexão já deu certo
@@ -3138,7 +3138,7 @@ export const metrics_table = [
   gauge(
     'json_proxy_queue_tasks',
     'Tarefas de REDIS_STREAM por acabar: à espera de um worker, ou nas mãos de um.',
-    () => by_label('state', Object.entries(redis_link.queue ?? {})),
+    () => by_label('state', Object.entries(redis_link.queue)),
   ),
   counter(
     'json_proxy_process_cpu_seconds_total',
@@ -4187,7 +4187,7 @@ async function start(): Promise<void> {
       channel: REDIS_CHANNEL,
       prefix: REDIS_PREFIX,
       list_prefix: REDIS_LIST_PREFIX,
-      ...(REDIS_STREAM && { stream: REDIS_STREAM }),
+      stream: REDIS_STREAM || 'off',
       maxtime: MAXTIME,
       api_key: API_KEY.length > 0 ? 'on' : 'off',
       rate,

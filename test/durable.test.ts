@@ -50,7 +50,7 @@ before(async () => {
   redis = await start_redis();
 });
 
-/** Põe um worker num processo, que se pode matar. */
+/** Põe um worker num processo, que se pode matar; devolve o programa. */
 async function spawn({ server, channel, stream, name, takeover, gates }: kit_options) {
   const args = ['--import', 'tsx', 'test/kit_worker.ts'];
   const worker = start_program(
@@ -70,7 +70,7 @@ async function spawn({ server, channel, stream, name, takeover, gates }: kit_opt
   return worker;
 }
 
-/** Põe um worker neste processo. */
+/** Põe um worker neste processo; devolve como mandá-lo parar. */
 async function start({ server, gates, ...options }: kit_options & Partial<settings>) {
   const order = new AbortController();
   const log: string[] = [];
@@ -93,8 +93,10 @@ describe('o proxy', () => {
     const proxy = await start_proxy(redis, [...durable.slice(0, -1), '500']);
     const worker = await start_worker(redis, channel);
     const { client: db } = worker;
-    const stream_of = async () =>
-      (await db.xRange(stream, '-', '+')).map((entry) => ({ ...entry?.message }));
+    const stream_of = async () => {
+      const entries = await db.xRange(stream, '-', '+');
+      return entries?.map((entry) => ({ ...entry?.message }));
+    };
     const left = open_stream(proxy);
     const { task_key } = await worker.next();
     assert.deepEqual(await stream_of(), [{ task_key }]);

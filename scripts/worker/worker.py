@@ -24,9 +24,10 @@
 # ms. O gêmeo em TypeScript, que atende várias num processo, é worker.ts.
 #
 # Com `stream`, o REDIS_STREAM do proxy, as tarefas vêm dele, e não do canal: esperam enquanto
-# nenhum worker está de pé. A de um worker que sumiu passa, depois de `takeover` segundos, a outro do
-# mesmo `group`: desde o começo se ele nada tinha empurrado; se tinha, o cliente lê um erro (depois
-# de raw(), a conexão é cortada). O que só estava parado e volta tarde demais nada mais empurra.
+# nenhum worker está de pé. A de um worker que sumiu passa, depois de `takeover` segundos, a outro
+# do mesmo `group`: desde o começo se ele nada tinha empurrado; se tinha, o cliente lê um erro
+# (depois de raw(), a conexão é cortada). O que só estava parado e volta tarde demais nada mais
+# empurra.
 
 import argparse
 import base64
@@ -79,9 +80,9 @@ WRONG_SERVER = (
 SCRIPT_START = """
 local is_queued = #KEYS == 4
 local holder = redis.call('GET', KEYS[3])
-local left_ms = redis.call('PTTL', KEYS[1])
-local is_wanted = left_ms ~= -2
-local life_ms = math.max(ARGV[2] * 1000, is_queued and left_ms or 0)
+local is_wanted = redis.call('EXISTS', KEYS[1]) == 1
+local life = ARGV[2]
+if is_queued then life = math.max(life, redis.call('TTL', KEYS[1]) + 1) end
 local is_ours = not is_queued or (holder and holder:sub(1, #ARGV[1]) == ARGV[1])
 """
 
@@ -103,24 +104,24 @@ if not is_wanted then {SCRIPT_FORGET}
   return 0
 end
 if is_left and holder and holder:sub(1, #ARGV[3] + 1) ~= ARGV[3] .. ' ' then
-  redis.call('PEXPIRE', KEYS[3], life_ms)
+  redis.call('EXPIRE', KEYS[3], life)
   return 1
 end
 if (holder or '') ~= ARGV[7] then return 1 end
-redis.call('SET', KEYS[3], ARGV[1], 'PX', life_ms)
+redis.call('SET', KEYS[3], ARGV[1], 'EX', life)
 return redis.call('GET', KEYS[1])"""
 
 # Empurra só se alguém ainda espera; devolve o tamanho da lista.
 PUSH = f"""{SCRIPT_START}
 if not is_wanted or not is_ours then return 0 end
-redis.call('PEXPIRE', KEYS[3], life_ms)
+redis.call('EXPIRE', KEYS[3], life)
 if is_queued then redis.call('SET', KEYS[3], ARGV[1] .. ARGV[6], 'KEEPTTL') end
 return redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))"""
 
 # Dá sinal de vida: devolve se alguém ainda espera pela resposta deste worker.
 RENEW = f"""{SCRIPT_START}
 if not is_wanted or not is_ours then return 0 end
-redis.call('PEXPIRE', KEYS[3], life_ms)
+redis.call('EXPIRE', KEYS[3], life)
 if is_queued then redis.pcall('XCLAIM', KEYS[4], ARGV[3], ARGV[4], 0, ARGV[5], 'JUSTID') end
 return 1"""
 

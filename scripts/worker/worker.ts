@@ -123,8 +123,8 @@ type element = string | Buffer;
 type client = ReturnType<typeof make_client>;
 
 /**
- * Uma tarefa por atender: a chave; de um stream, também o id e, se um worker que sumiu já a tinha, a
- * reserva que deixou, ou vazio.
+ * Uma tarefa por atender: a chave; de um stream, também o id e, se um worker que sumiu já a tinha,
+ * a reserva que deixou, ou vazio.
  */
 type call = { task_key: string; entry?: string; left?: string };
 
@@ -211,9 +211,9 @@ const refused_ms = 1000;
 const script_start = `
   local is_queued = #KEYS == 4
   local holder = redis.call('GET', KEYS[3])
-  local left_ms = redis.call('PTTL', KEYS[1])
-  local is_wanted = left_ms ~= -2
-  local life_ms = math.max(ARGV[2] * 1000, is_queued and left_ms or 0)
+  local is_wanted = redis.call('EXISTS', KEYS[1]) == 1
+  local life = ARGV[2]
+  if is_queued then life = math.max(life, redis.call('TTL', KEYS[1]) + 1) end
   local is_ours = not is_queued or (holder and holder:sub(1, #ARGV[1]) == ARGV[1])`;
 
 /** Deixa o stream sem a tarefa, que acabou. */
@@ -235,24 +235,24 @@ const claim_script = `${script_start}
     return 0
   end
   if is_left and holder and holder:sub(1, #ARGV[3] + 1) ~= ARGV[3] .. ' ' then
-    redis.call('PEXPIRE', KEYS[3], life_ms)
+    redis.call('EXPIRE', KEYS[3], life)
     return 1
   end
   if (holder or '') ~= ARGV[7] then return 1 end
-  redis.call('SET', KEYS[3], ARGV[1], 'PX', life_ms)
+  redis.call('SET', KEYS[3], ARGV[1], 'EX', life)
   return redis.call('GET', KEYS[1])`;
 
 /** Empurra só se alguém ainda espera: nada é escrito numa lista que ninguém mais apagaria. */
 const push_script = `${script_start}
   if not is_wanted or not is_ours then return 0 end
-  redis.call('PEXPIRE', KEYS[3], life_ms)
+  redis.call('EXPIRE', KEYS[3], life)
   if is_queued then redis.call('SET', KEYS[3], ARGV[1] .. ARGV[6], 'KEEPTTL') end
   return redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))`;
 
 /** Dá sinal de vida: devolve se alguém ainda espera pela resposta deste worker. */
 const renew_script = `${script_start}
   if not is_wanted or not is_ours then return 0 end
-  redis.call('PEXPIRE', KEYS[3], life_ms)
+  redis.call('EXPIRE', KEYS[3], life)
   if is_queued then redis.pcall('XCLAIM', KEYS[4], ARGV[3], ARGV[4], 0, ARGV[5], 'JUSTID') end
   return 1`;
 
@@ -264,7 +264,7 @@ const finish_script = `${script_start}
 
 /** Devolve ao grupo, se nada foi empurrado, uma tarefa que outro worker pode já tomar. */
 const release_script = `${script_start}
-  if holder == ARGV[1] then redis.call('SET', KEYS[3], ARGV[3] .. ' ', 'PX', life_ms) end
+  if holder == ARGV[1] then redis.call('SET', KEYS[3], ARGV[3] .. ' ', 'EX', life) end
   if holder and holder ~= ARGV[1] then return 0 end
   local long_ago = 86400000
   redis.pcall('XCLAIM', KEYS[4], ARGV[3], ARGV[4], 0, ARGV[5], 'IDLE', long_ago, 'JUSTID')
@@ -469,7 +469,7 @@ function parse_task(text: string): task {
  * @param script o script
  * @param call a tarefa
  * @param rest os argumentos além dos que todos recebem
- * @param names as chaves da tarefa e da lista, se já lidas
+ * @param task a tarefa, se já lida
  * @returns o que ele devolve
  * @throws o que o Redis responder, ou a queda da conexão
  */

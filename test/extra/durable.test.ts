@@ -18,7 +18,7 @@ before(async () => {
   redis = await start_redis();
 });
 
-/** Põe um worker de pé, num processo. */
+/** Põe um worker de pé, num processo; devolve o programa. */
 async function spawn({ server, channel, stream, name, takeover, gates }: kit_options) {
   const worker = start_program(python, [path.join(__dirname, 'kit_worker.py')], {
     PYTHONPATH: kit,
