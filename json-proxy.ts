@@ -127,7 +127,6 @@ import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
 import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
-  ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
   ErrorReply as error_reply,
   MultiErrorReply as multi_error_reply,
@@ -141,11 +140,18 @@ export const version = '0.2.0';
 // Em maiúsculas, o que quem opera escolhe, e nada mais; tudo é lido uma vez, antes da rede. Quem as
 // lê e confere está perto do fim, em Leitura das configurações: aqui só o que cada uma quer dizer.
 
-/** Endereço do Redis já separado em partes. `socket_path` vazio quer dizer TCP. */
+/** Onde um servidor escuta. */
+type place = { host: string; port: number };
+
+/**
+ * Endereço do Redis já separado em partes. `nodes` é onde ele escuta, ou os sentinels que o sabem,
+ * e vazio se é um socket; `primary`, o nome por que eles o conhecem.
+ */
 export type redis_address = {
+  kind: 'redis' | 'sentinel';
   tls: boolean;
-  host: string;
-  port: number;
+  nodes: place[];
+  primary: string;
   socket_path: string;
   database: number;
   username: string;
@@ -591,15 +597,23 @@ type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists:
 /** O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada. */
 type poll_result = task_presence & { elements: Buffer[]; refusal?: Error | undefined };
 
+/** Dá onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
+function show_place({ host, port }: place): string {
+  return `${host.includes(':') ? `[${host}]` : host}:${port}`;
+}
+
 /**
  * Mostra um endereço do Redis sem usuário nem senha.
  * @param address endereço já separado em partes
- * @returns por exemplo "127.0.0.1:6379/1", "rediss://h:6380/0" ou "unix:/run/redis.sock?db=1"
+ * @returns por exemplo "127.0.0.1:6379/1", "rediss://h:6380/0", "unix:/run/redis.sock?db=1" ou
+ *   "sentinel://a:26379,b:26379/mymaster/0"
  */
 export function format_redis_address(address: redis_address): string {
-  if (address.socket_path) return `unix:${address.socket_path}?db=${address.database}`;
-  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
-  return `${address.tls ? 'rediss://' : ''}${host}:${address.port}/${address.database}`;
+  const { kind, tls, nodes, primary, socket_path, database } = address;
+  if (socket_path) return `unix:${socket_path}?db=${database}`;
+  const shown = nodes.map(show_place).join(',');
+  if (kind === 'redis') return `${tls ? 'rediss://' : ''}${shown}/${database}`;
+  return `${kind}${tls ? 's' : ''}://${shown}/${primary}/${database}`;
 }
 
 /**
@@ -609,38 +623,39 @@ export function format_redis_address(address: redis_address): string {
 const reconnect_ms = { first: 50, last: 250 };
 
 /**
- * Cria o cliente, ainda sem conectar.
+ * Cria um cliente, ainda sem conectar, que não se reconecta.
  * @param tracking se o servidor deve avisar quando as chaves consultadas mudam (exige RESP 3)
+ * @param where onde ele está
+ * @param session banco, usuário e senha
  * @returns o cliente da node-redis e a visão dele que devolve Buffers
  */
-function redis_make_client(tracking: boolean) {
-  const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
-  const options = {
-    connectTimeout: connect_limit_ms,
-    reconnectStrategy: (retries: number, cause: Error) =>
-      (redis_link.was_ready || cause instanceof connection_timeout) &&
-      Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
-  };
-  const where = socket_path ? { path: socket_path } : { host, port };
-  const secret = REDIS_PASSWORD || password;
+function redis_make_client(tracking: boolean, where: place | { path: string }, session: object) {
+  const host = 'host' in where ? where.host : '';
+  // na primeira conexão, quem conta o silêncio é redis_while_heard
+  const limit_ms: number = redis_link.was_ready ? connect_limit_ms : 0;
+  const options = { ...where, connectTimeout: limit_ms, reconnectStrategy: false as const };
   const client = create_client({
     // Os avisos vêm por RESP 3; sem eles, RESP 2 é entendido por todo Redis e todo clone dele.
     // (As respostas que usamos são iguais nos dois; o tipo fica com um só.)
     RESP: (tracking ? 3 : 2) as 2,
     emitInvalidate: tracking,
-    database,
-    ...(username && { username }),
-    ...(secret && { password: secret }),
+    ...session,
     disableOfflineQueue: true,
     maintNotifications: 'disabled',
     // O prazo da biblioteca custa um AbortSignal por comando e não vale para o que já foi escrito.
     commandOptions: { timeout: 0 },
-    socket: tls
-      ? { ...where, ...options, tls: true, ...(!is_ip(host) && { servername: host }) }
-      : { ...where, ...options },
+    socket: REDIS_SERVER.tls
+      ? { ...options, tls: true, ...(!is_ip(host) && { servername: host }) }
+      : options,
   });
   return { client, buffers: client.withTypeMapping({ [resp_types.BLOB_STRING]: Buffer }) };
 }
+
+/** Até onde ia, num instante, a história das escritas de um primário, que a réplica repete. */
+type redis_mark = { replid: string; offset: number; at: number };
+
+/** Quantas se guardam: um minuto delas. */
+const max_marks = 30;
 
 /** O estado da conexão, único no processo. Instantes em ms do relógio monotônico. */
 const redis_link = {
@@ -657,6 +672,10 @@ const redis_link = {
   pops_many: false, // conhece LPOP com quantidade
   wrong_server: '', // por que não serve: réplica, outro nó
   sought_at: 0, // quando se procurou outro pela última vez
+  primary: '', // onde está, segundo os sentinels
+  history: [] as redis_mark[], // até onde iam as escritas nele a cada vez que se olhou
+  safe_until: 0, // até quando o que se escreveu no servidor anterior está neste
+  has_replicas: false, // uma pode vir a tomar o lugar dele
   eviction_policy: '', // a maxmemory-policy, se despeja chaves
   evictions: 0, // quantas já tinha despejado quando se perguntou
   queue: { waiting: 0, active: 0 }, // as tarefas de REDIS_STREAM
@@ -672,12 +691,12 @@ const redis_link = {
 };
 
 /** Quem quer saber das mudanças de cada tarefa, por UUID, o último trecho das chaves dela. */
-const redis_listeners = new Map<string, () => void>();
+const redis_listeners = new Map<string, (is_change: boolean) => void>();
 const uuid_length = 36;
 
 /** Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL. */
 function redis_tell_all(): void {
-  for (const tell of redis_listeners.values()) tell();
+  for (const tell of redis_listeners.values()) tell(false);
 }
 
 /**
@@ -775,12 +794,13 @@ function explain_redis_error(error: unknown): string {
     [/NOPERM/, 'o usuário do Redis não tem permissão para os comandos do proxy'],
     [
       /^ sentinel$|unknown command '?SELECT/i,
-      'é um Sentinel, que não guarda dados; dê em REDIS_SERVER (-R) o endereço do próprio Redis',
+      'é um Sentinel, que não guarda dados; em REDIS_SERVER (-R), sentinel://host:porta/primário',
     ],
     [
       /^ cluster$|SELECT is not allowed in cluster/,
       'é um nó de um cluster, que só tem parte das chaves; aceito: um Redis só, sem cluster',
     ],
+    [/unknown primary/, 'os sentinels não conhecem esse primário; confira REDIS_SERVER (-R)'],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
@@ -831,11 +851,23 @@ function info_field(info: string, name: string): string {
   return new RegExp(`^${name}:([^\\r\\n]*)`, 'm').exec(info)?.[1] ?? '';
 }
 
-/** Lê quantas chaves o Redis já despejou; sem resposta fica o que se sabia. Não lança. */
-async function redis_count_evictions(): Promise<void> {
+/**
+ * Guarda de `info` quantas chaves o Redis já despejou e até onde vai a história das escritas.
+ * @param at quando se perguntou; o que se escreveu depois não está nela
+ */
+function redis_note_info(info: string, at: number): void {
+  redis_link.evictions = Number(info_field(info, 'evicted_keys'));
+  const offset = Number(info_field(info, 'master_repl_offset'));
+  const mark = { replid: info_field(info, 'master_replid'), offset, at };
+  redis_link.history = [mark, ...redis_link.history].slice(0, max_marks);
+  redis_link.has_replicas = Number(info_field(info, 'connected_slaves')) > 0;
+}
+
+/** Olha o que muda no Redis; sem resposta fica o que se sabia. Não lança. */
+async function redis_look(): Promise<void> {
+  const asked_at = now();
   try {
-    const stats = await redis_ready().client.info('stats');
-    redis_link.evictions = Number(info_field(stats, 'evicted_keys'));
+    redis_note_info(await redis_ready().client.info(), asked_at);
   } catch {
     // caiu: a conexão seguinte lê de novo
   }
@@ -851,6 +883,7 @@ const pop_count_version = 6.2;
  */
 async function redis_identify(): Promise<string> {
   const fallback = `conexão ${++redis_link.connection_count}`;
+  const asked_at = now();
   redis_link.identity = '';
   let info = '';
   try {
@@ -860,7 +893,13 @@ async function redis_identify(): Promise<string> {
   }
   const policy = info_field(info, 'maxmemory_policy');
   redis_link.eviction_policy = policy === 'noeviction' ? '' : policy;
-  redis_link.evictions = Number(info_field(info, 'evicted_keys'));
+  // de uma réplica promovida: de quem o era, e a primeira escrita dele que não tem
+  const former = info_field(info, 'master_replid2');
+  const missing_from = Number(info_field(info, 'second_repl_offset'));
+  const marks = redis_link.history.filter(({ replid }) => replid && replid === former);
+  const unknown = marks.length > 0 || REDIS_SERVER.kind !== 'redis' ? 0 : Infinity; // um reinício
+  redis_link.safe_until = marks.find(({ offset }) => offset < missing_from)?.at ?? unknown;
+  redis_note_info(info, asked_at);
   redis_link.wrong_server = info_field(info, 'role') === 'slave' ? 'READONLY' : '';
   redis_link.pops_many = Number.parseFloat(info_field(info, 'redis_version')) >= pop_count_version;
   // o segundo muda quando o servidor passa a primário, ou a réplica de outro
@@ -876,7 +915,7 @@ async function redis_identify(): Promise<string> {
 /** Diz se o Redis pode ter despejado chaves desde que `count` foi lido de redis_link.evictions. */
 async function redis_evicted_since(count: number): Promise<boolean> {
   if (redis_link.eviction_policy === '') return false;
-  await redis_count_evictions();
+  await redis_look();
   return redis_link.evictions > count;
 }
 
@@ -1202,21 +1241,95 @@ async function redis_note_ready(): Promise<void> {
  */
 function redis_note_change(key: unknown): void {
   if (key !== null) {
-    redis_listeners.get(String(key).slice(-uuid_length))?.();
+    redis_listeners.get(String(key).slice(-uuid_length))?.(true);
     return;
   }
   if (redis_link.identity) redis_link.identity += '*';
   redis_tell_all();
 }
 
-/** Cria o cliente do processo, ainda sem conectar; se `asks_news`, o Redis o avisa das mudanças. */
-function redis_open(asks_news: boolean) {
-  const { client, buffers } = redis_make_client(asks_news);
+/** Dá o usuário e a senha do Redis; vazio se não há. */
+function redis_login() {
+  const { username } = REDIS_SERVER;
+  const password = REDIS_PASSWORD || REDIS_SERVER.password;
+  return { ...(username && { username }), ...(password && { password }) };
+}
+
+/**
+ * Pergunta a um sentinel onde está o primário. A senha, que costuma ser só do Redis, vai a quem a
+ * pede. Devolve o que ele diz.
+ * @throws deadline_error, ErrorReply, erro de conexão, ou Error se o sentinel não o conhece
+ */
+async function redis_ask_sentinel(sentinel: place): Promise<place> {
+  const { client } = redis_make_client(false, sentinel, {});
+  const question = ['SENTINEL', 'GET-MASTER-ADDR-BY-NAME', REDIS_SERVER.primary];
+  const ask = async (): Promise<string[] | null> => {
+    await client.connect();
+    return client.sendCommand<string[] | null>(question).catch(async (error) => {
+      const { username = 'default', password } = redis_login();
+      if (!password || !/^NOAUTH\b/.test(error.message)) throw error;
+      await client.auth({ username, password });
+      return client.sendCommand(question);
+    });
+  };
+  client.on('error', () => {}); // connect também o lança
+  try {
+    const [host, port] = (await within(ask(), answer_limit_ms)) ?? [];
+    if (!host) throw new Error('unknown primary');
+    return { host, port: Number(port) };
+  } finally {
+    client.destroy();
+  }
+}
+
+/**
+ * Dá onde está o Redis. Com sentinels, é onde o primeiro a responder diz que está o primário.
+ * @throws se nenhum sabe, o erro do que respondeu, se algum, ou o de um deles
+ */
+async function redis_find(): Promise<place | { path: string }> {
+  const { kind, nodes, socket_path: path } = REDIS_SERVER;
+  if (kind !== 'sentinel') return nodes[0] ?? { path };
+  try {
+    const found = await Promise.any(nodes.map(redis_ask_sentinel));
+    const primary = show_place(found);
+    if (primary !== redis_link.primary) log('info', 'primary', { redis: primary });
+    redis_link.primary = primary;
+    return found;
+  } catch (error) {
+    const { errors } = error as AggregateError;
+    throw errors.find(({ code }) => code === undefined) ?? errors[0];
+  }
+}
+
+/**
+ * Conecta e devolve um cliente, que passa a ser o do processo. Cada conexão é de um novo: o nome do
+ * servidor é resolvido outra vez, ou perguntado aos sentinels.
+ * @param asks_news se o servidor deve avisar das mudanças
+ * @throws o erro da conexão
+ */
+async function redis_open(asks_news: boolean) {
+  const session = { database: REDIS_SERVER.database, ...redis_login() };
+  const { client, buffers } = redis_make_client(asks_news, await redis_find(), session);
   client.on('error', redis_note_loss);
   client.on('ready', redis_note_ready);
   client.on('invalidate', redis_note_change);
   Object.assign(redis_link, { client, buffers, asks_news });
-  return client;
+  return client.connect();
+}
+
+/** Refaz a conexão que caiu, e a que cair depois dela; tenta até a parada. */
+async function redis_reconnect(): Promise<void> {
+  const { first, last } = reconnect_ms;
+  for (let pause_ms = first; redis_link.was_ready; pause_ms = Math.min(2 * pause_ms, last)) {
+    try {
+      const client = await redis_open(redis_link.asks_news);
+      client.once('terminated', redis_reconnect);
+      return;
+    } catch (error) {
+      redis_note_loss(error);
+    }
+    await wait(pause_ms);
+  }
 }
 
 /**
@@ -1242,16 +1355,15 @@ function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
  * @throws o erro da conexão, do PING ou do prazo
  */
 async function redis_try_connect(asks_news: boolean): Promise<void> {
-  const client = redis_open(asks_news);
-  const confirmed = client
-    .connect()
-    .then(() => Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]));
+  const confirmed = redis_open(asks_news).then((client) =>
+    Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]),
+  );
   try {
     const [mode] = await redis_while_heard(confirmed);
     if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
-    if (REDIS_STREAM) await redis_while_heard(client.xLen(REDIS_STREAM));
+    if (REDIS_STREAM) await redis_while_heard(redis_ready().client.xLen(REDIS_STREAM));
   } catch (error) {
-    client.destroy();
+    redis_link.client?.destroy();
     throw error;
   }
 }
@@ -1287,19 +1399,23 @@ async function redis_connect(): Promise<void> {
     }
   }
   redis_link.was_ready = true;
+  redis_link.client?.once('terminated', redis_reconnect);
   redis_log_wakeup(reason);
 }
 
-/** Troca a conexão por outra. Num cliente novo: o laço de tentativas do anterior acaba com ele. */
-function redis_replace(reason: Error): void {
-  const { client, asks_news } = redis_link;
+/** Diz se os sentinels já dão o primário por outro. */
+async function redis_has_moved(): Promise<boolean> {
+  const { primary } = redis_link;
+  await redis_find().catch(() => {});
+  return redis_link.primary !== primary;
+}
+
+/** Larga a conexão: redis_reconnect faz outra ou, se já a fazia, tenta de novo. */
+function redis_drop(reason: Error): void {
+  const { client } = redis_link;
   redis_note_loss(reason);
-  for (const event of ['error', 'ready', 'invalidate']) client?.removeAllListeners(event);
-  client?.on('error', () => {});
-  redis_open(asks_news)
-    .connect()
-    .catch(() => {}); // tenta para sempre; os erros chegam ao ouvinte
   client?.destroy();
+  client?.emit('terminated');
 }
 
 /** De quanto em quanto tempo a conexão é conferida. */
@@ -1325,16 +1441,16 @@ async function redis_watch(): Promise<void> {
     const asked_at = now();
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
-    if (redis_link.eviction_policy) void redis_count_evictions();
+    if (redis_link.eviction_policy || redis_link.has_replicas) void redis_look();
     if (REDIS_STREAM && METRICS_PORT > 0 && worker_slot <= 1) void redis_count_queue();
     if (redis_heard()) redis_link.alive_at = asked_at; // uma linha enorme a caminho
-    const is_silent = asked_at - redis_link.alive_at > limit_ms;
+    const silence_ms = asked_at - redis_link.alive_at;
+    const is_odd = silence_ms > 2 * watch_ms; // dois PING sem resposta
+    const is_silent = silence_ms > limit_ms || (is_odd && (await redis_has_moved()));
     const is_wrong = redis_link.wrong_server !== '' && asked_at - redis_link.sought_at > seek_ms;
     if (!redis_link.was_ready || !(is_silent || is_wrong)) continue;
     redis_link.sought_at = asked_at;
-    redis_replace(
-      is_wrong ? new Error(redis_link.wrong_server) : new deadline_error('sem resposta'),
-    );
+    redis_drop(is_wrong ? new Error(redis_link.wrong_server) : new deadline_error('sem resposta'));
   }
 }
 
@@ -2158,7 +2274,9 @@ class stream_state {
 
   // o Redis: se o que some foi o worker que apagou
   identity = redis_link.identity; // o servidor em que se viu a tarefa pela última vez
-  has_gap = false; // em RAW, podem faltar bytes
+  has_gap = false; // podem faltar linhas, ou bytes em RAW
+  // quando algo mudou pela última vez nas chaves dele; sem avisos não se sabe
+  touched_at = redis_link.tracking ? 0 : Infinity;
   evictions = redis_link.evictions; // quantas chaves ele tinha despejado então
   expires_at = now() + REDIS_TTL * 1000; // antes disto a tarefa não pode ter expirado
   renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl; // quando renovar o TTL das chaves
@@ -2229,8 +2347,10 @@ function stream_headers(media_type: string, task?: task_names): Record<string, s
 /**
  * Dá a um fluxo a notícia de que algo mudou: se dorme à espera de linhas, acorda; se não, a notícia
  * fica guardada e o próximo sono não começa. Assim nenhuma se perde entre a consulta e o sono.
+ * @param is_change se foi nas chaves dele; senão, pode ter sido em todas
  */
-function tell_stream(stream: stream_state): void {
+function tell_stream(stream: stream_state, is_change: boolean): void {
+  if (is_change) stream.touched_at = now();
   stream.has_news = true;
   if (stream.waiting === 'interval') stream.wake();
 }
@@ -2285,7 +2405,7 @@ function open_response(
 /** Cria o estado de um fluxo e o põe na tabela dos que recebem notícias. */
 function make_stream(task: task_names, turn: request_turn): stream_state {
   const stream = new stream_state(task, turn);
-  redis_listeners.set(task.uuid, () => tell_stream(stream));
+  redis_listeners.set(task.uuid, (is_change) => tell_stream(stream, is_change));
   turn.on_interrupt = () => stream.wake();
   return stream;
 }
@@ -2371,6 +2491,16 @@ function time_left(stream: stream_state): number {
 }
 
 /**
+ * Diz se o Redis foi trocado pela réplica e um fluxo pode ter perdido algo com isso: a réplica não
+ * espera, e o que se escreveu por último no primário pode não ter chegado a ela.
+ */
+function may_have_holes(stream: stream_state): boolean {
+  const { identity, safe_until } = redis_link;
+  const is_same = identity === '' || stream.identity === '' || identity === stream.identity;
+  return !is_same && stream.touched_at > safe_until;
+}
+
+/**
  * Consulta a lista uma vez. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda
  * há tempo: a resposta dele é uma linha do cliente.
  * @returns o que veio; undefined se o Redis não está ou o pedido foi interrompido
@@ -2395,6 +2525,12 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     stream.was_claimed ||= claim_exists;
     // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
     const is_proof = task_exists || (stream.is_complete && has_lines);
+    if (is_proof && may_have_holes(stream)) {
+      stream.failure = 'o primário mudou, e a réplica podia não ter as últimas linhas';
+      stream.has_gap = true;
+      return undefined;
+    }
+    if (elements.length > 0) stream.touched_at = now();
     if (is_proof) stream.identity = identity || stream.identity;
     if (task_exists) stream.evictions = redis_link.evictions;
     // um FLUSHALL entre a pergunta e a resposta já mudou a identidade
@@ -2403,6 +2539,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     return poll;
   } catch (error) {
     if (is_refusal(error)) throw error;
+    if (error instanceof lost_reply) stream.touched_at = now();
     stream.has_gap = error instanceof lost_reply && stream.format === raw_format;
     if (stream.has_gap) stream.failure = 'a conexão caiu antes da resposta a um LPOP';
     return undefined;
@@ -2636,7 +2773,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
       await deliver(stream, poll.elements);
     }
     if (poll?.refusal) throw poll.refusal; // o Redis recusa: failed
-    if (stream.has_gap) return 'redis_lost'; // em RAW a resposta estaria corrompida
+    if (stream.has_gap) return 'redis_lost'; // faltaria um pedaço no meio da resposta
     if (poll?.list_exists) continue;
     if (poll && stream.said_end) return verdict || 'done'; // a palavra de fim, e tudo já saiu
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
@@ -3433,6 +3570,14 @@ export function parse_origins(text: string): string[] {
   throw new Error(`${form}, sem curinga nem barra no fim; ${JSON.stringify(bad)} nunca casaria`);
 }
 
+/** Lê "host", "host:porta" ou "[::1]:porta"; `port` é a que vale sem ela. */
+function parse_place(text: string, port: string): place {
+  const [, host = '', given = port] = /^(.*?)(?::(\d+))?$/.exec(text) ?? [];
+  const bare = host.replace(/^\[(.*)\]$/, '$1');
+  if (bare !== host && !is_ipv6(bare)) throw new Error('um IPv6 entre colchetes');
+  return { host: bare, port: parse_integer(given, 1, 65535) };
+}
+
 /**
  * Monta um endereço do Redis a partir das partes capturadas, com os padrões do protocolo.
  * @param parts partes conhecidas, ainda em texto; ausente ou vazio vale o padrão
@@ -3440,10 +3585,13 @@ export function parse_origins(text: string): string[] {
  * @throws Error se porta ou banco estiverem fora dos limites
  */
 function make_redis_address(parts: Record<string, string | undefined>): redis_address {
+  const { primary = '' } = parts;
+  const nodes = parts.nodes?.split(',') ?? [];
   return {
-    tls: parts.scheme?.toLowerCase() === 'rediss',
-    host: (parts.host ?? '').replace(/^\[(.*)\]$/, '$1'),
-    port: parse_integer(parts.port || '6379', 1, 65535),
+    kind: primary ? 'sentinel' : 'redis',
+    tls: /^(rediss|sentinels)$/i.test(parts.scheme ?? ''),
+    nodes: nodes.map((text) => parse_place(text, primary ? '26379' : '6379')),
+    primary,
     socket_path: parts.path ?? '',
     database: parse_integer(parts.database || '0', 0, 2 ** 31 - 1),
     username: decodeURIComponent(parts.username ?? ''),
@@ -3453,7 +3601,8 @@ function make_redis_address(parts: Record<string, string | undefined>): redis_ad
 
 const redis_forms =
   'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
-  '/caminho/redis.sock[?db=N] ou unix:/caminho/redis.sock[?db=N]';
+  '/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N] ou ' +
+  'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels://…';
 
 /**
  * Separa um endereço do Redis em suas partes.
@@ -3463,19 +3612,22 @@ const redis_forms =
  */
 export function parse_redis_server(text: string): redis_address {
   const userinfo = '(?:(?<username>[^:@/]*)(?::(?<password>.*))?@)?';
-  const host = '(?<host>\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::(?<port>\\d+))?(?:/(?<database>\\d*))?';
+  const node = '(?:\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::\\d+)?';
+  const database = '(?:/(?<database>\\d*))?';
+  const sentinels = `(?<nodes>${node}(?:,${node})*)/(?<primary>[\\w.-]+)`;
   const forms = [
-    new RegExp(`^${host}$`, 'i'),
-    new RegExp(`^(?<scheme>rediss?)://${userinfo}${host}$`, 'i'),
+    new RegExp(`^(?<nodes>${node})${database}$`, 'i'),
+    new RegExp(`^(?<scheme>rediss?)://${userinfo}(?<nodes>${node})${database}$`, 'i'),
+    new RegExp(`^(?<scheme>sentinels?)://${userinfo}${sentinels}${database}$`, 'i'),
     new RegExp(`^(?:unix:(?://${userinfo})?)?(?<path>/[^?]*[^?/])(?:\\?db=(?<database>\\d+))?$`),
   ];
   for (const form of forms) {
     const parts = form.exec(text)?.groups;
-    if (!parts || (parts.host?.startsWith('[') && !is_ipv6(parts.host.slice(1, -1)))) continue;
+    if (!parts) continue;
     try {
       return make_redis_address(parts);
     } catch {
-      break; // a forma é conhecida, mas um número ou um %XX dela não vale
+      break; // a forma é conhecida, mas um número, um IPv6 ou um %XX dela não vale
     }
   }
   throw new Error(`${redis_forms}; porta de 1 a 65535`);
@@ -3484,6 +3636,7 @@ export function parse_redis_server(text: string): redis_address {
 /** O que se mostra de um endereço: outra forma, malformada, pode ter a senha em qualquer lugar. */
 const harmless_addresses = [
   /^(rediss?:\/\/)?(\*\*\*@)?(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(\/\d{0,10})?$/i,
+  /^sentinels?:\/\/(\*\*\*@)?[\w.,:[\]-]+\/[\w.-]+(\/\d{0,10})?$/i,
   /^(unix:(\/\/(\*\*\*@)?)?)?\/[^?\x00-\x1f]*(\?db=\d*)?$/i,
 ];
 
@@ -3804,7 +3957,8 @@ export function help_text(gathered: gathered_settings): string {
   lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
   lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
   lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
-  lines.push('/caminho/redis.sock[?db=N] e unix:/caminho/redis.sock[?db=N].');
+  lines.push('/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N], e');
+  lines.push('sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco].');
   lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
   return `${lines.join('\n')}\n`;
 }

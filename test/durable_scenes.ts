@@ -175,7 +175,7 @@ export function durable_scenes(title: string, kit: kit, redis: () => local_redis
       await see_empty(db);
     });
 
-    test('kill -9: nada empurrado, outro serve do começo; senão um erro, nada de novo', async () => {
+    test('kill -9: nada empurrado, outro serve do começo; senão, só um erro', async () => {
       const proxy = await start_proxy(redis(), durable);
       const db = await connect_redis(redis());
       const urls = ['/late', '/hold', '/raw-hold'];

@@ -114,9 +114,11 @@ return redis.call('GET', KEYS[1])"""
 # Empurra só se alguém ainda espera; devolve o tamanho da lista.
 PUSH = f"""{SCRIPT_START}
 if not is_wanted or not is_ours then return 0 end
+-- depois de outra escrita, um Redis sem memória já não a recusaria
+local length = redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))
 redis.call('EXPIRE', KEYS[3], life)
 if is_queued then redis.call('SET', KEYS[3], ARGV[1] .. ARGV[6], 'KEEPTTL') end
-return redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))"""
+return length"""
 
 # Dá sinal de vida: devolve se alguém ainda espera pela resposta deste worker.
 RENEW = f"""{SCRIPT_START}

@@ -245,9 +245,11 @@ const claim_script = `${script_start}
 /** Empurra só se alguém ainda espera: nada é escrito numa lista que ninguém mais apagaria. */
 const push_script = `${script_start}
   if not is_wanted or not is_ours then return 0 end
+  -- depois de outra escrita, um Redis sem memória já não a recusaria
+  local length = redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))
   redis.call('EXPIRE', KEYS[3], life)
   if is_queued then redis.call('SET', KEYS[3], ARGV[1] .. ARGV[6], 'KEEPTTL') end
-  return redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))`;
+  return length`;
 
 /** Dá sinal de vida: devolve se alguém ainda espera pela resposta deste worker. */
 const renew_script = `${script_start}
@@ -550,8 +552,8 @@ function to_element(value: unknown): element {
  * @returns quantos esperam pelo proxy; 0 se ninguém espera mais pela resposta
  */
 async function push_element(worker: worker, job: job, value: element): Promise<number> {
-  const { task, sizes } = job;
-  if (!task) return 0;
+  const { task, sizes, controller } = job;
+  if (!task || controller.signal.aborted) return 0;
   if (value.length > 0) {
     job.framing ??= typeof value === 'string' && /^\s*RAW\b/.test(value) ? 'raw' : 'lines';
   }
