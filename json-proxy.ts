@@ -231,21 +231,13 @@ type log_fields = Record<string, string | number>;
 /** O que cada saída recebe: JSON, o texto do journald, o texto, ou o texto com cores. */
 type log_style = 'json' | 'journal' | 'plain' | 'color';
 
-/**
- * Escreve um valor como o logfmt quer: entre aspas só quando preciso, nunca com quebra de linha.
- * @param value valor do campo
- * @returns o texto do campo
- */
+/** Devolve `value` como o logfmt quer: entre aspas só se preciso, nunca com quebra de linha. */
 function format_log_value(value: string | number): string {
   const text = String(value);
   return /^[^\s"=\x00-\x1f\x7f-\x9f]+$/.test(text) ? text : JSON.stringify(text);
 }
 
-/**
- * Escolhe o que uma saída recebe. Cores, só num terminal, e se ninguém as recusa (no-color.org).
- * @param target a saída
- * @returns o estilo das linhas
- */
+/** Dá o estilo das linhas de uma saída. Cores, só num terminal que não as recusa (no-color.org). */
 function choose_log_style(target: NodeJS.WriteStream & { fd: number }): log_style {
   if (LOG_FORMAT === 'json') return 'json';
   // Terminais abertos por um serviço herdam JOURNAL_STREAM: só vale o dispositivo e inode da saída.
@@ -357,10 +349,7 @@ function now(): number {
   return performance.now();
 }
 
-/**
- * Espera um prazo, sem segurar o processo por isso.
- * @param ms milissegundos
- */
+/** Espera `ms` milissegundos, sem segurar o processo por isso. */
 function wait(ms: number): Promise<void> {
   return sleep(ms, undefined, { ref: false });
 }
@@ -397,10 +386,7 @@ const first_line_bounds = [0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 /** Uma ida e volta ao Redis: na mesma máquina é a primeira faixa; a última é quase uma recusa. */
 const redis_bounds = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1];
 
-/**
- * Cria um histograma vazio.
- * @param bounds limites das faixas, em segundos, crescentes
- */
+/** Cria um histograma vazio; `bounds` são os limites das faixas, em segundos, crescentes. */
 function make_histogram(bounds: number[]): histogram {
   return { bounds, counts: [...bounds.map(() => 0), 0], sum: 0 };
 }
@@ -496,10 +482,7 @@ const tally = {
   deaths: 0,
 };
 
-/**
- * Conta uma medida num histograma.
- * @param ms a medida, em milissegundos
- */
+/** Conta uma medida, de `ms` milissegundos, num histograma. */
 function observe(histogram: histogram, ms: number): void {
   const { bounds, counts } = histogram;
   const found = bounds.findIndex((bound) => ms <= bound * 1000);
@@ -711,11 +694,7 @@ function redis_ready() {
   return { client, buffers };
 }
 
-/**
- * Registra que o Redis respondeu a um comando.
- * @param asked_at quando se perguntou
- * @param latency o histograma do comando
- */
+/** Registra que o Redis respondeu ao que se perguntou em `asked_at`. */
 function redis_note_answer(asked_at: number, latency: histogram): void {
   redis_link.alive_at = now();
   observe(latency, redis_link.alive_at - asked_at);
@@ -729,10 +708,7 @@ function redis_heard(): boolean {
   return is_new;
 }
 
-/**
- * Diz se o erro é uma recusa do Redis, que repetir não resolve, e não uma ausência passageira.
- * @returns true para OOM, NOPERM, WRONGTYPE etc.
- */
+/** Diz se o erro é uma recusa do Redis (OOM, NOPERM, WRONGTYPE…), que repetir não resolve. */
 function is_refusal(error: unknown): error is Error {
   return error instanceof error_reply && !transient_reply.test(error.message);
 }
@@ -762,20 +738,16 @@ function refusal_reason(error: Error): keyof typeof refusal_rules {
 }
 
 /**
- * Corta o eco dos argumentos de um comando que o Redis não conhece: num HELLO ou AUTH, traz a
- * senha.
- * @param message por exemplo "ERR unknown command 'HELLO', with args beginning with: …"
- * @returns a mensagem até o nome do comando
+ * Devolve `message` até o nome do comando que o Redis não conhece: num HELLO ou AUTH, o eco dos
+ * argumentos traz a senha.
  */
 function hide_arguments(message: string): string {
   return message.replace(/, with args .*/s, '');
 }
 
 /**
- * Explica um erro de conexão em uma frase que diz o que fazer. Quem já atendeu por minutos tem as
- * configurações certas: dele não se duvida.
- * @param error erro da node-redis, do sistema ou do prazo
- * @returns frase em português, sem senha
+ * Dá um erro de conexão em uma frase, sem senha, que diz o que fazer. Quem já atendeu por minutos
+ * tem as configurações certas: dele não se duvida.
  */
 function explain_redis_error(error: unknown): string {
   const { message = '', code = '' } = error as { message?: string; code?: string };
@@ -919,11 +891,7 @@ async function redis_evicted_since(count: number): Promise<boolean> {
   return redis_link.evictions > count;
 }
 
-/**
- * Dá as três chaves de uma tarefa.
- * @param task_uuid UUID da tarefa
- * @returns chave da tarefa, da lista e da reserva, nesta ordem
- */
+/** Dá as chaves da tarefa `task_uuid`: a da tarefa, a da lista e a da reserva. */
 function redis_keys(task_uuid: string): [string, string, string] {
   return [REDIS_PREFIX + task_uuid, REDIS_LIST_PREFIX + task_uuid, claim_prefix + task_uuid];
 }
@@ -961,8 +929,7 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
 }
 
 /**
- * Pergunta o que existe de uma tarefa, as três chaves no mesmo instante.
- * @returns se cada chave existe
+ * Diz quais das três chaves de uma tarefa existem, no mesmo instante.
  * @throws ErrorReply ou erro de conexão
  */
 async function redis_presence(task: task_names): Promise<task_presence> {
@@ -1144,10 +1111,7 @@ async function redis_sweep(): Promise<void> {
   setTimeout(redis_sweep, REDIS_TTL * 1000).unref();
 }
 
-/**
- * Registra a queda da conexão, e de novo se o motivo mudar (caiu, e ao voltar recusa a senha).
- * @param error erro emitido pela node-redis, a cada tentativa
- */
+/** Registra a queda da conexão, e de novo se o motivo mudar (caiu, e ao voltar recusa a senha). */
 function redis_note_loss(error: unknown): void {
   const reason = explain_redis_error(error);
   redis_link.alive_at = now(); // um erro também é sinal de que se está tentando
@@ -1158,10 +1122,7 @@ function redis_note_loss(error: unknown): void {
   log('error', 'redis_down', { redis: format_redis_address(REDIS_SERVER), reason });
 }
 
-/**
- * Espera um Redis que acaba de voltar terminar de carregar os dados.
- * @returns true quando ele atende; false se a conexão caiu antes (a próxima recomeça)
- */
+/** Espera um Redis que voltou carregar os dados; devolve false se a conexão caiu antes disso. */
 async function redis_settled(): Promise<boolean> {
   for (;;) {
     try {
@@ -1196,10 +1157,7 @@ async function redis_track(): Promise<void> {
   redis_link.tracking = true;
 }
 
-/**
- * Registra se os avisos estão em vigor.
- * @param reason por que não estão
- */
+/** Registra se os avisos estão em vigor, ou por que não: `reason`. */
 function redis_log_wakeup(reason = ''): void {
   log('info', 'wakeup', redis_link.tracking ? { mode: 'tracking' } : { mode: 'polling', reason });
 }
@@ -1333,8 +1291,7 @@ async function redis_reconnect(): Promise<void> {
 }
 
 /**
- * Espera algo do Redis enquanto ele der sinal de vida.
- * @returns o valor dela
+ * Espera algo do Redis enquanto ele der sinal de vida, e o devolve.
  * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
  */
 function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
@@ -1350,8 +1307,7 @@ function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
 }
 
 /**
- * Tenta a primeira conexão de um modo, e a confirma com um PING.
- * @param asks_news se o servidor deve avisar das mudanças
+ * Tenta a primeira conexão, com os avisos se `asks_news`, e a confirma com um PING.
  * @throws o erro da conexão, do PING ou do prazo
  */
 async function redis_try_connect(asks_news: boolean): Promise<void> {
@@ -1578,29 +1534,18 @@ function hash_key(key: string): Buffer {
   return create_hash('sha256').update(key).digest();
 }
 
-/**
- * Diz se um texto é uma das chaves de API, em tempo que não depende dela.
- * @param text o que o cliente mandou
- * @returns true se é
- */
+/** Diz se `text` é uma das chaves de API, em tempo que não depende dele. */
 function is_api_key(text: string): boolean {
   const given = hash_key(text);
   return API_KEY.map((key) => same_bytes(key, given)).includes(true);
 }
 
-/**
- * Separa a credencial de um cabeçalho Authorization: Bearer.
- * @param authorization valor do cabeçalho
- * @returns a credencial, vazia se não há
- */
+/** Dá a credencial de um cabeçalho Authorization: Bearer; vazia se não há. */
 function bearer_of(authorization = ''): string {
   return /^Bearer +(\S+) *$/i.exec(authorization)?.[1] ?? '';
 }
 
-/**
- * Diz se o cliente mandou uma chave de API, ou se nenhuma é exigida.
- * @returns true se ele pode pedir
- */
+/** Diz se o cliente mandou uma chave de API, ou se nenhuma é exigida. */
 function is_authorized(request: http.IncomingMessage): boolean {
   if (API_KEY.length === 0) return true;
   const { authorization, 'x-api-key': header = '' } = request.headers;
@@ -1620,9 +1565,8 @@ export function parse_address(text: string): string {
 }
 
 /**
- * Dá a quem pertence um endereço: um assinante recebe um /64 inteiro de IPv6, e muda dentro dele.
- * @param address na forma de parse_address
- * @returns o próprio, se é IPv4; ou por exemplo "2001:db8:0:1::/64"
+ * Dá a quem pertence `address`, na forma de parse_address: o próprio se é IPv4, ou um /64 como
+ * "2001:db8:0:1::/64", que um assinante recebe inteiro, e muda dentro dele.
  */
 export function network_of(address: string): string {
   if (!address.includes(':')) return address;
@@ -1644,19 +1588,12 @@ function remote_address_of({ headers, socket }: http.IncomingMessage): string {
   return last || parse_address(socket.remoteAddress ?? '');
 }
 
-/**
- * Monta uma linha de erro.
- * @param message texto em inglês
- * @returns JSON na forma da especificação: {"error": "..."}
- */
+/** Monta a linha de erro da especificação, {"error": "..."}, com `message`, em inglês. */
 function error_line(message: string): string {
   return `{"error": ${JSON.stringify(message)}}`;
 }
 
-/**
- * Monta os cabeçalhos de uma resposta de erro.
- * @param body corpo que será enviado
- */
+/** Dá os cabeçalhos de uma resposta de erro com o corpo `body`. */
 function error_headers(body: string): Record<string, string> {
   return {
     ...common_headers(),
@@ -1846,9 +1783,8 @@ function destroy_later(socket: duplex_stream): void {
 }
 
 /**
- * Fecha uma conexão com uma última resposta, salvo se a anterior já prometeu ser a última: numa
- * resposta sem tamanho, que acaba quando a conexão fecha, ela pareceria parte do corpo.
- * @param reason motivo, para o log
+ * Fecha uma conexão com uma última resposta, salvo se a anterior já prometeu ser a última: numa sem
+ * tamanho, que acaba quando a conexão fecha, ela pareceria parte do corpo. `reason` é do log.
  */
 function end_connection(socket: duplex_stream, why: refusal, reason: string): void {
   const { status, message } = why;
@@ -1938,11 +1874,7 @@ export function collect_headers(raw_headers: string[]): Record<string, string> {
   return Object.fromEntries(headers);
 }
 
-/**
- * Tira dos cabeçalhos as chaves de API, que não são da conta do worker.
- * @param headers cabeçalhos como vão na tarefa
- * @returns os mesmos, sem elas; todos, se nenhuma é exigida
- */
+/** Devolve os cabeçalhos sem as chaves de API, que não são da conta do worker. */
 function hide_api_keys(headers: Record<string, string>): Record<string, string> {
   if (API_KEY.length === 0) return headers;
   const { 'X-Api-Key': _key, Authorization: authorization, ...others } = headers;
@@ -2482,10 +2414,7 @@ async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): P
   return false;
 }
 
-/**
- * Diz quanto falta para MAXTIME sem nenhum elemento.
- * @returns milissegundos; zero ou menos se já se esgotou
- */
+/** Diz quantos ms faltam para MAXTIME sem nenhum elemento; zero ou menos se já se esgotou. */
 function time_left(stream: stream_state): number {
   return stream.last_pop_at + MAXTIME - now();
 }
@@ -2580,10 +2509,7 @@ function take_head(stream: stream_state, head: head_element, is_first: boolean):
   return true;
 }
 
-/**
- * Registra, uma vez por fluxo, que uma linha parece uma cabeça e não é.
- * @param reason por que não é
- */
+/** Registra, uma vez por fluxo, que uma linha parece uma cabeça e, por `reason`, não é. */
 function note_odd_head(stream: stream_state, reason: string): void {
   if (!stream.odd_head) log('warn', 'head_as_line', { task: stream.task.uuid, reason });
   stream.odd_head = true;
@@ -2787,8 +2713,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
 }
 
 /**
- * Leva um fluxo até o fim. Se nada chegar logo, a resposta abre sem esperar pelo worker.
- * @param stream o fluxo, cuja tarefa acaba de ser anunciada
+ * Leva um fluxo até o fim, e diz qual. Se nada chegar logo, a resposta abre sem esperar mais.
  * @returns como terminou
  */
 async function run_stream(stream: stream_state): Promise<ending> {
@@ -3069,10 +2994,7 @@ function check_origin({ method, headers }: http.IncomingMessage): void {
   throw new refusal('other_origin');
 }
 
-/**
- * Decide o que fazer com um pedido.
- * @throws refusal que deve virar resposta
- */
+/** Decide o que fazer com um pedido; lança a recusa que deve virar resposta. */
 async function dispatch(turn: request_turn): Promise<void> {
   const { request, response } = turn;
   check_request(request);
@@ -3180,10 +3102,8 @@ type reading = number | histogram;
 type readings = reading | Record<string, reading>;
 
 /**
- * Prepara as linhas de metrics_table de um tipo.
- * @param type o tipo do Prometheus
- * @returns função que monta uma métrica: nome, ajuda, leitura, e de quem ela é (sem isso, de quem
- *   atende)
+ * Dá a função que monta uma métrica do tipo `type` do Prometheus: nome, ajuda, leitura, e de quem
+ * ela é (sem isso, de quem atende).
  */
 function metric_of(type: 'counter' | 'gauge' | 'histogram') {
   return (name: string, help: string, read: () => readings, of?: 'supervisor' | 'everyone') => ({
@@ -3201,12 +3121,7 @@ const [counter, gauge, histogram] = [
   metric_of('histogram'),
 ];
 
-/**
- * Escreve os valores de um contador por rótulo.
- * @param label nome do rótulo
- * @param values valor do rótulo, e da conta
- * @returns as contas, por rótulo na forma do formato
- */
+/** Dá as contas de um contador por valor do rótulo `label`, na forma do formato. */
 function by_label(label: string, values: Iterable<[string | number, number]>) {
   return Object.fromEntries([...values].map(([key, value]) => [`${label}="${key}"`, value]));
 }
@@ -3331,10 +3246,7 @@ function format_reading(name: string, labels: string, value: reading): string {
   return buckets.join('') + line('_sum', value.sum) + line('_count', count);
 }
 
-/**
- * Lê as métricas deste processo.
- * @returns as linhas de cada uma, na ordem de metrics_table; vazio a que não é dele
- */
+/** Lê as métricas deste processo, na ordem de metrics_table; vazia a que não é dele. */
 function collect_metrics(): string[] {
   const role = WORKERS > 1 && worker_slot === 0 ? 'supervisor' : undefined;
   return metrics_table.map(({ name, of, read }) => {
@@ -3347,9 +3259,8 @@ function collect_metrics(): string[] {
 }
 
 /**
- * Monta a página de métricas. O formato quer juntas as linhas de uma métrica, sejam de quem forem.
- * @param collected o que collect_metrics deu em cada processo
- * @returns a página
+ * Monta a página de `collected`, o que collect_metrics deu em cada processo. O formato quer juntas
+ * as linhas de uma métrica, sejam de quem forem.
  */
 function metrics_page(collected: string[][]): string {
   const blocks = metrics_table.map(({ name, type, help }, index) => {
@@ -3832,10 +3743,7 @@ function read_arguments(argv: string[]): Map<string, { text: string; label: stri
   return given;
 }
 
-/**
- * Confere o certificado e a chave do HTTPS: nenhum dos dois, ou um par.
- * @throws usage_error que os nomeia e diz o que é aceito
- */
+/** Confere o certificado e a chave do HTTPS: nenhum dos dois, ou um par. */
 function check_tls_settings(): void {
   if (TLS_CERT === '' && TLS_KEY === '') return;
   const shown = `TLS_CERT ${JSON.stringify(TLS_CERT)} e TLS_KEY ${JSON.stringify(TLS_KEY)}`;
@@ -3855,11 +3763,7 @@ const rival_settings = [
   ['REDIS_PASSWORD', 'REDIS_PASSWORD_FILE'],
 ] as const;
 
-/**
- * Confere as configurações que só valem umas com as outras.
- * @param gathered texto em vigor de cada configuração
- * @throws usage_error que as nomeia e diz o que é aceito
- */
+/** Confere as configurações que só valem umas com as outras; lança usage_error que as nomeia. */
 function check_settings_together(gathered: gathered_settings): void {
   const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix];
   if (new Set(prefixes).size < prefixes.length) {
@@ -3930,11 +3834,7 @@ export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
   return { action: 'run' as const, gathered };
 }
 
-/**
- * Monta o texto do --help.
- * @param gathered texto em vigor de cada configuração
- * @returns o texto, com a tabela gerada de `settings_table`
- */
+/** Monta o texto do --help, com a tabela gerada de `settings_table`. */
 export function help_text(gathered: gathered_settings): string {
   const lines = [
     `json-proxy ${version}: HTTP que responde em NDJSON o que um worker põe no Redis.`,
@@ -4023,11 +3923,8 @@ function make_server(): http.Server {
 }
 
 /**
- * Explica por que uma porta não abriu, em uma frase que diz o que fazer.
- * @param error erro de listen
- * @param port a configuração da porta, e sua opção
- * @param host a do endereço
- * @returns frase em português
+ * Dá, em uma frase que diz o que fazer, por que uma porta não abriu; `port` e `host` são as
+ * configurações que a escolhem.
  */
 function explain_listen_error(error: NodeJS.ErrnoException, port: string, host: string): string {
   const reasons: Record<string, string> = {
@@ -4040,13 +3937,7 @@ function explain_listen_error(error: NodeJS.ErrnoException, port: string, host: 
   return reasons[error.code ?? ''] ?? error.message;
 }
 
-/**
- * Dá a URL em que se atende numa porta.
- * @param host endereço em que se escuta
- * @param port a porta real
- * @param is_tls se é HTTPS
- * @returns por exemplo "http://0.0.0.0:8771"
- */
+/** Dá a URL em que se atende em `host` e `port`, e se é HTTPS (`is_tls`): "http://0.0.0.0:8771". */
 function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
   return `${is_tls ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
@@ -4075,10 +3966,7 @@ async function listen(server: http.Server, port: number, host: string): Promise<
 /** De quanto em quanto tempo a parada confere se restam pedidos. */
 const drain_check_ms = 20;
 
-/**
- * Espera os pedidos em andamento terminarem.
- * @param ms prazo em milissegundos
- */
+/** Espera, no máximo `ms` milissegundos, os pedidos em andamento terminarem. */
 async function requests_over(ms: number): Promise<void> {
   const deadline = now() + ms;
   while (live_requests.size > 0 && now() < deadline) await sleep(drain_check_ms);
@@ -4132,10 +4020,7 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
   process.exit(0);
 }
 
-/**
- * Encerra o programa por um motivo que o operador precisa resolver.
- * @param fields o que falhou e por quê
- */
+/** Encerra o programa por um motivo que o operador precisa resolver. */
 function die(fields: log_fields): never {
   log('error', 'fatal', fields);
   process.exit(1);
@@ -4220,9 +4105,7 @@ function track_handover(worker: cluster_worker): () => void {
 }
 
 /**
- * Sobe um processo e espera que ele termine.
- * @param slot o número dele
- * @returns como terminou
+ * Sobe o processo de número `slot` e devolve como ele terminou.
  * @throws ErrnoException se o sistema não tem memória para mais um
  */
 function run_process(slot: number): Promise<process_end> {
@@ -4284,8 +4167,7 @@ async function keep_process(slot: number): Promise<void> {
 
 /**
  * Manda parar todos os processos; a porta fecha na hora. Chamada de novo, mata-os e sai na hora.
- * @param signal_name o sinal recebido
- * @param signal_number o número dele, para o código da saída imediata
+ * O sinal `signal_name` tem o número `signal_number`, do código da saída imediata.
  */
 function stop_crew(signal_name: string, signal_number: number): void {
   if (crew.stopping.signal.aborted) {

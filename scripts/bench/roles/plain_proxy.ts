@@ -37,7 +37,7 @@ async function connect_redis(port: number, database: number) {
   return client;
 }
 
-/** Atende um pedido: guarda e anuncia a tarefa, e envia cada linha assim que o Redis avisa. */
+/** Guarda uma tarefa, a anuncia em `channel` e envia cada linha assim que o Redis avisa. */
 async function serve(
   redis: Awaited<ReturnType<typeof connect_redis>>,
   channel: string,
