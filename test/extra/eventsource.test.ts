@@ -173,7 +173,7 @@ async function push_and_cut(visit: Awaited<ReturnType<typeof start_relayed>>): P
   await db.del(task.task_key);
 }
 
-/** Sobe três proxies com REPLAY atrás de um intermediário, e dá a página que roda `script`. */
+/** Sobe três proxies com REPLAY atrás de um intermediário, e devolve a página que roda `script`. */
 async function start_relayed(script: (url: string) => string) {
   const { origin } = await serve_page();
   const args = [...brisk, '--cors-origin', origin, '--replay', '60'];
