@@ -126,7 +126,6 @@ import { createSecureContext as make_tls_context } from 'node:tls';
 import { parseArgs as parse_args } from 'node:util';
 import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
-  ConnectionTimeoutError as connection_timeout,
   createClient as create_client,
   ErrorReply as error_reply,
   RESP_TYPES as resp_types,
@@ -139,11 +138,18 @@ export const version = '0.2.0';
 // Em maiúsculas, o que quem opera escolhe, e nada mais; tudo é lido uma vez, antes da rede. Quem as
 // lê e confere está perto do fim, em Leitura das configurações: aqui só o que cada uma quer dizer.
 
-/** Endereço do Redis já separado em partes. `socket_path` vazio quer dizer TCP. */
+/** Onde um servidor escuta. */
+type place = { host: string; port: number };
+
+/**
+ * Endereço do Redis já separado em partes. `nodes` é onde ele escuta, ou os sentinels que o sabem,
+ * e vazio se é um socket; `primary`, o nome por que eles o conhecem.
+ */
 export type redis_address = {
+  kind: 'redis' | 'sentinel';
   tls: boolean;
-  host: string;
-  port: number;
+  nodes: place[];
+  primary: string;
   socket_path: string;
   database: number;
   username: string;
@@ -222,21 +228,13 @@ type log_fields = Record<string, string | number>;
 /** O que cada saída recebe: JSON, o texto do journald, o texto, ou o texto com cores. */
 type log_style = 'json' | 'journal' | 'plain' | 'color';
 
-/**
- * Escreve um valor como o logfmt quer: entre aspas só quando preciso, nunca com quebra de linha.
- * @param value valor do campo
- * @returns o texto do campo
- */
+/** Devolve `value` como o logfmt quer: entre aspas só se preciso, nunca com quebra de linha. */
 function format_log_value(value: string | number): string {
   const text = String(value);
   return /^[^\s"=\x00-\x1f\x7f-\x9f]+$/.test(text) ? text : JSON.stringify(text);
 }
 
-/**
- * Escolhe o que uma saída recebe. Cores, só num terminal, e se ninguém as recusa (no-color.org).
- * @param target a saída
- * @returns o estilo das linhas
- */
+/** Dá o estilo das linhas de uma saída. Cores, só num terminal que não as recusa (no-color.org). */
 function choose_log_style(target: NodeJS.WriteStream & { fd: number }): log_style {
   if (LOG_FORMAT === 'json') return 'json';
   // Terminais abertos por um serviço herdam JOURNAL_STREAM: só vale o dispositivo e inode da saída.
@@ -348,10 +346,7 @@ function now(): number {
   return performance.now();
 }
 
-/**
- * Espera um prazo, sem segurar o processo por isso.
- * @param ms milissegundos
- */
+/** Espera `ms` milissegundos, sem segurar o processo por isso. */
 function wait(ms: number): Promise<void> {
   return sleep(ms, undefined, { ref: false });
 }
@@ -367,7 +362,7 @@ class deadline_error extends Error {}
 function within<result>(promise: Promise<result>, ms: number): Promise<result> {
   return new Promise((resolve, reject) => {
     const give_up = () => reject(new deadline_error(`sem resposta em ${ms} ms`));
-    const timer = setTimeout(give_up, ms);
+    const timer = setTimeout(() => setImmediate(give_up), ms); // o que já chegou vale: lê-se antes
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
@@ -388,10 +383,7 @@ const first_line_bounds = [0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 /** Uma ida e volta ao Redis: na mesma máquina é a primeira faixa; a última é quase uma recusa. */
 const redis_bounds = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1];
 
-/**
- * Cria um histograma vazio.
- * @param bounds limites das faixas, em segundos, crescentes
- */
+/** Cria um histograma vazio; `bounds` são os limites das faixas, em segundos, crescentes. */
 function make_histogram(bounds: number[]): histogram {
   return { bounds, counts: [...bounds.map(() => 0), 0], sum: 0 };
 }
@@ -487,10 +479,7 @@ const tally = {
   deaths: 0,
 };
 
-/**
- * Conta uma medida num histograma.
- * @param ms a medida, em milissegundos
- */
+/** Conta uma medida, de `ms` milissegundos, num histograma. */
 function observe(histogram: histogram, ms: number): void {
   const { bounds, counts } = histogram;
   const found = bounds.findIndex((bound) => ms <= bound * 1000);
@@ -588,15 +577,23 @@ type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists:
 /** O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada. */
 type poll_result = task_presence & { elements: Buffer[]; refusal?: Error | undefined };
 
+/** Dá onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
+function show_place({ host, port }: place): string {
+  return `${host.includes(':') ? `[${host}]` : host}:${port}`;
+}
+
 /**
  * Mostra um endereço do Redis sem usuário nem senha.
  * @param address endereço já separado em partes
- * @returns por exemplo "127.0.0.1:6379/1", "rediss://h:6380/0" ou "unix:/run/redis.sock?db=1"
+ * @returns por exemplo "127.0.0.1:6379/1", "rediss://h:6380/0", "unix:/run/redis.sock?db=1" ou
+ *   "sentinel://a:26379,b:26379/mymaster/0"
  */
 export function format_redis_address(address: redis_address): string {
-  if (address.socket_path) return `unix:${address.socket_path}?db=${address.database}`;
-  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
-  return `${address.tls ? 'rediss://' : ''}${host}:${address.port}/${address.database}`;
+  const { kind, tls, nodes, primary, socket_path, database } = address;
+  if (socket_path) return `unix:${socket_path}?db=${database}`;
+  const shown = nodes.map(show_place).join(',');
+  if (kind === 'redis') return `${tls ? 'rediss://' : ''}${shown}/${database}`;
+  return `${kind}${tls ? 's' : ''}://${shown}/${primary}/${database}`;
 }
 
 /**
@@ -606,38 +603,39 @@ export function format_redis_address(address: redis_address): string {
 const reconnect_ms = { first: 50, last: 250 };
 
 /**
- * Cria o cliente, ainda sem conectar.
+ * Cria um cliente, ainda sem conectar, que não se reconecta.
  * @param tracking se o servidor deve avisar quando as chaves consultadas mudam (exige RESP 3)
+ * @param where onde ele está
+ * @param session banco, usuário e senha
  * @returns o cliente da node-redis e a visão dele que devolve Buffers
  */
-function redis_make_client(tracking: boolean) {
-  const { tls, host, port, socket_path, database, username, password } = REDIS_SERVER;
-  const options = {
-    connectTimeout: connect_limit_ms,
-    reconnectStrategy: (retries: number, cause: Error) =>
-      (redis_link.was_ready || cause instanceof connection_timeout) &&
-      Math.min(reconnect_ms.first * 2 ** retries, reconnect_ms.last),
-  };
-  const where = socket_path ? { path: socket_path } : { host, port };
-  const secret = REDIS_PASSWORD || password;
+function redis_make_client(tracking: boolean, where: place | { path: string }, session: object) {
+  const host = 'host' in where ? where.host : '';
+  // na primeira conexão, quem conta o silêncio é redis_while_heard
+  const limit_ms: number = redis_link.was_ready ? connect_limit_ms : 0;
+  const options = { ...where, connectTimeout: limit_ms, reconnectStrategy: false as const };
   const client = create_client({
     // Os avisos vêm por RESP 3; sem eles, RESP 2 é entendido por todo Redis e todo clone dele.
     // (As respostas que usamos são iguais nos dois; o tipo fica com um só.)
     RESP: (tracking ? 3 : 2) as 2,
     emitInvalidate: tracking,
-    database,
-    ...(username && { username }),
-    ...(secret && { password: secret }),
+    ...session,
     disableOfflineQueue: true,
     maintNotifications: 'disabled',
     // O prazo da biblioteca custa um AbortSignal por comando e não vale para o que já foi escrito.
     commandOptions: { timeout: 0 },
-    socket: tls
-      ? { ...where, ...options, tls: true, ...(!is_ip(host) && { servername: host }) }
-      : { ...where, ...options },
+    socket: REDIS_SERVER.tls
+      ? { ...options, tls: true, ...(!is_ip(host) && { servername: host }) }
+      : options,
   });
   return { client, buffers: client.withTypeMapping({ [resp_types.BLOB_STRING]: Buffer }) };
 }
+
+/** Até onde ia, num instante, a história das escritas de um primário, que a réplica repete. */
+type redis_mark = { replid: string; offset: number; at: number };
+
+/** Quantas se guardam: um minuto delas. */
+const max_marks = 30;
 
 /** O estado da conexão, único no processo. Instantes em ms do relógio monotônico. */
 const redis_link = {
@@ -654,6 +652,10 @@ const redis_link = {
   pops_many: false, // conhece LPOP com quantidade
   wrong_server: '', // por que não serve: réplica, outro nó
   sought_at: 0, // quando se procurou outro pela última vez
+  primary: '', // onde está, segundo os sentinels
+  history: [] as redis_mark[], // até onde iam as escritas nele a cada vez que se olhou
+  safe_until: 0, // até quando o que se escreveu no servidor anterior está neste
+  has_replicas: false, // uma pode vir a tomar o lugar dele
   eviction_policy: '', // a maxmemory-policy, se despeja chaves
   evictions: 0, // quantas já tinha despejado quando se perguntou
 
@@ -668,12 +670,12 @@ const redis_link = {
 };
 
 /** Quem quer saber das mudanças de cada tarefa, por UUID, o último trecho das chaves dela. */
-const redis_listeners = new Map<string, () => void>();
+const redis_listeners = new Map<string, (is_change: boolean) => void>();
 const uuid_length = 36;
 
 /** Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL. */
 function redis_tell_all(): void {
-  for (const tell of redis_listeners.values()) tell();
+  for (const tell of redis_listeners.values()) tell(false);
 }
 
 /**
@@ -688,11 +690,7 @@ function redis_ready() {
   return { client, buffers };
 }
 
-/**
- * Registra que o Redis respondeu a um comando.
- * @param asked_at quando se perguntou
- * @param latency o histograma do comando
- */
+/** Registra que o Redis respondeu ao que se perguntou em `asked_at`. */
 function redis_note_answer(asked_at: number, latency: histogram): void {
   redis_link.alive_at = now();
   observe(latency, redis_link.alive_at - asked_at);
@@ -706,10 +704,7 @@ function redis_heard(): boolean {
   return is_new;
 }
 
-/**
- * Diz se o erro é uma recusa do Redis, que repetir não resolve, e não uma ausência passageira.
- * @returns true para OOM, NOPERM, WRONGTYPE etc.
- */
+/** Diz se o erro é uma recusa do Redis (OOM, NOPERM, WRONGTYPE…), que repetir não resolve. */
 function is_refusal(error: unknown): error is Error {
   return error instanceof error_reply && !transient_reply.test(error.message);
 }
@@ -739,20 +734,16 @@ function refusal_reason(error: Error): keyof typeof refusal_rules {
 }
 
 /**
- * Corta o eco dos argumentos de um comando que o Redis não conhece: num HELLO ou AUTH, traz a
- * senha.
- * @param message por exemplo "ERR unknown command 'HELLO', with args beginning with: …"
- * @returns a mensagem até o nome do comando
+ * Devolve `message` até o nome do comando que o Redis não conhece: num HELLO ou AUTH, o eco dos
+ * argumentos traz a senha.
  */
 function hide_arguments(message: string): string {
   return message.replace(/, with args .*/s, '');
 }
 
 /**
- * Explica um erro de conexão em uma frase que diz o que fazer. Quem já atendeu por minutos tem as
- * configurações certas: dele não se duvida.
- * @param error erro da node-redis, do sistema ou do prazo
- * @returns frase em português, sem senha
+ * Dá um erro de conexão em uma frase, sem senha, que diz o que fazer. Quem já atendeu por minutos
+ * tem as configurações certas: dele não se duvida.
  */
 function explain_redis_error(error: unknown): string {
   const { message = '', code = '' } = error as { message?: string; code?: string };
@@ -771,12 +762,13 @@ function explain_redis_error(error: unknown): string {
     [/NOPERM/, 'o usuário do Redis não tem permissão para os comandos do proxy'],
     [
       /^ sentinel$|unknown command '?SELECT/i,
-      'é um Sentinel, que não guarda dados; dê em REDIS_SERVER (-R) o endereço do próprio Redis',
+      'é um Sentinel, que não guarda dados; em REDIS_SERVER (-R), sentinel://host:porta/primário',
     ],
     [
       /^ cluster$|SELECT is not allowed in cluster/,
       'é um nó de um cluster, que só tem parte das chaves; aceito: um Redis só, sem cluster',
     ],
+    [/unknown primary/, 'os sentinels não conhecem esse primário; confira REDIS_SERVER (-R)'],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
     [/DENIED/, 'o Redis está em modo protegido; defina uma senha nele ou escute só em 127.0.0.1'],
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
@@ -826,11 +818,23 @@ function info_field(info: string, name: string): string {
   return new RegExp(`^${name}:([^\\r\\n]*)`, 'm').exec(info)?.[1] ?? '';
 }
 
-/** Lê quantas chaves o Redis já despejou; sem resposta fica o que se sabia. Não lança. */
-async function redis_count_evictions(): Promise<void> {
+/**
+ * Guarda de `info` quantas chaves o Redis já despejou e até onde vai a história das escritas.
+ * @param at quando se perguntou; o que se escreveu depois não está nela
+ */
+function redis_note_info(info: string, at: number): void {
+  redis_link.evictions = Number(info_field(info, 'evicted_keys'));
+  const offset = Number(info_field(info, 'master_repl_offset'));
+  const mark = { replid: info_field(info, 'master_replid'), offset, at };
+  redis_link.history = [mark, ...redis_link.history].slice(0, max_marks);
+  redis_link.has_replicas = Number(info_field(info, 'connected_slaves')) > 0;
+}
+
+/** Olha o que muda no Redis; sem resposta fica o que se sabia. Não lança. */
+async function redis_look(): Promise<void> {
+  const asked_at = now();
   try {
-    const stats = await redis_ready().client.info('stats');
-    redis_link.evictions = Number(info_field(stats, 'evicted_keys'));
+    redis_note_info(await redis_ready().client.info(), asked_at);
   } catch {
     // caiu: a conexão seguinte lê de novo
   }
@@ -846,6 +850,7 @@ const pop_count_version = 6.2;
  */
 async function redis_identify(): Promise<string> {
   const fallback = `conexão ${++redis_link.connection_count}`;
+  const asked_at = now();
   redis_link.identity = '';
   let info = '';
   try {
@@ -855,7 +860,13 @@ async function redis_identify(): Promise<string> {
   }
   const policy = info_field(info, 'maxmemory_policy');
   redis_link.eviction_policy = policy === 'noeviction' ? '' : policy;
-  redis_link.evictions = Number(info_field(info, 'evicted_keys'));
+  // de uma réplica promovida: de quem o era, e a primeira escrita dele que não tem
+  const former = info_field(info, 'master_replid2');
+  const missing_from = Number(info_field(info, 'second_repl_offset'));
+  const marks = redis_link.history.filter(({ replid }) => replid && replid === former);
+  const unknown = marks.length > 0 || REDIS_SERVER.kind !== 'redis' ? 0 : Infinity; // um reinício
+  redis_link.safe_until = marks.find(({ offset }) => offset < missing_from)?.at ?? unknown;
+  redis_note_info(info, asked_at);
   redis_link.wrong_server = info_field(info, 'role') === 'slave' ? 'READONLY' : '';
   redis_link.pops_many = Number.parseFloat(info_field(info, 'redis_version')) >= pop_count_version;
   // o segundo muda quando o servidor passa a primário, ou a réplica de outro
@@ -871,15 +882,11 @@ async function redis_identify(): Promise<string> {
 /** Diz se o Redis pode ter despejado chaves desde que `count` foi lido de redis_link.evictions. */
 async function redis_evicted_since(count: number): Promise<boolean> {
   if (redis_link.eviction_policy === '') return false;
-  await redis_count_evictions();
+  await redis_look();
   return redis_link.evictions > count;
 }
 
-/**
- * Dá as três chaves de uma tarefa.
- * @param task_uuid UUID da tarefa
- * @returns chave da tarefa, da lista e da reserva, nesta ordem
- */
+/** Dá as chaves da tarefa `task_uuid`: a da tarefa, a da lista e a da reserva. */
 function redis_keys(task_uuid: string): [string, string, string] {
   return [REDIS_PREFIX + task_uuid, REDIS_LIST_PREFIX + task_uuid, claim_prefix + task_uuid];
 }
@@ -916,8 +923,7 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
 }
 
 /**
- * Pergunta o que existe de uma tarefa, as três chaves no mesmo instante.
- * @returns se cada chave existe
+ * Diz quais das três chaves de uma tarefa existem, no mesmo instante.
  * @throws ErrorReply ou erro de conexão
  */
 async function redis_presence(task: task_names): Promise<task_presence> {
@@ -1074,10 +1080,7 @@ async function redis_sweep(): Promise<void> {
   setTimeout(redis_sweep, REDIS_TTL * 1000).unref();
 }
 
-/**
- * Registra a queda da conexão, e de novo se o motivo mudar (caiu, e ao voltar recusa a senha).
- * @param error erro emitido pela node-redis, a cada tentativa
- */
+/** Registra a queda da conexão, e de novo se o motivo mudar (caiu, e ao voltar recusa a senha). */
 function redis_note_loss(error: unknown): void {
   const reason = explain_redis_error(error);
   redis_link.alive_at = now(); // um erro também é sinal de que se está tentando
@@ -1088,10 +1091,7 @@ function redis_note_loss(error: unknown): void {
   log('error', 'redis_down', { redis: format_redis_address(REDIS_SERVER), reason });
 }
 
-/**
- * Espera um Redis que acaba de voltar terminar de carregar os dados.
- * @returns true quando ele atende; false se a conexão caiu antes (a próxima recomeça)
- */
+/** Espera um Redis que voltou carregar os dados; devolve false se a conexão caiu antes disso. */
 async function redis_settled(): Promise<boolean> {
   for (;;) {
     try {
@@ -1126,10 +1126,7 @@ async function redis_track(): Promise<void> {
   redis_link.tracking = true;
 }
 
-/**
- * Registra se os avisos estão em vigor.
- * @param reason por que não estão
- */
+/** Registra se os avisos estão em vigor, ou por que não: `reason`. */
 function redis_log_wakeup(reason = ''): void {
   log('info', 'wakeup', redis_link.tracking ? { mode: 'tracking' } : { mode: 'polling', reason });
 }
@@ -1171,26 +1168,99 @@ async function redis_note_ready(): Promise<void> {
  */
 function redis_note_change(key: unknown): void {
   if (key !== null) {
-    redis_listeners.get(String(key).slice(-uuid_length))?.();
+    redis_listeners.get(String(key).slice(-uuid_length))?.(true);
     return;
   }
   if (redis_link.identity) redis_link.identity += '*';
   redis_tell_all();
 }
 
-/** Cria o cliente do processo, ainda sem conectar; se `asks_news`, o Redis o avisa das mudanças. */
-function redis_open(asks_news: boolean) {
-  const { client, buffers } = redis_make_client(asks_news);
+/** Dá o usuário e a senha do Redis; vazio se não há. */
+function redis_login() {
+  const { username } = REDIS_SERVER;
+  const password = REDIS_PASSWORD || REDIS_SERVER.password;
+  return { ...(username && { username }), ...(password && { password }) };
+}
+
+/**
+ * Pergunta a um sentinel onde está o primário. A senha, que costuma ser só do Redis, vai a quem a
+ * pede. Devolve o que ele diz.
+ * @throws deadline_error, ErrorReply, erro de conexão, ou Error se o sentinel não o conhece
+ */
+async function redis_ask_sentinel(sentinel: place): Promise<place> {
+  const { client } = redis_make_client(false, sentinel, {});
+  const question = ['SENTINEL', 'GET-MASTER-ADDR-BY-NAME', REDIS_SERVER.primary];
+  const ask = async (): Promise<string[] | null> => {
+    await client.connect();
+    return client.sendCommand<string[] | null>(question).catch(async (error) => {
+      const { username = 'default', password } = redis_login();
+      if (!password || !/^NOAUTH\b/.test(error.message)) throw error;
+      await client.auth({ username, password });
+      return client.sendCommand(question);
+    });
+  };
+  client.on('error', () => {}); // connect também o lança
+  try {
+    const [host, port] = (await within(ask(), answer_limit_ms)) ?? [];
+    if (!host) throw new Error('unknown primary');
+    return { host, port: Number(port) };
+  } finally {
+    client.destroy();
+  }
+}
+
+/**
+ * Dá onde está o Redis. Com sentinels, é onde o primeiro a responder diz que está o primário.
+ * @throws se nenhum sabe, o erro do que respondeu, se algum, ou o de um deles
+ */
+async function redis_find(): Promise<place | { path: string }> {
+  const { kind, nodes, socket_path: path } = REDIS_SERVER;
+  if (kind !== 'sentinel') return nodes[0] ?? { path };
+  try {
+    const found = await Promise.any(nodes.map(redis_ask_sentinel));
+    const primary = show_place(found);
+    if (primary !== redis_link.primary) log('info', 'primary', { redis: primary });
+    redis_link.primary = primary;
+    return found;
+  } catch (error) {
+    const { errors } = error as AggregateError;
+    throw errors.find(({ code }) => code === undefined) ?? errors[0];
+  }
+}
+
+/**
+ * Conecta e devolve um cliente, que passa a ser o do processo. Cada conexão é de um novo: o nome do
+ * servidor é resolvido outra vez, ou perguntado aos sentinels.
+ * @param asks_news se o servidor deve avisar das mudanças
+ * @throws o erro da conexão
+ */
+async function redis_open(asks_news: boolean) {
+  const session = { database: REDIS_SERVER.database, ...redis_login() };
+  const { client, buffers } = redis_make_client(asks_news, await redis_find(), session);
   client.on('error', redis_note_loss);
   client.on('ready', redis_note_ready);
   client.on('invalidate', redis_note_change);
   Object.assign(redis_link, { client, buffers, asks_news });
-  return client;
+  return client.connect();
+}
+
+/** Refaz a conexão que caiu, e a que cair depois dela; tenta até a parada. */
+async function redis_reconnect(): Promise<void> {
+  const { first, last } = reconnect_ms;
+  for (let pause_ms = first; redis_link.was_ready; pause_ms = Math.min(2 * pause_ms, last)) {
+    try {
+      const client = await redis_open(redis_link.asks_news);
+      client.once('terminated', redis_reconnect);
+      return;
+    } catch (error) {
+      redis_note_loss(error);
+    }
+    await wait(pause_ms);
+  }
 }
 
 /**
- * Espera algo do Redis enquanto ele der sinal de vida.
- * @returns o valor dela
+ * Espera algo do Redis enquanto ele der sinal de vida, e o devolve.
  * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
  */
 function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
@@ -1206,20 +1276,18 @@ function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
 }
 
 /**
- * Tenta a primeira conexão de um modo, e a confirma com um PING.
- * @param asks_news se o servidor deve avisar das mudanças
+ * Tenta a primeira conexão, com os avisos se `asks_news`, e a confirma com um PING.
  * @throws o erro da conexão, do PING ou do prazo
  */
 async function redis_try_connect(asks_news: boolean): Promise<void> {
-  const client = redis_open(asks_news);
-  const confirmed = client
-    .connect()
-    .then(() => Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]));
+  const confirmed = redis_open(asks_news).then((client) =>
+    Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]),
+  );
   try {
     const [mode] = await redis_while_heard(confirmed);
     if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
   } catch (error) {
-    client.destroy();
+    redis_link.client?.destroy();
     throw error;
   }
 }
@@ -1255,19 +1323,23 @@ async function redis_connect(): Promise<void> {
     }
   }
   redis_link.was_ready = true;
+  redis_link.client?.once('terminated', redis_reconnect);
   redis_log_wakeup(reason);
 }
 
-/** Troca a conexão por outra. Num cliente novo: o laço de tentativas do anterior acaba com ele. */
-function redis_replace(reason: Error): void {
-  const { client, asks_news } = redis_link;
+/** Diz se os sentinels já dão o primário por outro. */
+async function redis_has_moved(): Promise<boolean> {
+  const { primary } = redis_link;
+  await redis_find().catch(() => {});
+  return redis_link.primary !== primary;
+}
+
+/** Larga a conexão: redis_reconnect faz outra ou, se já a fazia, tenta de novo. */
+function redis_drop(reason: Error): void {
+  const { client } = redis_link;
   redis_note_loss(reason);
-  for (const event of ['error', 'ready', 'invalidate']) client?.removeAllListeners(event);
-  client?.on('error', () => {});
-  redis_open(asks_news)
-    .connect()
-    .catch(() => {}); // tenta para sempre; os erros chegam ao ouvinte
   client?.destroy();
+  client?.emit('terminated');
 }
 
 /** De quanto em quanto tempo a conexão é conferida. */
@@ -1293,15 +1365,15 @@ async function redis_watch(): Promise<void> {
     const asked_at = now();
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
-    if (redis_link.eviction_policy) void redis_count_evictions();
+    if (redis_link.eviction_policy || redis_link.has_replicas) void redis_look();
     if (redis_heard()) redis_link.alive_at = asked_at; // uma linha enorme a caminho
-    const is_silent = asked_at - redis_link.alive_at > limit_ms;
+    const silence_ms = asked_at - redis_link.alive_at;
+    const is_odd = silence_ms > 2 * watch_ms; // dois PING sem resposta
+    const is_silent = silence_ms > limit_ms || (is_odd && (await redis_has_moved()));
     const is_wrong = redis_link.wrong_server !== '' && asked_at - redis_link.sought_at > seek_ms;
     if (!redis_link.was_ready || !(is_silent || is_wrong)) continue;
     redis_link.sought_at = asked_at;
-    redis_replace(
-      is_wrong ? new Error(redis_link.wrong_server) : new deadline_error('sem resposta'),
-    );
+    redis_drop(is_wrong ? new Error(redis_link.wrong_server) : new deadline_error('sem resposta'));
   }
 }
 
@@ -1429,29 +1501,18 @@ function hash_key(key: string): Buffer {
   return create_hash('sha256').update(key).digest();
 }
 
-/**
- * Diz se um texto é uma das chaves de API, em tempo que não depende dela.
- * @param text o que o cliente mandou
- * @returns true se é
- */
+/** Diz se `text` é uma das chaves de API, em tempo que não depende dele. */
 function is_api_key(text: string): boolean {
   const given = hash_key(text);
   return API_KEY.map((key) => same_bytes(key, given)).includes(true);
 }
 
-/**
- * Separa a credencial de um cabeçalho Authorization: Bearer.
- * @param authorization valor do cabeçalho
- * @returns a credencial, vazia se não há
- */
+/** Dá a credencial de um cabeçalho Authorization: Bearer; vazia se não há. */
 function bearer_of(authorization = ''): string {
   return /^Bearer +(\S+) *$/i.exec(authorization)?.[1] ?? '';
 }
 
-/**
- * Diz se o cliente mandou uma chave de API, ou se nenhuma é exigida.
- * @returns true se ele pode pedir
- */
+/** Diz se o cliente mandou uma chave de API, ou se nenhuma é exigida. */
 function is_authorized(request: http.IncomingMessage): boolean {
   if (API_KEY.length === 0) return true;
   const { authorization, 'x-api-key': header = '' } = request.headers;
@@ -1471,9 +1532,8 @@ export function parse_address(text: string): string {
 }
 
 /**
- * Dá a quem pertence um endereço: um assinante recebe um /64 inteiro de IPv6, e muda dentro dele.
- * @param address na forma de parse_address
- * @returns o próprio, se é IPv4; ou por exemplo "2001:db8:0:1::/64"
+ * Dá a quem pertence `address`, na forma de parse_address: o próprio se é IPv4, ou um /64 como
+ * "2001:db8:0:1::/64", que um assinante recebe inteiro, e muda dentro dele.
  */
 export function network_of(address: string): string {
   if (!address.includes(':')) return address;
@@ -1495,19 +1555,12 @@ function remote_address_of({ headers, socket }: http.IncomingMessage): string {
   return last || parse_address(socket.remoteAddress ?? '');
 }
 
-/**
- * Monta uma linha de erro.
- * @param message texto em inglês
- * @returns JSON na forma da especificação: {"error": "..."}
- */
+/** Monta a linha de erro da especificação, {"error": "..."}, com `message`, em inglês. */
 function error_line(message: string): string {
   return `{"error": ${JSON.stringify(message)}}`;
 }
 
-/**
- * Monta os cabeçalhos de uma resposta de erro.
- * @param body corpo que será enviado
- */
+/** Dá os cabeçalhos de uma resposta de erro com o corpo `body`. */
 function error_headers(body: string): Record<string, string> {
   return {
     ...common_headers(),
@@ -1697,9 +1750,8 @@ function destroy_later(socket: duplex_stream): void {
 }
 
 /**
- * Fecha uma conexão com uma última resposta, salvo se a anterior já prometeu ser a última: numa
- * resposta sem tamanho, que acaba quando a conexão fecha, ela pareceria parte do corpo.
- * @param reason motivo, para o log
+ * Fecha uma conexão com uma última resposta, salvo se a anterior já prometeu ser a última: numa sem
+ * tamanho, que acaba quando a conexão fecha, ela pareceria parte do corpo. `reason` é do log.
  */
 function end_connection(socket: duplex_stream, why: refusal, reason: string): void {
   const { status, message } = why;
@@ -1789,11 +1841,7 @@ export function collect_headers(raw_headers: string[]): Record<string, string> {
   return Object.fromEntries(headers);
 }
 
-/**
- * Tira dos cabeçalhos as chaves de API, que não são da conta do worker.
- * @param headers cabeçalhos como vão na tarefa
- * @returns os mesmos, sem elas; todos, se nenhuma é exigida
- */
+/** Devolve os cabeçalhos sem as chaves de API, que não são da conta do worker. */
 function hide_api_keys(headers: Record<string, string>): Record<string, string> {
   if (API_KEY.length === 0) return headers;
   const { 'X-Api-Key': _key, Authorization: authorization, ...others } = headers;
@@ -2124,7 +2172,9 @@ class stream_state {
 
   // o Redis: se o que some foi o worker que apagou
   identity = redis_link.identity; // o servidor em que se viu a tarefa pela última vez
-  has_gap = false; // em RAW, podem faltar bytes
+  has_gap = false; // podem faltar linhas, ou bytes em RAW
+  // quando algo mudou pela última vez nas chaves dele; sem avisos não se sabe
+  touched_at = redis_link.tracking ? 0 : Infinity;
   evictions = redis_link.evictions; // quantas chaves ele tinha despejado então
   expires_at = now() + REDIS_TTL * 1000; // antes disto a tarefa não pode ter expirado
   renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl; // quando renovar o TTL das chaves
@@ -2195,8 +2245,10 @@ function stream_headers(media_type: string, task?: task_names): Record<string, s
 /**
  * Dá a um fluxo a notícia de que algo mudou: se dorme à espera de linhas, acorda; se não, a notícia
  * fica guardada e o próximo sono não começa. Assim nenhuma se perde entre a consulta e o sono.
+ * @param is_change se foi nas chaves dele; senão, pode ter sido em todas
  */
-function tell_stream(stream: stream_state): void {
+function tell_stream(stream: stream_state, is_change: boolean): void {
+  if (is_change) stream.touched_at = now();
   stream.has_news = true;
   if (stream.waiting === 'interval') stream.wake();
 }
@@ -2251,7 +2303,7 @@ function open_response(
 /** Cria o estado de um fluxo e o põe na tabela dos que recebem notícias. */
 function make_stream(task: task_names, turn: request_turn): stream_state {
   const stream = new stream_state(task, turn);
-  redis_listeners.set(task.uuid, () => tell_stream(stream));
+  redis_listeners.set(task.uuid, (is_change) => tell_stream(stream, is_change));
   turn.on_interrupt = () => stream.wake();
   return stream;
 }
@@ -2328,12 +2380,19 @@ async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): P
   return false;
 }
 
-/**
- * Diz quanto falta para MAXTIME sem nenhum elemento.
- * @returns milissegundos; zero ou menos se já se esgotou
- */
+/** Diz quantos ms faltam para MAXTIME sem nenhum elemento; zero ou menos se já se esgotou. */
 function time_left(stream: stream_state): number {
   return stream.last_pop_at + MAXTIME - now();
+}
+
+/**
+ * Diz se o Redis foi trocado pela réplica e um fluxo pode ter perdido algo com isso: a réplica não
+ * espera, e o que se escreveu por último no primário pode não ter chegado a ela.
+ */
+function may_have_holes(stream: stream_state): boolean {
+  const { identity, safe_until } = redis_link;
+  const is_same = identity === '' || stream.identity === '' || identity === stream.identity;
+  return !is_same && stream.touched_at > safe_until;
 }
 
 /**
@@ -2361,6 +2420,12 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     stream.was_claimed ||= claim_exists;
     // A lista só não prova que os dados são os mesmos: um worker que de nada sabe a recria.
     const is_proof = task_exists || (stream.is_complete && has_lines);
+    if (is_proof && may_have_holes(stream)) {
+      stream.failure = 'o primário mudou, e a réplica podia não ter as últimas linhas';
+      stream.has_gap = true;
+      return undefined;
+    }
+    if (elements.length > 0) stream.touched_at = now();
     if (is_proof) stream.identity = identity || stream.identity;
     if (task_exists) stream.evictions = redis_link.evictions;
     // um FLUSHALL entre a pergunta e a resposta já mudou a identidade
@@ -2369,6 +2434,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     return poll;
   } catch (error) {
     if (is_refusal(error)) throw error;
+    if (error instanceof lost_reply) stream.touched_at = now();
     stream.has_gap = error instanceof lost_reply && stream.format === raw_format;
     if (stream.has_gap) stream.failure = 'a conexão caiu antes da resposta a um LPOP';
     return undefined;
@@ -2409,10 +2475,7 @@ function take_head(stream: stream_state, head: head_element, is_first: boolean):
   return true;
 }
 
-/**
- * Registra, uma vez por fluxo, que uma linha parece uma cabeça e não é.
- * @param reason por que não é
- */
+/** Registra, uma vez por fluxo, que uma linha parece uma cabeça e, por `reason`, não é. */
 function note_odd_head(stream: stream_state, reason: string): void {
   if (!stream.odd_head) log('warn', 'head_as_line', { task: stream.task.uuid, reason });
   stream.odd_head = true;
@@ -2602,7 +2665,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
       await deliver(stream, poll.elements);
     }
     if (poll?.refusal) throw poll.refusal; // o Redis recusa: failed
-    if (stream.has_gap) return 'redis_lost'; // em RAW a resposta estaria corrompida
+    if (stream.has_gap) return 'redis_lost'; // faltaria um pedaço no meio da resposta
     if (poll?.list_exists) continue;
     if (poll && stream.said_end) return verdict || 'done'; // a palavra de fim, e tudo já saiu
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
@@ -2616,8 +2679,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
 }
 
 /**
- * Leva um fluxo até o fim. Se nada chegar logo, a resposta abre sem esperar pelo worker.
- * @param stream o fluxo, cuja tarefa acaba de ser anunciada
+ * Leva um fluxo até o fim, e diz qual. Se nada chegar logo, a resposta abre sem esperar mais.
  * @returns como terminou
  */
 async function run_stream(stream: stream_state): Promise<ending> {
@@ -2893,10 +2955,7 @@ function check_origin({ method, headers }: http.IncomingMessage): void {
   throw new refusal('other_origin');
 }
 
-/**
- * Decide o que fazer com um pedido.
- * @throws refusal que deve virar resposta
- */
+/** Decide o que fazer com um pedido; lança a recusa que deve virar resposta. */
 async function dispatch(turn: request_turn): Promise<void> {
   const { request, response } = turn;
   check_request(request);
@@ -3004,10 +3063,8 @@ type reading = number | histogram;
 type readings = reading | Record<string, reading>;
 
 /**
- * Prepara as linhas de metrics_table de um tipo.
- * @param type o tipo do Prometheus
- * @returns função que monta uma métrica: nome, ajuda, leitura, e de quem ela é (sem isso, de quem
- *   atende)
+ * Dá a função que monta uma métrica do tipo `type` do Prometheus: nome, ajuda, leitura, e de quem
+ * ela é (sem isso, de quem atende).
  */
 function metric_of(type: 'counter' | 'gauge' | 'histogram') {
   return (name: string, help: string, read: () => readings, of?: 'supervisor' | 'everyone') => ({
@@ -3025,12 +3082,7 @@ const [counter, gauge, histogram] = [
   metric_of('histogram'),
 ];
 
-/**
- * Escreve os valores de um contador por rótulo.
- * @param label nome do rótulo
- * @param values valor do rótulo, e da conta
- * @returns as contas, por rótulo na forma do formato
- */
+/** Dá as contas de um contador por valor do rótulo `label`, na forma do formato. */
 function by_label(label: string, values: Iterable<[string | number, number]>) {
   return Object.fromEntries([...values].map(([key, value]) => [`${label}="${key}"`, value]));
 }
@@ -3150,10 +3202,7 @@ function format_reading(name: string, labels: string, value: reading): string {
   return buckets.join('') + line('_sum', value.sum) + line('_count', count);
 }
 
-/**
- * Lê as métricas deste processo.
- * @returns as linhas de cada uma, na ordem de metrics_table; vazio a que não é dele
- */
+/** Lê as métricas deste processo, na ordem de metrics_table; vazia a que não é dele. */
 function collect_metrics(): string[] {
   const role = WORKERS > 1 && worker_slot === 0 ? 'supervisor' : undefined;
   return metrics_table.map(({ name, of, read }) => {
@@ -3166,9 +3215,8 @@ function collect_metrics(): string[] {
 }
 
 /**
- * Monta a página de métricas. O formato quer juntas as linhas de uma métrica, sejam de quem forem.
- * @param collected o que collect_metrics deu em cada processo
- * @returns a página
+ * Monta a página de `collected`, o que collect_metrics deu em cada processo. O formato quer juntas
+ * as linhas de uma métrica, sejam de quem forem.
  */
 function metrics_page(collected: string[][]): string {
   const blocks = metrics_table.map(({ name, type, help }, index) => {
@@ -3389,6 +3437,14 @@ export function parse_origins(text: string): string[] {
   throw new Error(`${form}, sem curinga nem barra no fim; ${JSON.stringify(bad)} nunca casaria`);
 }
 
+/** Lê "host", "host:porta" ou "[::1]:porta"; `port` é a que vale sem ela. */
+function parse_place(text: string, port: string): place {
+  const [, host = '', given = port] = /^(.*?)(?::(\d+))?$/.exec(text) ?? [];
+  const bare = host.replace(/^\[(.*)\]$/, '$1');
+  if (bare !== host && !is_ipv6(bare)) throw new Error('um IPv6 entre colchetes');
+  return { host: bare, port: parse_integer(given, 1, 65535) };
+}
+
 /**
  * Monta um endereço do Redis a partir das partes capturadas, com os padrões do protocolo.
  * @param parts partes conhecidas, ainda em texto; ausente ou vazio vale o padrão
@@ -3396,10 +3452,13 @@ export function parse_origins(text: string): string[] {
  * @throws Error se porta ou banco estiverem fora dos limites
  */
 function make_redis_address(parts: Record<string, string | undefined>): redis_address {
+  const { primary = '' } = parts;
+  const nodes = parts.nodes?.split(',') ?? [];
   return {
-    tls: parts.scheme?.toLowerCase() === 'rediss',
-    host: (parts.host ?? '').replace(/^\[(.*)\]$/, '$1'),
-    port: parse_integer(parts.port || '6379', 1, 65535),
+    kind: primary ? 'sentinel' : 'redis',
+    tls: /^(rediss|sentinels)$/i.test(parts.scheme ?? ''),
+    nodes: nodes.map((text) => parse_place(text, primary ? '26379' : '6379')),
+    primary,
     socket_path: parts.path ?? '',
     database: parse_integer(parts.database || '0', 0, 2 ** 31 - 1),
     username: decodeURIComponent(parts.username ?? ''),
@@ -3409,7 +3468,8 @@ function make_redis_address(parts: Record<string, string | undefined>): redis_ad
 
 const redis_forms =
   'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
-  '/caminho/redis.sock[?db=N] ou unix:/caminho/redis.sock[?db=N]';
+  '/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N] ou ' +
+  'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels://…';
 
 /**
  * Separa um endereço do Redis em suas partes.
@@ -3419,19 +3479,22 @@ const redis_forms =
  */
 export function parse_redis_server(text: string): redis_address {
   const userinfo = '(?:(?<username>[^:@/]*)(?::(?<password>.*))?@)?';
-  const host = '(?<host>\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::(?<port>\\d+))?(?:/(?<database>\\d*))?';
+  const node = '(?:\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::\\d+)?';
+  const database = '(?:/(?<database>\\d*))?';
+  const sentinels = `(?<nodes>${node}(?:,${node})*)/(?<primary>[\\w.-]+)`;
   const forms = [
-    new RegExp(`^${host}$`, 'i'),
-    new RegExp(`^(?<scheme>rediss?)://${userinfo}${host}$`, 'i'),
+    new RegExp(`^(?<nodes>${node})${database}$`, 'i'),
+    new RegExp(`^(?<scheme>rediss?)://${userinfo}(?<nodes>${node})${database}$`, 'i'),
+    new RegExp(`^(?<scheme>sentinels?)://${userinfo}${sentinels}${database}$`, 'i'),
     new RegExp(`^(?:unix:(?://${userinfo})?)?(?<path>/[^?]*[^?/])(?:\\?db=(?<database>\\d+))?$`),
   ];
   for (const form of forms) {
     const parts = form.exec(text)?.groups;
-    if (!parts || (parts.host?.startsWith('[') && !is_ipv6(parts.host.slice(1, -1)))) continue;
+    if (!parts) continue;
     try {
       return make_redis_address(parts);
     } catch {
-      break; // a forma é conhecida, mas um número ou um %XX dela não vale
+      break; // a forma é conhecida, mas um número, um IPv6 ou um %XX dela não vale
     }
   }
   throw new Error(`${redis_forms}; porta de 1 a 65535`);
@@ -3440,6 +3503,7 @@ export function parse_redis_server(text: string): redis_address {
 /** O que se mostra de um endereço: outra forma, malformada, pode ter a senha em qualquer lugar. */
 const harmless_addresses = [
   /^(rediss?:\/\/)?(\*\*\*@)?(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(\/\d{0,10})?$/i,
+  /^sentinels?:\/\/(\*\*\*@)?[\w.,:[\]-]+\/[\w.-]+(\/\d{0,10})?$/i,
   /^(unix:(\/\/(\*\*\*@)?)?)?\/[^?\x00-\x1f]*(\?db=\d*)?$/i,
 ];
 
@@ -3632,10 +3696,7 @@ function read_arguments(argv: string[]): Map<string, { text: string; label: stri
   return given;
 }
 
-/**
- * Confere o certificado e a chave do HTTPS: nenhum dos dois, ou um par.
- * @throws usage_error que os nomeia e diz o que é aceito
- */
+/** Confere o certificado e a chave do HTTPS: nenhum dos dois, ou um par. */
 function check_tls_settings(): void {
   if (TLS_CERT === '' && TLS_KEY === '') return;
   const shown = `TLS_CERT ${JSON.stringify(TLS_CERT)} e TLS_KEY ${JSON.stringify(TLS_KEY)}`;
@@ -3655,11 +3716,7 @@ const rival_settings = [
   ['REDIS_PASSWORD', 'REDIS_PASSWORD_FILE'],
 ] as const;
 
-/**
- * Confere as configurações que só valem umas com as outras.
- * @param gathered texto em vigor de cada configuração
- * @throws usage_error que as nomeia e diz o que é aceito
- */
+/** Confere as configurações que só valem umas com as outras; lança usage_error que as nomeia. */
 function check_settings_together(gathered: gathered_settings): void {
   const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix];
   if (new Set(prefixes).size < prefixes.length) {
@@ -3727,11 +3784,7 @@ export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
   return { action: 'run' as const, gathered };
 }
 
-/**
- * Monta o texto do --help.
- * @param gathered texto em vigor de cada configuração
- * @returns o texto, com a tabela gerada de `settings_table`
- */
+/** Monta o texto do --help, com a tabela gerada de `settings_table`. */
 export function help_text(gathered: gathered_settings): string {
   const lines = [
     `json-proxy ${version}: HTTP que responde em NDJSON o que um worker põe no Redis.`,
@@ -3754,7 +3807,8 @@ export function help_text(gathered: gathered_settings): string {
   lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
   lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
   lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
-  lines.push('/caminho/redis.sock[?db=N] e unix:/caminho/redis.sock[?db=N].');
+  lines.push('/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N], e');
+  lines.push('sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco].');
   lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
   return `${lines.join('\n')}\n`;
 }
@@ -3819,11 +3873,8 @@ function make_server(): http.Server {
 }
 
 /**
- * Explica por que uma porta não abriu, em uma frase que diz o que fazer.
- * @param error erro de listen
- * @param port a configuração da porta, e sua opção
- * @param host a do endereço
- * @returns frase em português
+ * Dá, em uma frase que diz o que fazer, por que uma porta não abriu; `port` e `host` são as
+ * configurações que a escolhem.
  */
 function explain_listen_error(error: NodeJS.ErrnoException, port: string, host: string): string {
   const reasons: Record<string, string> = {
@@ -3836,13 +3887,7 @@ function explain_listen_error(error: NodeJS.ErrnoException, port: string, host: 
   return reasons[error.code ?? ''] ?? error.message;
 }
 
-/**
- * Dá a URL em que se atende numa porta.
- * @param host endereço em que se escuta
- * @param port a porta real
- * @param is_tls se é HTTPS
- * @returns por exemplo "http://0.0.0.0:8771"
- */
+/** Dá a URL em que se atende em `host` e `port`, e se é HTTPS (`is_tls`): "http://0.0.0.0:8771". */
 function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
   return `${is_tls ? 'https' : 'http'}://${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
@@ -3871,10 +3916,7 @@ async function listen(server: http.Server, port: number, host: string): Promise<
 /** De quanto em quanto tempo a parada confere se restam pedidos. */
 const drain_check_ms = 20;
 
-/**
- * Espera os pedidos em andamento terminarem.
- * @param ms prazo em milissegundos
- */
+/** Espera, no máximo `ms` milissegundos, os pedidos em andamento terminarem. */
 async function requests_over(ms: number): Promise<void> {
   const deadline = now() + ms;
   while (live_requests.size > 0 && now() < deadline) await sleep(drain_check_ms);
@@ -3928,10 +3970,7 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
   process.exit(0);
 }
 
-/**
- * Encerra o programa por um motivo que o operador precisa resolver.
- * @param fields o que falhou e por quê
- */
+/** Encerra o programa por um motivo que o operador precisa resolver. */
 function die(fields: log_fields): never {
   log('error', 'fatal', fields);
   process.exit(1);
@@ -4016,9 +4055,7 @@ function track_handover(worker: cluster_worker): () => void {
 }
 
 /**
- * Sobe um processo e espera que ele termine.
- * @param slot o número dele
- * @returns como terminou
+ * Sobe o processo de número `slot` e devolve como ele terminou.
  * @throws ErrnoException se o sistema não tem memória para mais um
  */
 function run_process(slot: number): Promise<process_end> {
@@ -4080,8 +4117,7 @@ async function keep_process(slot: number): Promise<void> {
 
 /**
  * Manda parar todos os processos; a porta fecha na hora. Chamada de novo, mata-os e sai na hora.
- * @param signal_name o sinal recebido
- * @param signal_number o número dele, para o código da saída imediata
+ * O sinal `signal_name` tem o número `signal_number`, do código da saída imediata.
  */
 function stop_crew(signal_name: string, signal_number: number): void {
   if (crew.stopping.signal.aborted) {

@@ -605,7 +605,7 @@ describe('HEARTBEAT', { concurrency: tests_at_once }, () => {
     const lines = await open_stream(proxy).rest();
     assert.equal(lines.at(-1), '{"error": "timeout"}');
     assert.deepEqual([...new Set(lines.slice(0, -1))], [beat]);
-    assert.ok(lines.length > 3, `${lines.length} linhas`);
+    assert.ok(lines.length > 1, `${lines.length} linhas`);
   });
 
   test('nunca caem no meio de uma linha grande que o cliente lê devagar', async () => {

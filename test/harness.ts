@@ -284,6 +284,7 @@ export async function connect_redis(redis: Pick<local_redis, 'port'>, database =
     socket: { host: '127.0.0.1', port: redis.port },
     database,
     password,
+    commandOptions: { timeout: 0 }, // a biblioteca desiste em 5 s
   });
   client.on('error', () => {}); // testes derrubam o Redis de propósito
   await client.connect();

@@ -57,6 +57,10 @@ const translated_spans = new Map([
   ['host:port/db', 'host:porta/banco'],
   ['/db', '/banco'],
   ['redis://user:password@host:port/db', 'redis://usuário:senha@host:porta/banco'],
+  [
+    'sentinel://user:password@a:26379,b:26379/name/db',
+    'sentinel://usuário:senha@a:26379,b:26379/nome/banco',
+  ],
   ['HTTP <status> {"Name": "value"}', 'HTTP <status> {"Nome": "valor"}'],
   ['RAW <status> {"Name": "value"}', 'RAW <status> {"Nome": "valor"}'],
   ['name=value', 'nome=valor'],

@@ -217,14 +217,19 @@ function assert_usage_error(args: string[], env: NodeJS.ProcessEnv, pieces: stri
   return line;
 }
 
+/** O que um endereço tem de seu. */
+type address_parts = Partial<redis_address> & { host?: string; port?: number };
+
 /**
  * Monta um endereço esperado a partir do que difere dos padrões do protocolo.
- * @param parts o que difere
+ * @param parts o que difere; `host` e `port` são os do único nó
  * @returns o endereço completo
  */
-function address(parts: Partial<redis_address>): redis_address {
-  const empty = { tls: false, host: '', socket_path: '', username: '', password: '' };
-  return { ...empty, port: 6379, database: 0, ...parts };
+function address(parts: address_parts): redis_address {
+  const { host, port = 6379, ...others } = parts;
+  const empty = { tls: false, primary: '', socket_path: '', username: '', password: '' };
+  const nodes = host ? [{ host, port }] : [];
+  return { kind: 'redis', ...empty, database: 0, nodes, ...others };
 }
 
 describe('parse_integer', () => {
@@ -256,7 +261,9 @@ describe('parse_integer', () => {
   });
 });
 
-const redis_accepted: [string, Partial<redis_address>][] = [
+const sentinels = { kind: 'sentinel' as const, nodes: [{ host: 'h', port: 26379 }] };
+
+const redis_accepted: [string, address_parts][] = [
   ['h', { host: 'h' }],
   ['h:1', { host: 'h', port: 1 }],
   ['h:1/2', { host: 'h', port: 1, database: 2 }],
@@ -308,9 +315,29 @@ const redis_accepted: [string, Partial<redis_address>][] = [
     'unix://ana:p%40:ss@/run/r.sock?db=5',
     { socket_path: '/run/r.sock', database: 5, username: 'ana', password: 'p@:ss' },
   ],
+  ['sentinel://h/m', { ...sentinels, primary: 'm' }],
+  ['Sentinel://h:1/m/', { kind: 'sentinel', nodes: [{ host: 'h', port: 1 }], primary: 'm' }],
+  [
+    'sentinel://h,[::1]:7/my-master.1/2',
+    {
+      ...sentinels,
+      nodes: [...sentinels.nodes, { host: '::1', port: 7 }],
+      primary: 'my-master.1',
+      database: 2,
+    },
+  ],
+  [
+    'sentinels://ana:p@ss,/x@h/m/3',
+    { ...sentinels, tls: true, primary: 'm', database: 3, username: 'ana', password: 'p@ss,/x' },
+  ],
 ];
 
 const redis_rejected: Record<string, string[]> = {
+  sentinel: [
+    ...['sentinel://h', 'sentinel://h/', 'sentinel:///m', 'sentinel://h,/m', 'sentinel://,h/m'],
+    ...['sentinel://h:0/m', 'sentinel://h:x/m', 'sentinel://h/m/x', 'sentinel://h/m/1/2', 'h,h/m'],
+    ...['sentinel://[h]/m', 'sentinel://h;h/m', 'sentinel://h/m?db=1', 'redis://h,h/1'],
+  ],
   'vazios e espaços': ['', ' ', ' h', 'h ', 'h\n', 'h 1', 'h:1/2\n', 'h: 1'],
   'sem host': [':6379', ':6379/1', '/', 'redis://', 'redis:///1', 'redis://ana:pw@', 'redis://@:1'],
   porta: ['h:', 'h:/1', 'h:x', 'h:0', 'h:65536', 'h:-1', 'h:+1', 'h:1.5', 'h:99999999999999999999'],
@@ -360,6 +387,8 @@ describe('format_redis_address', () => {
     ['rediss://[::1]:6380', 'rediss://[::1]:6380/0'],
     ['/run/redis.sock', 'unix:/run/redis.sock?db=0'],
     ['unix://ana:pw@/run/redis.sock?db=5', 'unix:/run/redis.sock?db=5'],
+    ['sentinel://ana:pw@h,[::1]:7/m', 'sentinel://h:26379,[::1]:7/m/0'],
+    ['sentinels://h/m/2', 'sentinels://h:26379/m/2'],
   ];
   for (const [text, shown] of forms) {
     test(`mostra ${text} como ${shown}`, () => {
@@ -388,6 +417,7 @@ describe('redact_address', () => {
     ['ana:hunter2@h', '***@h'],
     ['redis://ana:x@hunter2@h', 'redis://***@h'],
     ['unix:/run/r.sock', 'unix:/run/r.sock'],
+    ['sentinel://:hunter2@h,[::1]:7/m/99999', 'sentinel://***@h,[::1]:7/m/99999'],
     ['h:porta', '***'],
   ];
   for (const [text, shown] of forms) {
@@ -401,6 +431,7 @@ describe('redact_address', () => {
     ...['redis://h?password=hunter2', 'redis://h/1?x=1&PASSWD=hunter2', '/r.sock?pass=hunter2'],
     ...['redis://:hunter2', 'redis://ana:hunter2', 'redis://ana:hunter2/1', 'rediss://:x/hunter2'],
     ...['ana:hunter2:6379', 'redis://h/hunter2', 'rediss//ana:hunter2/h', 'h:6379:hunter2/1'],
+    ...['sentinel://:hunter2', 'sentinel://ana:hunter2', 'sentinel://h/m/hunter2'],
     ...['redis://ana:hunter2%40h:6379/1', 'redis://ana:hunter2\n', 'redis://h:1/2?auth=hunter2'],
   ];
   for (const text of malformed) {

@@ -480,7 +480,8 @@ describe('falha ao subir sem o Redis: uma linha que diz o que fazer', { concurre
         start_redis(['--cluster-enabled', 'yes']),
         sentinel.wait_for(/Sentinel ID is/),
       ]);
-      const is_sentinel = /reason="é um Sentinel, que não guarda dados; dê em REDIS_SERVER/;
+      const is_sentinel =
+        /reason="é um Sentinel, que não guarda dados; em REDIS_SERVER \(-R\), sentinel:/;
       assert.match(await failed_start(['-R', `127.0.0.1:${port}/${database}`]), is_sentinel);
       const is_cluster = /reason="é um nó de um cluster, .*; aceito: um Redis só, sem cluster"/;
       assert.match(await failed_start(['-R', `127.0.0.1:${node.port}/${database}`]), is_cluster);

@@ -15,6 +15,7 @@ const english_labels: [RegExp, string][] = [
   [/^piso blpop$/, 'BLPOP client, no HTTP'],
   [/^piso http\+redis$/, 'bare node:http, same Redis work'],
   [/^piso http$/, 'bare node:http, no Redis'],
+  [/^piso à mão$/, 'hand-made proxy, bare lines only'],
   [/^piso lpop (\d+)$/, 'LPOP client, no HTTP'],
   [/^webdis$/, 'webdis SUBSCRIBE'],
   [/^nchan$/, 'nginx with nchan'],

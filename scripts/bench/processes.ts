@@ -287,7 +287,10 @@ export function memory_bytes(pid: number): { rss: number; pss: number } {
 /** Lê quantos bytes os dados de um Redis ocupam (used_memory); NaN sem Redis. */
 export async function redis_memory(redis: bench_redis | undefined): Promise<number> {
   if (!redis) return Number.NaN;
-  const client = create_client({ url: `redis://${redis.server}` });
+  const client = create_client({
+    url: `redis://${redis.server}`,
+    commandOptions: { timeout: 0 }, // a biblioteca desiste em 5 s
+  });
   await client.on('error', () => {}).connect();
   const info = await client.info('memory');
   await client.close();

@@ -103,6 +103,7 @@ function latency_ratios(summaries: summary[]): ratio[] {
   return [...cases].flatMap((case_name, index) => {
     const of = (variant: string, value: string) =>
       median_of(summaries, 'latency', case_name, variant, value);
+    const cpu = (variant: string) => of(variant, 'server_cpu_us');
     const p50 = of('json-proxy', 'p50');
     const floors = of('piso blpop', 'p50') + of('piso http', 'p50');
     const is_target = index === 0; // as metas são do primeiro caso; os outros só se mostram
@@ -112,6 +113,7 @@ function latency_ratios(summaries: summary[]): ratio[] {
       say('p50 ÷ (piso blpop + piso http)', p50 / floors, 1.5),
       say('p50 ÷ p50 do webdis', p50 / of('webdis', 'p50'), 1.1),
       say('p99 ÷ p50', of('json-proxy', 'p99') / p50, 15),
+      say('µs por linha ÷ piso à mão', cpu('json-proxy') / cpu('piso à mão'), 1.25),
     ];
   });
 }

@@ -33,7 +33,9 @@ type redis_client = Awaited<ReturnType<typeof connect>>;
  */
 async function connect({ server, password }: page_source['redis']) {
   const address = parse_redis_server(server);
-  const { host, port, tls, socket_path, database, username } = address;
+  const { kind, nodes, tls, socket_path, database, username } = address;
+  if (kind !== 'redis') throw new Error('a página só olha um Redis: dê o endereço dele');
+  const { host, port } = nodes[0] ?? { host: '', port: 0 };
   const where = socket_path ? { path: socket_path } : { host, port };
   const client = create_client({
     socket: tls ? { ...where, tls: true } : where,

@@ -19,7 +19,7 @@ import { availableParallelism as available_parallelism } from 'node:os';
 import path from 'node:path';
 import { build, type Plugin } from 'esbuild';
 import { build_program, code_cache_variable, program_variable } from './build';
-import { forget_settings } from './local';
+import { forget_settings, run_scope, start_program, start_redis } from './local';
 import { each_test_variable, fit } from './test-reporter';
 
 const root = path.join(__dirname, '..', '..');
@@ -105,15 +105,24 @@ async function build_tests(files: string[]): Promise<string[]> {
   return named.map(({ out }) => path.join(workshop, `${out}.js`));
 }
 
-/**
- * Grava a cache do código de um arquivo montado, rodando-o uma vez.
- * @param file o arquivo
- * @param args argumentos com que ele só sobe e sai
- */
-async function record_code(file: string, args: string[] = []): Promise<void> {
-  const env = { ...process.env, JSON_PROXY_RECORD: '1' };
-  const child = spawn(process.execPath, [...with_cache, file, ...args], { env, stdio: 'ignore' });
-  await once(child, 'close');
+/** Com ela no ambiente, um processo grava a cache do código que rodou. */
+const recording = { JSON_PROXY_RECORD: '1' };
+
+/** Grava a cache do cliente do Redis montado em `file`. */
+async function record_client(file: string): Promise<void> {
+  await start_program(process.execPath, [...with_cache, file], recording).exited;
+}
+
+/** Grava a cache do programa montado em `file`: o V8 só guarda as funções que já rodaram. */
+async function record_program(file: string): Promise<void> {
+  await run_scope(async () => {
+    const { server } = await start_redis();
+    const args = [...with_cache, file, '-p', '0', '-R', server, '-t', '1'];
+    const program = start_program(process.execPath, args, recording);
+    const [, url = ''] = await program.wait_for(/ listen url=(\S+)/);
+    await (await fetch(url)).text();
+    await program.stop();
+  });
 }
 
 /**
@@ -173,10 +182,7 @@ async function main([folder = 'test', ...filters]: string[]): Promise<number> {
   make_dir(workshop, { recursive: true });
   const program = path.join(workshop, 'program', 'json-proxy.js');
   const [built] = await Promise.all([build_tests(files), build_program(program)]);
-  await Promise.all([
-    record_code(program, ['--help']),
-    record_code(path.join(workshop, 'redis.js')),
-  ]);
+  await Promise.all([record_program(program), record_client(path.join(workshop, 'redis.js'))]);
   const codes = await Promise.all([run_built(built, program), ...checking]);
   return codes.find((code) => code !== 0) ?? 0;
 }

@@ -117,7 +117,7 @@ async function run_round({ name, launcher }: mode, dir: string): Promise<outcome
   const [code] = await once(child, 'close');
   clearTimeout(timer);
   const text = Buffer.concat(chunks).toString();
-  const counted = /total: \d+ testes(?:, (\d+) falharam)?/.exec(text);
+  const counted = /total: \d+ testes(?:, (\d+) falh(?:ou|aram))?/.exec(text);
   if (code !== 0) console.log(text.slice(text.indexOf('\n\n')));
   return {
     name,

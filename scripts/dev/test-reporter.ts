@@ -53,7 +53,7 @@ function short_name(file: string): string {
 /**
  * Troca, numa pilha, as posições no arquivo montado pelas do fonte.
  * @param stack a pilha
- * @returns a pilha, sem o que é do Node
+ * @returns a pilha, sem o que é do Node e das bibliotecas, se resta algo
  */
 function in_source(stack: string): string {
   const maps = new Map<string, source_map>();
@@ -68,7 +68,8 @@ function in_source(stack: string): string {
       return `${path.relative('', source)}:${entry.originalLine + 1}:${entry.originalColumn + 1}`;
     },
   );
-  return named.replace(/\n +at (?:.*node_modules|.*\(?node:|async Promise\.all).*/g, '');
+  const ours = named.replace(/\n +at (?:.*node_modules|.*\(?node:|async Promise\.all).*/g, '');
+  return /\n +at /.test(ours) ? ours : named; // se nada é nosso, a pilha inteira é a pista
 }
 
 /**
@@ -86,7 +87,9 @@ function count({ type, data }: result, name: string, state: file_state): string 
   if (error && !is_sum) {
     state.failed += 1;
     const cause = error.cause instanceof Error ? error.cause : error;
-    const text = inspect(cause, { depth: 4, maxStringLength: 2000, maxArrayLength: 20 });
+    const shown = inspect(cause, { depth: 4, maxStringLength: 2000, maxArrayLength: 20 });
+    // o erro de uma resposta do Redis não traz pilha, e nela estaria o texto
+    const text = shown.includes(cause.message) ? shown : `${cause.message}\n${shown}`;
     failures.push(fit(`✖ ${name}: ${is_file ? 'o arquivo' : data.name}\n${in_source(text)}`));
   }
   if (is_file || (details as { type?: string }).type === 'suite') return '';
@@ -109,7 +112,7 @@ function count({ type, data }: result, name: string, state: file_state): string 
  */
 function sum_line(name: string, { ms, passed, failed, skipped }: file_state): string {
   const parts = [`${passed} testes`];
-  if (failed) parts.push(`${failed} falharam`);
+  if (failed) parts.push(`${failed} ${failed === 1 ? 'falhou' : 'falharam'}`);
   if (skipped) parts.push(`${skipped} pulados`);
   return `${failed ? '✖' : '✔'} ${name}: ${parts.join(', ')}, ${(ms / 1000).toFixed(1)} s`;
 }

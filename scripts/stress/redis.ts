@@ -18,6 +18,7 @@ export async function connect(port: number) {
     RESP: 2,
     database: 1,
     disableOfflineQueue: true,
+    commandOptions: { timeout: 0 }, // a biblioteca desiste em 5 s
     socket: { host: '127.0.0.1', port, reconnectStrategy: retry_ms },
   });
   client.on('error', () => {});

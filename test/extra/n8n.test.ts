@@ -204,7 +204,9 @@ async function start_all(): Promise<void> {
   const copies = channels.flatMap((channel) => {
     const name = ['agent', 'orphan'].includes(channel) ? 'stream-agent' : 'stream-lines';
     const times = channel === 'shared' ? [1, 2] : channel === 'model' ? [] : [1];
-    return times.map((n) => copy_workflow(name, `${channel}${n}`.padEnd(16, '0'), channel));
+    return times.map((n) =>
+      copy_workflow(`redis-nodes/${name}`, `${channel}${n}`.padEnd(16, '0'), channel),
+    );
   });
   editor = (await start_n8n({ credentials, workflows: copies })).url;
 }
@@ -315,7 +317,7 @@ const picture = { x: 130, y: 170, width: 1290, height: 592, scale: 1 };
 test('no editor: colado, acha a credencial pelo nome, publica-se e responde', {
   skip: skip || skip_browser,
 }, async () => {
-  const file = read_workflow('stream-lines');
+  const file = read_workflow('redis-nodes/stream-lines');
   node_named(file, 'New task').parameters.channels = 'editor';
   const proxy = await start_proxy(redis, [...brisk, '-C', 'editor']);
   const page = await open_editor(editor);

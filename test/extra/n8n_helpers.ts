@@ -27,7 +27,7 @@ export type workflow = {
 };
 
 /** Os que o projeto oferece. */
-export const workflow_names = ['stream-lines', 'stream-agent'];
+export const workflow_names = ['redis-nodes/stream-lines', 'redis-nodes/stream-agent'];
 
 const scripts = path.join(__dirname, '..', '..', 'scripts');
 

@@ -245,7 +245,7 @@ describe('a conferência', () => {
   ];
   for (const [what, spoil] of cases) {
     test(`apanha ${what}`, () => {
-      const node = node_named(read_workflow('stream-lines'), 'Push the line');
+      const node = node_named(read_workflow('redis-nodes/stream-lines'), 'Push the line');
       check_parameters(node);
       spoil(node);
       assert.throws(() => check_parameters(node));

@@ -19,7 +19,12 @@ const task_ttl_s = 600;
 
 /** Cria o cliente do Redis da porta `port`, banco `database`, ainda sem conectar. */
 function make_redis(port: number, database: number) {
-  const client = create_client({ socket: { host: '127.0.0.1', port }, database, RESP: 2 });
+  const client = create_client({
+    socket: { host: '127.0.0.1', port },
+    database,
+    RESP: 2,
+    commandOptions: { timeout: 0 }, // sem o prazo da biblioteca, que custa
+  });
   client.on('error', (error) => {
     throw error;
   });

@@ -12,7 +12,12 @@ import { clock, clock_per_ms, serve_role } from './role';
  * Buffers.
  */
 function make_client(port: number, database: number) {
-  const client = create_client({ socket: { host: '127.0.0.1', port }, database, RESP: 2 });
+  const client = create_client({
+    socket: { host: '127.0.0.1', port },
+    database,
+    RESP: 2,
+    commandOptions: { timeout: 0 }, // sem o prazo da biblioteca, que custa
+  });
   client.on('error', (error) => {
     throw error;
   });

@@ -1,7 +1,7 @@
 /*
  * Demora de uma linha, do RPUSH do worker ao socket do cliente, com muitos fluxos em ritmo calmo.
- * Os pisos: o mesmo worker com um cliente em BLPOP, sem HTTP; e um node:http que escreve no mesmo
- * ritmo, sem Redis.
+ * Os pisos: o mesmo worker com um cliente em BLPOP, sem HTTP; um node:http que escreve no mesmo
+ * ritmo, sem Redis; e um proxy feito à mão, que só sabe acordar e enviar uma linha.
  */
 
 import { type bench_context, run_rounds, type scenario, type trial } from '../context';
@@ -90,7 +90,7 @@ function http_subject(
 /** Monta o que mede um proxy; `wait_head` como em http_subject. */
 export function proxy_subject(
   { redis, worker, client }: latency_scene,
-  proxy: server,
+  proxy: Omit<server, 'program'>,
   wait_head = false,
 ): latency_subject {
   const { open, finish } = http_subject(client, proxy, '/latency', true, wait_head);
@@ -189,10 +189,14 @@ async function run(context: bench_context): Promise<void> {
   ];
   if (peers.webdis) others.push(['webdis', await webdis_subject(scene)]);
   if (peers.nchan) others.push(['nchan', await nchan_subject(scene)]);
+  const plain = start_role('plain_proxy');
+  const where = { port: redis.port, database: 1, channel: 'ndjson_jobs' };
+  const by_hand = { pid: plain.pid, port: await plain.call<number>('listen', where) };
+  const hand: typeof first = ['piso à mão', proxy_subject(scene, by_hand)];
   const slow: typeof first = ['json-proxy, wakeup off', proxy_subject(scene, polling)];
   const trials = plan.latency_streams.flatMap((streams, index) => {
     const load = make_load(streams, plan.seconds);
-    const variants = index === 0 ? [first, slow, ...others] : [first, ...others];
+    const variants = index === 0 ? [first, hand, slow, ...others] : [first, ...others];
     return variants.map(([variant, subject]): trial => {
       const run = () => measure_latency(subject, load);
       return { case_name: `${streams} fluxos`, variant, is_peer: variant in peer_notes, run };
@@ -205,7 +209,7 @@ async function run(context: bench_context): Promise<void> {
 export const latency: scenario = {
   name: 'latency',
   estimate: (plan) => {
-    const runs = plan.latency_streams.length * (plan.peers ? 5 : 3) + 1;
+    const runs = plan.latency_streams.length * (plan.peers ? 5 : 3) + 2;
     return 2 + plan.rounds * runs * (plan.seconds + warm_s + 0.5);
   },
   run,
