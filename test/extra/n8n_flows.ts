@@ -19,7 +19,7 @@ export const redis_credential = { redis: { id: 'redis00000000001', name: 'json-p
 /** Onde estão os nós do pacote. */
 export const package_name = 'n8n-nodes-json-proxy';
 
-/** Monta o gatilho, num canal. */
+/** Monta o gatilho, no canal `channel`. */
 export function trigger(channel: string, parameters: object = {}): step {
   return {
     name: 'Trigger',
@@ -29,7 +29,7 @@ export function trigger(channel: string, parameters: object = {}): step {
   };
 }
 
-/** Monta um nó JSON Proxy Line. */
+/** Monta um nó JSON Proxy Line, de nome `name`. */
 export function line(name: string, parameters: object = {}): step {
   return {
     name,
@@ -39,19 +39,19 @@ export function line(name: string, parameters: object = {}): step {
   };
 }
 
-/** Monta um nó que só dá os campos de `json`, uma expressão. */
+/** Monta um nó `name` que só dá os campos de `json`, uma expressão. */
 export function give(name: string, json: string): step {
   const parameters = { mode: 'raw', jsonOutput: json, options: {} };
   return { name, type: 'n8n-nodes-base.set', ...{ typeVersion: 3.4 }, parameters };
 }
 
-/** Monta um nó que dá um item para cada elemento da lista `field`. */
+/** Monta um nó `name` que dá um item para cada elemento da lista `field`. */
 export function split(name: string, field: string): step {
   const parameters = { fieldToSplitOut: field, options: {} };
   return { name, type: 'n8n-nodes-base.splitOut', parameters };
 }
 
-/** Monta um nó que faz um pedido a `url` e dá a resposta. */
+/** Monta um nó `name` que faz um pedido a `url` e dá a resposta. */
 export function request(name: string, url: string): step {
   const parameters = { url, options: {} };
   return { name, type: 'n8n-nodes-base.httpRequest', ...{ typeVersion: 4.2 }, parameters };

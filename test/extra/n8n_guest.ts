@@ -66,8 +66,8 @@ function publish(home: string, ids: string[]): void {
     const [file, ...ids] = process.argv.slice(1);
     const db = new Database(file);
     const marks = ids.map(() => '?').join();
-    const change = 'UPDATE workflow_entity SET active = 1, activeVersionId = versionId WHERE id IN (';
-    db.run(change + marks + ')', ids, function (error) {
+    const change = 'UPDATE workflow_entity SET active = 1, activeVersionId = versionId';
+    db.run(change + ' WHERE id IN (' + marks + ')', ids, function (error) {
       if (error || this.changes !== ids.length) throw error ?? new Error(this.changes + ' changes');
     });`;
   const args = ['-e', script, path.join(home, '.n8n', 'database.sqlite'), ...ids];
@@ -98,11 +98,8 @@ function install_nodes(home: string): void {
   run('tar', ['-xzf', file, '-C', target, '--strip-components=1']);
   remove(file);
   const manifest = path.join(target, 'package.json');
-  const {
-    devDependencies: _,
-    peerDependencies: __,
-    ...kept
-  } = JSON.parse(read_file(manifest, 'utf8'));
+  const kept = JSON.parse(read_file(manifest, 'utf8'));
+  for (const name of ['devDependencies', 'peerDependencies']) delete kept[name];
   write_file(manifest, JSON.stringify(kept));
   const flags = '--audit=false --fund=false --bin-links=false --install-strategy=shallow';
   const more = '--ignore-scripts=true --package-lock=false --offline';

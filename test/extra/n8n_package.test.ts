@@ -240,7 +240,7 @@ const flows: Record<string, () => workflow[]> = {
   ],
 };
 
-/** Dá o proxy de um canal. */
+/** Dá o proxy do canal `channel`. */
 function proxy_of(channel: string): proxy {
   const found = proxies.get(channel);
   assert.ok(found, channel);

@@ -35,7 +35,7 @@ function triggerNames(context: Context): string[] {
   return [...new Set(names)];
 }
 
-/** Gives what the first item of a node says of its task; undefined if the node did not run. */
+/** Gives the task in the first item of the node `name`, as seen from the item `itemIndex`. */
 function taskOf(context: Context, name: string, itemIndex: number): unknown {
   try {
     return context.getWorkflowDataProxy(itemIndex).$(name).first().json.task;
@@ -54,7 +54,7 @@ function parseGiven(given: unknown): unknown {
   }
 }
 
-/** Gives the task that an item carries, as in a workflow that another has called. */
+/** Gives the task that the item `itemIndex` carries, as in a workflow that another has called. */
 function carriedTask(context: Context, itemIndex: number): unknown {
   const carried = (context as IExecuteFunctions).getInputData()?.[itemIndex]?.json.task;
   if (isTask(carried)) return carried;

@@ -146,7 +146,7 @@ export async function withConnection<Result>(
   }
 }
 
-/** Closes a shared connection that nobody uses any more. */
+/** Closes a shared connection, known by `key`, that nobody uses any more. */
 function closeShared(key: string, entry: Shared): void {
   if (shared.get(key) === entry) shared.delete(key);
   if (entry.client.isOpen) entry.client.destroy();

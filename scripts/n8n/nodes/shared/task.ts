@@ -119,7 +119,7 @@ const endScript = `${scriptStart}
   ${scriptForget}
   return redis.call('DEL', KEYS[1])`;
 
-/** Runs a script on a task, and gives its answer. */
+/** Gives the answer of a `script` that is run on a task. */
 function run(client: RedisConnection, script: string, task: Task, rest: (string | Buffer)[]) {
   const { queue } = task;
   const claim = claimPrefix + task.uuid;

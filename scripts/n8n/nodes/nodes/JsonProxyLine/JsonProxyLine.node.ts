@@ -21,7 +21,7 @@ import { lineProperties } from './properties';
 /** How the elements of each operation are pushed. */
 const kinds: Record<string, Kind> = { line: 'line', head: 'head', event: 'raw', chunk: 'raw' };
 
-/** Gives the text of an item: its JSON, another, or a text of the user's. */
+/** Gives the text of the item `index`: its JSON, another, or a text of the user's. */
 function contentOf(context: IExecuteFunctions, index: number): string {
   const content = context.getNodeParameter('content', index) as string;
   if (content === 'text') return String(context.getNodeParameter('text', index) ?? '');
@@ -29,7 +29,7 @@ function contentOf(context: IExecuteFunctions, index: number): string {
   return JSON.stringify(context.getInputData()[index]?.json ?? {});
 }
 
-/** Gives the element that an item becomes. */
+/** Gives the element that the item `index` becomes in an `operation`. */
 async function elementOf(context: IExecuteFunctions, operation: string, index: number) {
   if (operation === 'head') {
     const entries = context.getNodeParameter('headers.entries', index, []) as never[];
@@ -51,7 +51,7 @@ async function elementOf(context: IExecuteFunctions, operation: string, index: n
   return isText ? lineOfText(text) : text;
 }
 
-/** Says if a task still has a client, after doing with it what the operation is. */
+/** Says if a task still has a client, after doing the `operation` for the item `index`. */
 async function act(
   context: IExecuteFunctions,
   client: RedisConnection,
@@ -71,7 +71,7 @@ async function act(
   return (await pushElements(client, task, kind, [element], firstHead)) === 'sent';
 }
 
-/** Gives what the node gives on: the items or, to an agent, how it went. */
+/** Gives what the item `index` becomes: itself or, for an agent, whether the client `isThere`. */
 function outputOf(context: IExecuteFunctions, isThere: boolean, index: number) {
   const pairedItem = { item: index };
   if (context.isToolExecution?.()) {
@@ -80,6 +80,10 @@ function outputOf(context: IExecuteFunctions, isThere: boolean, index: number) {
   }
   return { ...(context.getInputData()[index] ?? { json: {} }), pairedItem };
 }
+
+const main = NodeConnectionTypes.Main;
+const outputNames = ['there', 'gone'];
+const twoOutputs = outputNames.map((name) => `{ type: "${main}", displayName: "${name}" }`);
 
 export class JsonProxyLine implements INodeType {
   description: INodeTypeDescription = {
@@ -97,7 +101,7 @@ export class JsonProxyLine implements INodeType {
     defaults: { name: 'JSON Proxy Line' },
     usableAsTool: true,
     inputs: [NodeConnectionTypes.Main],
-    outputs: `={{ $parameter["operation"] === "check" ? [{ type: "${NodeConnectionTypes.Main}", displayName: "there" }, { type: "${NodeConnectionTypes.Main}", displayName: "gone" }] : ["${NodeConnectionTypes.Main}"] }}`,
+    outputs: `={{ $parameter["operation"] === "check" ? [${twoOutputs}] : ["${main}"] }}`,
     credentials: [{ name: credentialType, required: true }],
     properties: lineProperties,
   };

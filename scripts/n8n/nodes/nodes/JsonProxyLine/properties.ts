@@ -1,6 +1,6 @@
 import type { INodeProperties } from 'n8n-workflow';
 
-/** Shows a parameter for some operations only, and with some values of others. */
+/** Gives what shows a parameter for the operations `operation`, and with some values of others. */
 function shown(operation: string[], more: Record<string, string[]> = {}) {
   return { show: { operation, ...more } };
 }

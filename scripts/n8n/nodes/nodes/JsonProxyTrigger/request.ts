@@ -48,7 +48,7 @@ export function parseTask(text: string): StoredTask | undefined {
   }
 }
 
-/** Reads the address of a request, which may be a path or a whole URL. */
+/** Reads the `url` of a request, which may be a path or a whole URL. */
 function parseUrl(url: string): URL {
   try {
     return new URL(url, 'http://proxy');
@@ -115,7 +115,7 @@ function fieldsOf(pairs: Iterable<[string, unknown]>): IDataObject {
   return Object.fromEntries(fields) as IDataObject;
 }
 
-/** Gives the JSON in a body; undefined if it has none. */
+/** Gives the JSON in a body of a `type`; undefined if it has none. */
 function parseJson(type: string, text: string): unknown {
   if (!jsonTypes.test(type) && !(careless.test(type) && /^\s*[{[]/.test(text))) return undefined;
   try {
@@ -128,7 +128,7 @@ function parseJson(type: string, text: string): unknown {
 /** What a body becomes. */
 type Content = { json: IDataObject; binary?: IBinaryKeyData };
 
-/** Reads a form with files: its fields, and each file as binary data. */
+/** Reads a form with files, of a `type` with a boundary: fields, and each file as binary data. */
 async function readForm(type: string, body: Buffer, keep: KeepBinary): Promise<Content> {
   const response = new Response(new Uint8Array(body), { headers: { 'Content-Type': type } });
   const fields: [string, unknown][] = [];
@@ -144,7 +144,7 @@ async function readForm(type: string, body: Buffer, keep: KeepBinary): Promise<C
   return { json: { form: fieldsOf(fields) }, binary };
 }
 
-/** Reads a body: JSON becomes fields, bytes become binary data, the rest is text. */
+/** Reads a body of a `type`: JSON becomes fields, bytes become binary data, the rest is text. */
 async function readBody(type: string, task: StoredTask, keep: KeepBinary): Promise<Content> {
   const body = Buffer.from(task.body ?? '', task.body_encoding === 'base64' ? 'base64' : 'utf8');
   if (/^multipart\/form-data\b/.test(type)) {
