@@ -15,7 +15,7 @@
  * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
  *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE  TLS_CERT  TLS_KEY          o lado HTTP
  *   REDIS_SERVER  REDIS_PASSWORD  REDIS_PASSWORD_FILE  REDIS_CHANNEL  REDIS_PREFIX
- *   REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP                     o lado Redis
+ *   REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP  REDIS_STREAM       o lado Redis
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
  *   WORKERS                                                  quantos processos atendem
  *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
@@ -27,6 +27,7 @@
  *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
  *   ndjson_claim_<uuid>   string  opcional: o worker que reservou a tarefa (SET NX EX ou INCR)
  *   ndjson_jobs           canal   a chave de cada tarefa nova
+ *   REDIS_STREAM          stream  opcional: as tarefas que não acabaram, para grupos de workers
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
  *   {"n": 1}                     uma linha; com quebras dentro, várias se cada uma é JSON
@@ -128,6 +129,7 @@ import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
   createClient as create_client,
   ErrorReply as error_reply,
+  MultiErrorReply as multi_error_reply,
   RESP_TYPES as resp_types,
 } from 'redis';
 
@@ -166,6 +168,7 @@ let REDIS_PASSWORD: string; // vence a da URL; vazia se não há
 let REDIS_CHANNEL: string; // canal que anuncia as tarefas
 let REDIS_PREFIX: string; // começo da chave da tarefa
 let REDIS_LIST_PREFIX: string; // começo da chave da lista de linhas
+let REDIS_STREAM: string; // stream em que as tarefas esperam; vazio não há
 let REDIS_TTL: number; // s de vida das chaves sem renovação
 let INTERVAL: number; // ms entre consultas a uma lista vazia
 let PAUSE: number; // ms depois de cada linha enviada
@@ -568,8 +571,8 @@ export type task_record = {
 /** Os nomes de uma tarefa: o que um fluxo guarda dela. */
 type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
 
-/** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
-type cleanup = { task_uuid: string; worker_may_write: boolean };
+/** Uma tarefa, o id dela em REDIS_STREAM, se está lá, e se um worker ainda pode escrever nela. */
+type cleanup = { task_uuid: string; entry: string; worker_may_write: boolean };
 
 /** Quais chaves de uma tarefa existem, num mesmo instante. */
 type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists: boolean };
@@ -658,6 +661,7 @@ const redis_link = {
   has_replicas: false, // uma pode vir a tomar o lugar dele
   eviction_policy: '', // a maxmemory-policy, se despeja chaves
   evictions: 0, // quantas já tinha despejado quando se perguntou
+  queue: { waiting: 0, active: 0 }, // as tarefas de REDIS_STREAM
 
   // se está de pé
   was_ready: false, // a primeira conexão já deu certo
@@ -774,6 +778,7 @@ function explain_redis_error(error: unknown): string {
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
     [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
     [/READONLY|MASTERDOWN/, 'esse Redis é uma réplica; procura-se o primário no mesmo endereço'],
+    [/WRONGTYPE/, 'a chave de REDIS_STREAM já existe e não é um stream; dê outro nome'],
     [/MOVED|CLUSTERDOWN/, 'esse nó do cluster não tem a chave, ou o cluster está fora'],
     [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
     [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
@@ -905,6 +910,7 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
   try {
     const { client } = redis_ready();
     replies.push(client.unlink(keys));
+    if (work.entry) replies.push(client.xDel(REDIS_STREAM, work.entry));
     if (work.worker_may_write) {
       replies.push(client.rPush(keys[1], 'EOF'), client.expire(keys[1], REDIS_TTL));
     }
@@ -934,30 +940,55 @@ async function redis_presence(task: task_names): Promise<task_presence> {
   return { list_exists: (sum & 1) > 0, task_exists: (sum & 2) > 0, claim_exists: (sum & 4) > 0 };
 }
 
+/** Entradas de REDIS_STREAM que podem sobrar de proxies mortos: bem mais que as tarefas vivas. */
+const queue_trim = { strategy: 'MAXLEN', strategyModifier: '~', threshold: 100_000 } as const;
+
 /**
  * Guarda a tarefa e anuncia a chave dela, tudo ou nada (MULTI): ninguém ouve falar de tarefa que
  * não foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
  * worker atenda um cliente que foi recusado.
- * @returns quantos assinantes do canal receberam o anúncio
+ * @returns quantos assinantes do canal receberam o anúncio, e o id em REDIS_STREAM ou vazio
  * @throws deadline_error, ErrorReply ou erro de conexão
  */
-async function redis_create_task(task: task_record): Promise<number> {
+async function redis_create_task(task: task_record): Promise<{ receivers: number; entry: string }> {
+  const { uuid, task_key } = task;
   const asked_at = now();
-  const created = redis_ready()
+  const work = redis_ready()
     .client.multi()
-    .set(task.task_key, JSON.stringify(task), { expiration: { type: 'EX', value: REDIS_TTL } })
-    .publish(REDIS_CHANNEL, task.task_key)
-    .exec();
+    .set(task_key, JSON.stringify(task), { expiration: { type: 'EX', value: REDIS_TTL } })
+    .publish(REDIS_CHANNEL, task_key);
+  if (REDIS_STREAM) work.xAdd(REDIS_STREAM, '*', { task_key }, { TRIM: queue_trim });
   try {
-    const [, receivers] = await within(created, answer_limit_ms);
+    const replies: unknown[] = await within(work.exec(), answer_limit_ms);
     redis_note_answer(asked_at, tally.redis_create);
-    return Number(receivers);
+    return { receivers: Number(replies[1]), entry: String(replies[2] ?? '') };
   } catch (error) {
-    redis_note_error(error);
-    // um erro é resposta: nada foi guardado; sem resposta, não se sabe
-    const is_answer = error instanceof error_reply;
-    if (!is_answer) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
-    throw error;
+    const is_partial = error instanceof multi_error_reply; // o XADD foi recusado, o resto não
+    const cause = is_partial ? error.errors().next().value : error;
+    redis_note_error(cause);
+    // outro erro é resposta: nada foi guardado; sem resposta, não se sabe
+    const is_kept = is_partial || !(error instanceof error_reply);
+    if (is_kept) void redis_clean({ task_uuid: uuid, entry: '', worker_may_write: true });
+    throw cause;
+  }
+}
+
+/**
+ * Conta as tarefas que esperam em REDIS_STREAM, e as que um worker tem em mãos: cada grupo recebe
+ * todas, e o que vai à frente diz quantas. Sem resposta fica o que se sabia. Não lança.
+ */
+async function redis_count_queue(): Promise<void> {
+  try {
+    const { client } = redis_ready();
+    const [entries, groups] = await Promise.all([
+      client.xLen(REDIS_STREAM),
+      client.xInfoGroups(REDIS_STREAM).catch(() => []), // sem tarefa alguma, a chave não existe
+    ]);
+    const pending = groups.map((group) => Number(group.pending));
+    const active = Math.min(entries, Math.max(0, ...pending));
+    redis_link.queue = { waiting: entries - active, active };
+  } catch {
+    // caiu, ou recusa: o próximo pedido dirá
   }
 }
 
@@ -1286,6 +1317,7 @@ async function redis_try_connect(asks_news: boolean): Promise<void> {
   try {
     const [mode] = await redis_while_heard(confirmed);
     if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
+    if (REDIS_STREAM) await redis_while_heard(redis_ready().client.xLen(REDIS_STREAM));
   } catch (error) {
     redis_link.client?.destroy();
     throw error;
@@ -1366,6 +1398,7 @@ async function redis_watch(): Promise<void> {
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
     if (redis_link.eviction_policy || redis_link.has_replicas) void redis_look();
+    if (REDIS_STREAM && METRICS_PORT > 0 && worker_slot <= 1) void redis_count_queue();
     if (redis_heard()) redis_link.alive_at = asked_at; // uma linha enorme a caminho
     const silence_ms = asked_at - redis_link.alive_at;
     const is_odd = silence_ms > 2 * watch_ms; // dois PING sem resposta
@@ -2163,6 +2196,7 @@ class stream_state {
 
   // o worker
   receivers = 0; // quantos ouviram o anúncio
+  entry = ''; // o id em REDIS_STREAM
   was_claimed = false; // já se viu a reserva dele
   was_fed = false; // já se viu algo na lista
   said_end = false; // empurrou uma palavra de fim
@@ -2715,6 +2749,10 @@ function log_suspicion(stream: stream_state, how: ending): void {
     const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
     log('warn', 'silent_worker', { task: task.uuid, receivers, hint });
   }
+  if (REDIS_STREAM && how === 'timeout' && !was_fed && !stream.was_claimed) {
+    const hint = `ninguém a tomou do stream ${REDIS_STREAM}; há worker de pé, e com lugar?`;
+    log('warn', 'no_worker', { task: task.uuid, hint });
+  }
   if (how === 'done' && !was_fed) {
     const hint =
       `nada foi empurrado nesta lista: o worker usa outra? valem REDIS_PREFIX ${REDIS_PREFIX} e ` +
@@ -2775,8 +2813,9 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
     if (line !== undefined) response.write(`${stream.opening}${before}${line}${after}`);
     if (line !== undefined) stream.opening = '';
   }
-  if (stream.keys_left || worker_may_write) {
-    const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write });
+  if (stream.keys_left || worker_may_write || stream.entry) {
+    const { entry } = stream;
+    const cleaned = redis_clean({ task_uuid: task.uuid, entry, worker_may_write });
     await within(cleaned, clean_limit_ms).catch(() => {});
   }
   if (is_cut && !is_gone) cut_response(stream.turn);
@@ -2827,7 +2866,7 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
   const { uuid, method, url } = task;
   const stream = make_stream(task, turn);
   try {
-    stream.receivers = await redis_create_task(task);
+    Object.assign(stream, await redis_create_task(task));
   } catch (error) {
     redis_listeners.delete(uuid);
     log('error', 'create_failed', { task: uuid, reason: (error as Error).message });
@@ -2836,12 +2875,12 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
   const { receivers } = stream;
   tally.tasks += 1;
   log('info', 'task', { task: uuid, method, path: path_of(url), body: body.length, receivers });
-  if (receivers > 0) return stream;
+  if (receivers > 0 || REDIS_STREAM) return stream; // no stream ela espera por um worker
   const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
   log('warn', 'no_worker', { task: uuid, hint });
   if (!FAILFAST) return stream;
   redis_listeners.delete(uuid);
-  const cleaned = redis_clean({ task_uuid: uuid, worker_may_write: false });
+  const cleaned = redis_clean({ task_uuid: uuid, entry: '', worker_may_write: false });
   await within(cleaned, clean_limit_ms).catch(() => {});
   throw new refusal('no_worker');
 }
@@ -3147,6 +3186,11 @@ export const metrics_table = [
     'json_proxy_redis_eviction',
     'Vale 1 se o Redis, cheio, joga chaves fora (maxmemory-policy).',
     () => Number(redis_link.eviction_policy !== ''),
+  ),
+  gauge(
+    'json_proxy_queue_tasks',
+    'Tarefas de REDIS_STREAM por acabar: à espera de um worker, ou nas mãos de um.',
+    () => by_label('state', Object.entries(redis_link.queue)),
   ),
   counter(
     'json_proxy_process_cpu_seconds_total',
@@ -3581,6 +3625,9 @@ export const settings_table = [
   row('WAKEUP --wakeup on', 'acordar pelo Redis em vez de só consultar: on ou off', (text) => {
     WAKEUP = parse_switch(text);
   }),
+  row('REDIS_STREAM --stream', 'stream em que as tarefas esperam por um worker', (text) => {
+    REDIS_STREAM = text === '' ? '' : parse_key_name(text);
+  }),
   row('WORKERS -w --workers 1', 'processos que atendem; auto é um por núcleo', (text) => {
     WORKERS = parse_workers(text);
   }),
@@ -3739,6 +3786,9 @@ function check_settings_together(gathered: gathered_settings): void {
   }
   if (METRICS_PORT > 0 && METRICS_PORT === HTTP_PORT) {
     throw new usage_error(`METRICS_PORT inválido: "${METRICS_PORT}"; aceito: não a de HTTP_PORT`);
+  }
+  if (FAILFAST && REDIS_STREAM) {
+    throw new usage_error('FAILFAST e REDIS_STREAM dados ao mesmo tempo; aceito: só um deles');
   }
   check_tls_settings();
 }
@@ -4173,6 +4223,7 @@ async function start(): Promise<void> {
       channel: REDIS_CHANNEL,
       prefix: REDIS_PREFIX,
       list_prefix: REDIS_LIST_PREFIX,
+      stream: REDIS_STREAM || 'off',
       maxtime: MAXTIME,
       api_key: API_KEY.length > 0 ? 'on' : 'off',
       rate,

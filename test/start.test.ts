@@ -597,7 +597,7 @@ function expected_lines(prefix: string, pid: number | undefined): RegExp {
   const start =
     `start version=${version} node=${process.version} pid=${pid} ` +
     `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_ ` +
-    'maxtime=45000 api_key=off rate=off tls=off';
+    'stream=off maxtime=45000 api_key=off rate=off tls=off';
   const wakeup = 'wakeup mode=tracking';
   const listen = 'listen url=http://127\\.0\\.0\\.1:(\\d+)';
   const lines = [start.replaceAll('.', '\\.'), wakeup, listen];
