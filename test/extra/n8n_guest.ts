@@ -87,7 +87,7 @@ export function pack_nodes(folder: string): string {
 
 /**
  * Instala os nós na pasta de um n8n, com os passos da tela de nós da comunidade depois do download:
- * o pacote é aberto na pasta, perde as dependências que não são de rodar, e o npm instala as demais.
+ * o pacote é aberto na pasta, perde as dependências de quem o monta, e o npm instala as demais.
  * @param home a pasta do n8n
  */
 function install_nodes(home: string): void {
