@@ -357,15 +357,25 @@ function wait(ms: number): Promise<void> {
 /** Um prazo que se esgotou antes da resposta. */
 class deadline_error extends Error {}
 
+/** Em quantas batidas um prazo é contado. */
+const deadline_beats = 8;
+
 /**
- * Devolve o valor de uma promessa, esperando no máximo `ms` milissegundos. A abandonada continua,
- * sem rejeição solta.
+ * Devolve o valor de uma promessa, esperando no máximo `ms` milissegundos. O prazo é contado em
+ * batidas do laço de eventos, que rareiam quando o programa pouco roda: uma máquina lenta não é um
+ * Redis que falta. A promessa abandonada continua, sem rejeição solta.
  * @throws deadline_error se o prazo se esgotar; ou o que a promessa lançar
  */
-function within<result>(promise: Promise<result>, ms: number): Promise<result> {
+export function within<result>(promise: Promise<result>, ms: number): Promise<result> {
   return new Promise((resolve, reject) => {
     const give_up = () => reject(new deadline_error(`sem resposta em ${ms} ms`));
-    const timer = setTimeout(() => setImmediate(give_up), ms); // o que já chegou vale: lê-se antes
+    let beats = 0;
+    const beat = () => {
+      beats += 1;
+      if (beats < deadline_beats) timer = setTimeout(beat, ms / deadline_beats);
+      else setImmediate(give_up); // o que já chegou vale: lê-se antes
+    };
+    let timer = setTimeout(beat, ms / deadline_beats);
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
