@@ -593,6 +593,7 @@ type poll_result = task_presence & {
   elements: Buffer[];
   refusal?: Error | undefined;
   kept?: typeof new_kept; // com REPLAY, se a tarefa é conhecida
+  is_fresh?: boolean; // nenhum leitor os tinha lido
 };
 
 /** Dá onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
@@ -1111,7 +1112,7 @@ if ask.ttl > 0 then for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ask.
 local left = redis.call('EXISTS', list, task, task, claim, claim, claim, claim)
 if is_over then left = left - left % 2 end
 if rest > #found then left = left + 1 - left % 2 end
-return {left, header, found}`;
+return {left, header, found, rest}`;
 
 const replay_sha = create_hash('sha1').update(replay_script).digest('hex');
 
@@ -1134,12 +1135,18 @@ async function redis_replay(
   const reply = await buffers.evalSha(replay_sha, call).catch((error) => {
     if (/^NOSCRIPT\b/.test(error.message)) return buffers.eval(replay_script, call);
     redis_note_error(error);
-    throw error;
+    // sem memória nada se guarda, e nada se retirou: espera-se, como por um Redis que não está
+    throw /\bOOM\b/.test(error.message) ? new Error(error.message) : error;
   });
   redis_link.alive_at = now();
-  const [sum = 0, header, elements = []] = reply as unknown as [number?, Buffer?, Buffer[]?];
-  const kept = header && { kept: JSON.parse(String(header)) };
-  return { elements, ...presence_of(sum), ...kept };
+  type found = [number?, Buffer?, Buffer[]?, number?];
+  const [sum = 0, header, elements = [], rest] = reply as unknown as found;
+  const is_fresh = rest === 0 && elements.length > 0;
+  return {
+    elements,
+    ...presence_of(sum),
+    ...(header && { kept: JSON.parse(String(header)), is_fresh }),
+  };
 }
 
 /**
@@ -2561,12 +2568,12 @@ function read_on(stream: stream_state) {
  * Leva um leitor adiante, e avisa os outros deste processo, a quem o Redis não avisa.
  * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
  */
-function move_on(stream: stream_state, { elements, kept }: poll_result): void {
+function move_on(stream: stream_state, { elements, kept, is_fresh = false }: poll_result): void {
   if (kept && kept.base > stream.next_element) throw new refusal('gone');
   stream.next_element += elements.length;
   stream.cut = undefined;
   stream.failure ||= kept?.failure ?? '';
-  if (elements.length > 0) redis_tell(stream.task.uuid, true, stream.tell);
+  if (is_fresh) redis_tell(stream.task.uuid, true, stream.tell);
 }
 
 /**
