@@ -219,7 +219,7 @@ describe('os manuais e o programa', () => {
         assert.equal(row?.[3], expected[index], `${manual.file}: ${name}`);
       });
     }
-    assert.equal(numbers, 11);
+    assert.equal(numbers, 12);
   });
 
   test('os prazos e limites citados são as constantes do programa', () => {
