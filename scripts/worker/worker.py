@@ -465,7 +465,7 @@ def take_entries(db, settings, is_look):
 def queued(db, stop, settings):
     """
     Dá as tarefas do stream, até a ordem de parar ou a queda do Redis. Se ele esteve calado, os
-    outros workers também não deram sinal: o que se achou deles é deixado, e antes de tomar o que for
+    outros também não deram sinal: o que se achou deles é deixado, e antes de tomar o que for
     espera-se que o deem.
     """
     state, takeover = settings["state"], settings["takeover"]
