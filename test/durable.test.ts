@@ -195,7 +195,7 @@ describe('o proxy', () => {
     await see_empty(db);
   });
 
-  test('um Redis calado mais que `takeover`: antes de tomar a de outro espera-se por ele', async () => {
+  test('um Redis calado mais que takeover: espera-se antes de tomar a de outro', async () => {
     const own = await start_redis();
     const proxy = await start_proxy(own, durable);
     const db = await connect_redis(own);

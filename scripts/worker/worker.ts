@@ -131,7 +131,8 @@ type call = { task_key: string; entry?: string; left?: string };
 /**
  * Uma tarefa em andamento. `task` falta até que a reserva seja nossa; `controller` aborta quando
  * ninguém espera mais, e `watch` quando ela acaba; `framing` falta até o primeiro elemento que diz
- * algo; `sizes` são os bytes dos últimos elementos empurrados; `is_left`, se é a parada que a acaba.
+ * algo; `sizes` são os bytes dos últimos elementos empurrados; `is_left`, se é a parada que a
+ * acaba.
  */
 type job = {
   call: call;
