@@ -2057,7 +2057,7 @@ function usable_header(name: string, value: unknown, owns_body: boolean) {
   return Array.isArray(value) ? value.map(String) : String(value);
 }
 
-/** Entende uma cabeça, como 'HTTP 404 {"Content-Type": "a/b"}', ou diz por que ela não vale. */
+/** Lê uma cabeça, como 'HTTP 404 {"Content-Type": "a/b"}', ou diz por que ela não vale. */
 function parse_head(text: string): head_element | string {
   const [, word = '', digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
   const status = Number(digits);
