@@ -13,6 +13,7 @@ export type stress_options = {
   program: string | undefined;
   wakeup: boolean;
   replay: boolean;
+  stream: boolean;
   faults: planned_fault[];
   help: boolean;
 };
@@ -24,6 +25,7 @@ const option_table = {
   program: { type: 'string' },
   wakeup: { type: 'string', default: 'on' },
   replay: { type: 'string', default: 'off' },
+  stream: { type: 'string', default: 'off' },
   faults: { type: 'string' },
   help: { type: 'boolean', short: 'h', default: false },
 } as const;
@@ -41,6 +43,7 @@ export const help_text = `Uso: npm run stress -- [opções]
   --program ARQUIVO  um json-proxy.js já montado; sem isto, monta-se um
   --wakeup on|off    com ou sem os avisos do Redis; padrão: on
   --replay on|off    com REPLAY: quem é cortado volta, e nenhuma linha pode faltar; padrão: off
+  --stream on|off    os workers leem as tarefas de REDIS_STREAM, e não do canal; padrão: off
   --faults LISTA     só estas falhas, ou none: ${fault_names.slice(0, 5)},
                      ${fault_names.slice(5)}
   -h, --help         esta ajuda
@@ -74,6 +77,7 @@ export function read_options(argv: string[]): stress_options {
     program,
     wakeup: read_switch('wakeup', values.wakeup),
     replay: read_switch('replay', values.replay),
+    stream: read_switch('stream', values.stream),
     faults: read_names('falha', wanted, fault_names, `none ou ${fault_names}`),
     help,
   };
@@ -81,12 +85,13 @@ export function read_options(argv: string[]): stress_options {
 
 /** Monta o comando que repete um plano. */
 export function replay_command(options: stress_options): string {
-  const { seed, seconds, streams, wakeup, replay, faults, program } = options;
+  const { seed, seconds, streams, wakeup, replay, stream, faults, program } = options;
   const all = faults.length === fault_names.length;
   return [
     `npm run stress -- --seed ${seed} --seconds ${seconds} --streams ${streams}`,
     ...(wakeup ? [] : ['--wakeup off']),
     ...(replay ? ['--replay on'] : []),
+    ...(stream ? ['--stream on'] : []),
     ...(all ? [] : [`--faults ${faults.join(',') || 'none'}`]),
     ...(program ? [`--program ${program}`] : []),
   ].join(' ');
