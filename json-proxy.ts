@@ -2980,7 +2980,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const is_over = REPLAY === 0 || (await keep_ending(stream, how));
   if (!is_over && !is_gone && !response.headersSent) {
     log_ending(stream, how);
-    const rule = status === 504 ? 'redis_silent' : 'redis_refused';
+    const rule = how === 'failed' ? 'redis_refused' : 'redis_silent';
     throw new refusal(how === 'shutdown' ? 'stopping' : rule); // sem o UUID: não é a resposta
   }
   const has_no_line = stream.format === raw_format || !is_over;

@@ -14,7 +14,7 @@ import { type local_program, start_program, start_redis, stop_all } from './loca
 
 const root = path.join(__dirname, '..', '..');
 
-/** Como começam as chaves de uma tarefa que não têm configuração: a reserva, e o que REPLAY guarda. */
+/** Como começam as outras chaves de uma tarefa, que são fixas: a reserva, e o que REPLAY guarda. */
 const fixed_prefixes = ['ndjson_claim_', 'ndjson_sent_'];
 
 /** Para que a página possa cair e voltar, salvo se for pedido outro. */
