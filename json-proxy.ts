@@ -2898,7 +2898,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
 function log_suspicion(stream: stream_state, how: ending): void {
   const { task, receivers, was_fed } = stream;
   const { database } = REDIS_SERVER;
-  if (how === 'timeout' && !was_fed && receivers > 0) {
+  if (how === 'timeout' && !was_fed && receivers > 0 && !stream.was_claimed) {
     const others =
       database === 0 ? 'REDIS_SERVER sem /N é o 0' : 'o n8n e o redis-cli começam no 0';
     const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
