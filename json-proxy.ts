@@ -15,7 +15,7 @@
  * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
  *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE  TLS_CERT  TLS_KEY          o lado HTTP
  *   REDIS_SERVER  REDIS_PASSWORD  REDIS_PASSWORD_FILE  REDIS_CHANNEL  REDIS_PREFIX
- *   REDIS_LIST_PREFIX  REDIS_TTL  WAKEUP                     o lado Redis
+ *   REDIS_LIST_PREFIX  REDIS_TTL  REPLAY  WAKEUP  REDIS_STREAM                   o lado Redis
  *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
  *   WORKERS                                                  quantos processos atendem
  *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
@@ -26,7 +26,9 @@
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
  *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
  *   ndjson_claim_<uuid>   string  opcional: o worker que reservou a tarefa (SET NX EX ou INCR)
+ *   ndjson_sent_<uuid>    lista   só com REPLAY: o que já saiu da lista, para quem volta
  *   ndjson_jobs           canal   a chave de cada tarefa nova
+ *   REDIS_STREAM          stream  opcional: as tarefas que não acabaram, para grupos de workers
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
  *   {"n": 1}                     uma linha; com quebras dentro, várias se cada uma é JSON
@@ -38,9 +40,9 @@
  * RESPOSTAS HTTP
  *   200 fluxo, ou "pong" em /ping    204 OPTIONS, EventSource que volta  400 pedido malformado
  *   401 sem a chave de API_KEY       403 página de outra origem          408 pedido lento demais
- *   413 corpo acima de MAXBODY       417 Expect desconhecido             429 acima de RATE
- *   431 cabeçalhos grandes           500 /ping sem Redis                 501 CONNECT
- *   505 nem HTTP/1.0 nem 1.1
+ *   410 já não se guarda (REPLAY)    413 corpo acima de MAXBODY          417 Expect desconhecido
+ *   429 acima de RATE                431 cabeçalhos grandes              500 /ping sem Redis
+ *   501 CONNECT                      505 nem HTTP/1.0 nem 1.1
  *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
  *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
  *   Numa porta à parte, METRICS_PORT: /metrics, /live e /ready
@@ -79,9 +81,11 @@
  *
  * LIMITES ACEITOS
  *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
- *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo.
+ *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo; com
+ *     REPLAY, nenhuma.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec", um snapshot) perdeu as linhas
- *     desses instantes, e entrega de novo as que neles já tinham saído.
+ *     desses instantes, e entrega de novo as que neles já tinham saído; com REPLAY, dá o fluxo por
+ *     perdido.
  *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s (60 s sobre TLS). Um LPOP
  *     que estava a caminho nela se perde.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
@@ -128,6 +132,7 @@ import { getHeapStatistics as heap_statistics } from 'node:v8';
 import {
   createClient as create_client,
   ErrorReply as error_reply,
+  MultiErrorReply as multi_error_reply,
   RESP_TYPES as resp_types,
 } from 'redis';
 
@@ -166,7 +171,9 @@ let REDIS_PASSWORD: string; // vence a da URL; vazia se não há
 let REDIS_CHANNEL: string; // canal que anuncia as tarefas
 let REDIS_PREFIX: string; // começo da chave da tarefa
 let REDIS_LIST_PREFIX: string; // começo da chave da lista de linhas
+let REDIS_STREAM: string; // stream em que as tarefas esperam; vazio não há
 let REDIS_TTL: number; // s de vida das chaves sem renovação
+let REPLAY: number; // s em que um cliente pode voltar; 0 desliga
 let INTERVAL: number; // ms entre consultas a uma lista vazia
 let PAUSE: number; // ms depois de cada linha enviada
 let MAXTIME: number; // ms desde a última linha até desistir
@@ -193,6 +200,9 @@ let METRICS_HOST: string; // endereço em que ela escuta
 
 /** Prefixo da chave com que um worker reserva uma tarefa; faz parte do contrato, não muda. */
 const claim_prefix = 'ndjson_claim_';
+
+/** Prefixo da chave em que REPLAY guarda o que saiu da lista. */
+const sent_prefix = 'ndjson_sent_';
 
 /** Prefixo da chave em que se contam os pedidos de um endereço. */
 const rate_prefix = 'ndjson_rate_';
@@ -354,15 +364,25 @@ function wait(ms: number): Promise<void> {
 /** Um prazo que se esgotou antes da resposta. */
 class deadline_error extends Error {}
 
+/** Em quantas batidas um prazo é contado. */
+const deadline_beats = 8;
+
 /**
- * Devolve o valor de uma promessa, esperando no máximo `ms` milissegundos. A abandonada continua,
- * sem rejeição solta.
+ * Devolve o valor de uma promessa, esperando no máximo `ms` milissegundos. O prazo é contado em
+ * batidas do laço de eventos, que rareiam quando o programa pouco roda: uma máquina lenta não é um
+ * Redis que falta. A promessa abandonada continua, sem rejeição solta.
  * @throws deadline_error se o prazo se esgotar; ou o que a promessa lançar
  */
-function within<result>(promise: Promise<result>, ms: number): Promise<result> {
+export function within<result>(promise: Promise<result>, ms: number): Promise<result> {
   return new Promise((resolve, reject) => {
     const give_up = () => reject(new deadline_error(`sem resposta em ${ms} ms`));
-    const timer = setTimeout(() => setImmediate(give_up), ms); // o que já chegou vale: lê-se antes
+    let beats = 0;
+    const beat = () => {
+      beats += 1;
+      if (beats < deadline_beats) timer = setTimeout(beat, ms / deadline_beats);
+      else setImmediate(give_up); // o que já chegou vale: lê-se antes
+    };
+    let timer = setTimeout(beat, ms / deadline_beats);
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
@@ -408,6 +428,7 @@ export const refusal_rules = {
   two_hosts: { status: 400, text: 'more than one Host header', headers: closing },
   no_host: { status: 400, text: 'missing Host header', headers: closing },
   bad_coding: { status: 400, text: 'unsupported Transfer-Encoding', headers: closing },
+  bad_place: { status: 400, text: 'Last-Event-ID is not <uuid>:<lines received>' },
   bad_key: {
     status: 401,
     text: 'missing or unknown API key',
@@ -416,6 +437,7 @@ export const refusal_rules = {
   other_origin: { status: 403, text: 'requests from pages of other origins are not allowed' },
   slow_request: { status: 408, text: 'request not received in time' },
   slow_body: { status: 408, text: 'request body stopped arriving' },
+  gone: { status: 410, text: 'the answer is not kept, or not from that line on' },
   large_body: { status: 413, text: 'request body larger than % bytes' },
   large_chunks: { status: 413, text: 'chunk extensions too large' },
   bad_expect: { status: 417, text: 'only "Expect: 100-continue" is supported', headers: closing },
@@ -568,14 +590,25 @@ export type task_record = {
 /** Os nomes de uma tarefa: o que um fluxo guarda dela. */
 type task_names = Pick<task_record, 'uuid' | 'task_key' | 'task_list'>;
 
-/** As chaves de uma tarefa, e se ainda pode haver um worker escrevendo nelas. */
-type cleanup = { task_uuid: string; worker_may_write: boolean };
+/** Uma tarefa, o id dela em REDIS_STREAM, se está lá, e se um worker ainda pode escrever nela. */
+type cleanup = { task_uuid: string; entry: string; worker_may_write: boolean };
 
 /** Quais chaves de uma tarefa existem, num mesmo instante. */
 type task_presence = { list_exists: boolean; task_exists: boolean; claim_exists: boolean };
 
+/**
+ * O que REPLAY sabe de uma resposta além dos elementos: quantos já jogou fora (`base`), as linhas
+ * que havia neles, a cabeça se estava neles, como terminou, e por quê.
+ */
+const new_kept = { base: 0, lines: 0, head: '', ending: '', failure: '' };
+type kept_news = Partial<typeof new_kept> | undefined;
+
 /** O que uma consulta trouxe, e o que resta. `refusal` é uma recusa depois da retirada. */
-type poll_result = task_presence & { elements: Buffer[]; refusal?: Error | undefined };
+type poll_result = task_presence & {
+  elements: Buffer[];
+  refusal?: Error | undefined;
+  kept?: typeof new_kept; // com REPLAY, se a tarefa é conhecida
+};
 
 /** Dá onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
 function show_place({ host, port }: place): string {
@@ -665,6 +698,7 @@ const redis_link = {
   has_replicas: false, // uma pode vir a tomar o lugar dele
   eviction_policy: '', // a maxmemory-policy, se despeja chaves
   evictions: 0, // quantas já tinha despejado quando se perguntou
+  queue: { waiting: 0, active: 0 }, // as tarefas de REDIS_STREAM
 
   // se está de pé
   was_ready: false, // a primeira conexão já deu certo
@@ -677,12 +711,17 @@ const redis_link = {
 };
 
 /** Quem quer saber das mudanças de cada tarefa, por UUID, o último trecho das chaves dela. */
-const redis_listeners = new Map<string, (is_change: boolean) => void>();
+const redis_listeners = new Map<string, ((is_change: boolean) => void)[]>();
 const uuid_length = 36;
+
+/** Avisa quem lê a tarefa `uuid`, salvo `author`; `is_change` como em tell_stream. */
+function redis_tell(uuid: string, is_change: boolean, author?: unknown): void {
+  for (const tell of redis_listeners.get(uuid) ?? []) if (tell !== author) tell(is_change);
+}
 
 /** Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL. */
 function redis_tell_all(): void {
-  for (const tell of redis_listeners.values()) tell(false);
+  for (const uuid of redis_listeners.keys()) redis_tell(uuid, false);
 }
 
 /**
@@ -777,7 +816,7 @@ function explain_redis_error(error: unknown): string {
     ],
     [
       /^ cluster$|SELECT is not allowed in cluster/,
-      'é um nó de um cluster, que só tem parte das chaves; em REDIS_SERVER (-R), cluster://host:porta',
+      'é um nó de um cluster, que só tem parte das chaves; em REDIS_SERVER (-R), cluster://host',
     ],
     [/unknown primary/, 'os sentinels não conhecem esse primário; confira REDIS_SERVER (-R)'],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
@@ -786,6 +825,7 @@ function explain_redis_error(error: unknown): string {
     [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
     [/READONLY|MASTERDOWN/, 'esse Redis é uma réplica; procura-se o primário no mesmo endereço'],
     [/cluster support disabled/, 'não é um cluster; em REDIS_SERVER (-R), sem o cluster://'],
+    [/WRONGTYPE/, 'a chave de REDIS_STREAM já existe e não é um stream; dê outro nome'],
     [/MOVED|CLUSTERDOWN/, 'esse nó do cluster não tem a chave, ou o cluster está fora'],
     [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
     [/SSL|TLS|EPROTO/, 'o servidor não fala TLS nessa porta; use redis:// ou a porta certa'],
@@ -883,8 +923,8 @@ async function redis_look(): Promise<void> {
  */
 function redis_note_error(error: unknown): void {
   if (!(error instanceof error_reply) || !wrong_server_reply.test(error.message)) return;
-  if (REDIS_SERVER.kind === 'cluster' && error.message.startsWith('MOVED'))
-    return void redis_look();
+  const is_slot = REDIS_SERVER.kind === 'cluster' && error.message.startsWith('MOVED');
+  if (is_slot) return void redis_look();
   if (redis_link.wrong_server === '') redis_link.identity += '*'; // os dados podem ser já outros
   redis_link.wrong_server = error.message;
 }
@@ -959,10 +999,15 @@ function key_tag(text: string): string {
   return REDIS_SERVER.kind === 'cluster' ? `{${text}}` : text;
 }
 
-/** Dá as chaves da tarefa `task_uuid`: a da tarefa, a da lista e a da reserva. */
-function redis_keys(task_uuid: string): [string, string, string] {
+/** Dá as chaves da tarefa `task_uuid`: a dela, a da lista, a da reserva e a que REPLAY guarda. */
+function redis_keys(task_uuid: string): [string, string, string, string] {
   const tag = key_tag(task_uuid);
-  return [REDIS_PREFIX + tag, REDIS_LIST_PREFIX + tag, claim_prefix + tag];
+  return [REDIS_PREFIX + tag, REDIS_LIST_PREFIX + tag, claim_prefix + tag, sent_prefix + tag];
+}
+
+/** Dá a vida das chaves de uma tarefa sem renovação, em s. */
+function key_life_s(): number {
+  return REPLAY || REDIS_TTL;
 }
 
 /**
@@ -978,7 +1023,8 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
   const replies: Promise<unknown>[] = [];
   try {
     const { client } = redis_ready();
-    replies.push(client.unlink(keys));
+    replies.push(client.unlink(keys.slice(0, 3)));
+    if (work.entry) replies.push(client.xDel(REDIS_STREAM, work.entry));
     if (work.worker_may_write) {
       replies.push(client.rPush(keys[1], 'EOF'), client.expire(keys[1], REDIS_TTL));
     }
@@ -996,6 +1042,11 @@ async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Pro
   }
 }
 
+/** Lê de `sum` quais chaves existem: a lista conta um, a tarefa dois, a reserva quatro. */
+function presence_of(sum: number): task_presence {
+  return { list_exists: (sum & 1) > 0, task_exists: (sum & 2) > 0, claim_exists: (sum & 4) > 0 };
+}
+
 /**
  * Diz quais das três chaves de uma tarefa existem, no mesmo instante.
  * @throws ErrorReply ou erro de conexão
@@ -1004,35 +1055,64 @@ async function redis_presence(task: task_names): Promise<task_presence> {
   const { task_key: key, task_list: list, uuid } = task;
   const claim = claim_prefix + key_tag(uuid);
   // Uma chave repetida conta de novo: a soma diz quais existem.
-  const sum = await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]);
-  return { list_exists: (sum & 1) > 0, task_exists: (sum & 2) > 0, claim_exists: (sum & 4) > 0 };
+  return presence_of(
+    await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]),
+  );
 }
+
+/** Entradas de REDIS_STREAM que podem sobrar de proxies mortos: bem mais que as tarefas vivas. */
+const queue_trim = { strategy: 'MAXLEN', strategyModifier: '~', threshold: 100_000 } as const;
 
 /**
  * Guarda a tarefa e anuncia a chave dela, tudo ou nada (MULTI): ninguém ouve falar de tarefa que
  * não foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
  * worker atenda um cliente que foi recusado.
- * @returns quantos assinantes do canal receberam o anúncio
+ * @returns quantos assinantes do canal receberam o anúncio, e o id em REDIS_STREAM ou vazio
  * @throws deadline_error, ErrorReply ou erro de conexão
  */
-async function redis_create_task(task: task_record): Promise<number> {
+async function redis_create_task(task: task_record): Promise<{ receivers: number; entry: string }> {
+  const { uuid, task_key } = task;
   const asked_at = now();
-  const created = redis_ready()
-    .client.multi()
-    .set(task.task_key, JSON.stringify(task), { expiration: { type: 'EX', value: REDIS_TTL } })
-    .publish(REDIS_CHANNEL, task.task_key)
-    .exec();
+  const multi = redis_ready().client.multi();
+  const sent = redis_keys(uuid)[3];
+  if (REPLAY > 0) multi.rPush(sent, JSON.stringify(new_kept)).expire(sent, REPLAY);
+  const work = multi
+    .set(task_key, JSON.stringify(task), { expiration: { type: 'EX', value: key_life_s() } })
+    .publish(REDIS_CHANNEL, task_key);
+  if (REDIS_STREAM) work.xAdd(REDIS_STREAM, '*', { task_key }, { TRIM: queue_trim });
   try {
-    const [, receivers] = await within(created, answer_limit_ms);
+    const replies: unknown[] = await within(work.exec(), answer_limit_ms);
     redis_note_answer(asked_at, tally.redis_create);
-    // de um cluster só se sabem os deste nó: nos outros pode haver quem ouça
-    return REDIS_SERVER.kind === 'cluster' ? Math.max(1, Number(receivers)) : Number(receivers);
+    const [, receivers, entry = ''] = replies.slice(REPLAY > 0 ? 2 : 0);
+    const known = Number(receivers); // de um cluster, só os deste nó: nos outros pode haver mais
+    return { receivers: redis_link.slots.length > 0 ? known || 1 : known, entry: String(entry) };
   } catch (error) {
-    redis_note_error(error);
-    // um erro é resposta: nada foi guardado; sem resposta, não se sabe
-    const is_answer = error instanceof error_reply;
-    if (!is_answer) void redis_clean({ task_uuid: task.uuid, worker_may_write: true });
-    throw error;
+    const is_partial = error instanceof multi_error_reply; // o XADD foi recusado, o resto não
+    const cause = is_partial ? error.errors().next().value : error;
+    redis_note_error(cause);
+    // outro erro é resposta: nada foi guardado; sem resposta, não se sabe
+    const is_kept = is_partial || !(error instanceof error_reply);
+    if (is_kept) void redis_clean({ task_uuid: uuid, entry: '', worker_may_write: true });
+    throw cause;
+  }
+}
+
+/**
+ * Conta as tarefas que esperam em REDIS_STREAM, e as que um worker tem em mãos: cada grupo recebe
+ * todas, e o que vai à frente diz quantas. Sem resposta fica o que se sabia. Não lança.
+ */
+async function redis_count_queue(): Promise<void> {
+  try {
+    const { client } = redis_ready();
+    const [entries, groups] = await Promise.all([
+      client.xLen(REDIS_STREAM),
+      client.xInfoGroups(REDIS_STREAM).catch(() => []), // sem tarefa alguma, a chave não existe
+    ]);
+    const pending = groups.map((group) => Number(group.pending));
+    const active = Math.min(entries, Math.max(0, ...pending));
+    redis_link.queue = { waiting: entries - active, active };
+  } catch {
+    // caiu, ou recusa: o próximo pedido dirá
   }
 }
 
@@ -1046,7 +1126,10 @@ async function redis_create_task(task: task_record): Promise<number> {
 async function redis_count_request(network: string, seconds: number) {
   const clock_s = Date.now() / 1000;
   const window = Math.floor(clock_s / seconds);
-  const key = `${rate_prefix}${network}_${window}`;
+  const { slots } = redis_link;
+  let shard = 0; // num cluster, o que deixa a chave no mestre deste processo
+  while (slots.length > 0 && !redis_owns(key_slot(String(shard)))) shard += 1;
+  const key = `${rate_prefix}${network}_${window}${slots.length > 0 ? `{${shard}}` : ''}`;
   const counted = redis_ready().client.multi().incr(key).expire(key, seconds).exec();
   const [count] = await within(counted, answer_limit_ms);
   return { count: Number(count), wait_s: Math.ceil((window + 1) * seconds - clock_s) };
@@ -1088,6 +1171,70 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
 }
 
 /**
+ * O que REPLAY faz com uma tarefa, tudo no mesmo instante. O que sai da lista é guardado antes de
+ * ser respondido, e cada leitor diz de onde quer ler: leem quantos quiserem, e uma resposta que se
+ * perde é lida de novo. As chaves expiram juntas: se há o que foi guardado e não há a tarefa, ela
+ * foi apagada. O primeiro elemento guardado é o new_kept, em JSON; essa lista só nasce com a tarefa
+ * e nunca fica vazia, e por isso nunca perde o TTL.
+ */
+const replay_script = `
+local task, list, claim, sent = unpack(KEYS)
+local ask, found, header = cjson.decode(ARGV[1]), {}, redis.call('LINDEX', sent, 0)
+if not header then return {} end
+local kept, news = cjson.decode(header), ask.news
+local at, is_over = ask.from - kept.base, kept.ending ~= ''
+local rest = redis.call('LLEN', sent) - 1 - at
+if rest < 0 then return {} end
+if rest > 0 and at >= 0 then found = redis.call('LRANGE', sent, 1 + at, at + ask.count) end
+if rest == 0 and ask.pops > 0 and not is_over then
+  found = redis.call('LRANGE', list, 0, ask.pops - 1)
+  if #found == 0 and ask.opens then found = {'HTTP 200'} end
+  if #found > 0 then redis.call('RPUSH', sent, unpack(found)) end
+  redis.call('LTRIM', list, #found, -1)
+end
+if news and not is_over and (news.base or kept.base + 1) > kept.base then
+  if news.base then redis.call('LTRIM', sent, news.base - kept.base, -1) end
+  for name, value in pairs(news) do kept[name] = value end
+  header = cjson.encode(kept)
+  redis.call('LSET', sent, 0, header)
+end
+if ask.leaves and not is_over then redis.call('RPUSH', list, '') end
+if ask.ttl > 0 then for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ask.ttl) end end
+local left = redis.call('EXISTS', list, task, task, claim, claim, claim, claim)
+if is_over then left = left - left % 2 end
+if rest > #found then left = left + 1 - left % 2 end
+return {left, header, found}`;
+
+const replay_sha = create_hash('sha1').update(replay_script).digest('hex');
+
+/** O que um leitor pede: de onde ler, quantos guardados, quantos da lista; o TTL, se o renova. */
+const plain_ask = { from: 0, count: 0, pops: 0, ttl: 0 };
+
+/**
+ * Com REPLAY, lê da tarefa `uuid` o que um leitor ainda não leu, e faz o mais que ele pede: abrir a
+ * resposta sem esperar pela cabeça, sair, guardar o que mudou no new_kept.
+ * @returns o que veio; sem `kept` se dessa tarefa nada há, ou há menos do que ele já leu
+ * @throws ErrorReply ou erro de conexão
+ */
+async function redis_replay(
+  uuid: string,
+  ask: Partial<typeof plain_ask> & { opens?: boolean; leaves?: boolean; news?: kept_news },
+): Promise<poll_result> {
+  const text = JSON.stringify({ ...plain_ask, ...ask });
+  const call = { keys: redis_keys(uuid), arguments: [text] };
+  const { buffers } = redis_ready();
+  const reply = await buffers.evalSha(replay_sha, call).catch((error) => {
+    if (/^NOSCRIPT\b/.test(error.message)) return buffers.eval(replay_script, call);
+    redis_note_error(error);
+    throw error;
+  });
+  redis_link.alive_at = now();
+  const [sum = 0, header, elements = []] = reply as unknown as [number?, Buffer?, Buffer[]?];
+  const kept = header && { kept: JSON.parse(String(header)) };
+  return { elements, ...presence_of(sum), ...kept };
+}
+
+/**
  * Renova o TTL das chaves de uma tarefa; os comandos saem junto com o próximo.
  * @param task_uuid UUID da tarefa
  * @returns se a chave da tarefa existia; undefined se o Redis não está ou recusou
@@ -1095,7 +1242,8 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
 async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
   try {
     const { client } = redis_ready();
-    const keys = redis_keys(task_uuid);
+    if (REPLAY > 0) return (await redis_replay(task_uuid, { ttl: REPLAY })).task_exists;
+    const keys = redis_keys(task_uuid).slice(0, 3);
     const replies = await Promise.all(keys.map((key) => client.expire(key, REDIS_TTL)));
     return replies[0] === 1;
   } catch (error) {
@@ -1242,7 +1390,7 @@ async function redis_note_ready(): Promise<void> {
  */
 function redis_note_change(key: unknown): void {
   if (key !== null) {
-    redis_listeners.get(String(key).replace('}', '').slice(-uuid_length))?.(true);
+    redis_tell(String(key).replace('}', '').slice(-uuid_length), true);
     return;
   }
   if (redis_link.identity) redis_link.identity += '*';
@@ -1366,6 +1514,7 @@ async function redis_try_connect(asks_news: boolean): Promise<void> {
   try {
     const [mode] = await redis_while_heard(confirmed);
     if (mode === 'sentinel' || (mode === 'cluster' && !redis_link.primary)) throw new Error(mode);
+    if (REDIS_STREAM) await redis_while_heard(redis_ready().client.xLen(REDIS_STREAM));
   } catch (error) {
     redis_link.client?.destroy();
     throw error;
@@ -1447,6 +1596,7 @@ async function redis_watch(): Promise<void> {
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
     const { eviction_policy, has_replicas, slots } = redis_link;
     if (eviction_policy || has_replicas || slots.length > 0) void redis_look();
+    if (REDIS_STREAM && METRICS_PORT > 0 && worker_slot <= 1) void redis_count_queue();
     if (redis_heard()) redis_link.alive_at = asked_at; // uma linha enorme a caminho
     const silence_ms = asked_at - redis_link.alive_at;
     const is_odd = silence_ms > 2 * watch_ms; // dois PING sem resposta
@@ -2230,6 +2380,9 @@ const event_format: stream_format = {
   closing: (how) => `event: end\ndata: {"ending": "${how}"}\n\n`,
 };
 
+/** REPLAY guarda de um fluxo de uma a duas vezes isto, e o que um elemento pequeno ocupa a mais. */
+const kept_bytes = { half: 8 * 1024 * 1024, element: 16 };
+
 /** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
 class stream_state {
   // o pedido e a forma da resposta
@@ -2244,6 +2397,7 @@ class stream_state {
 
   // o worker
   receivers = 0; // quantos ouviram o anúncio
+  entry = ''; // o id em REDIS_STREAM
   was_claimed = false; // já se viu a reserva dele
   was_fed = false; // já se viu algo na lista
   said_end = false; // empurrou uma palavra de fim
@@ -2257,9 +2411,19 @@ class stream_state {
   // quando algo mudou pela última vez nas chaves dele; sem avisos não se sabe
   touched_at = redis_link.tracking ? 0 : Infinity;
   evictions = redis_link.evictions; // quantas chaves ele tinha despejado então
-  expires_at = now() + REDIS_TTL * 1000; // antes disto a tarefa não pode ter expirado
-  renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl; // quando renovar o TTL das chaves
+  expires_at = now() + key_life_s() * 1000; // antes disto a tarefa não pode ter expirado
+  renew_at = now() + (key_life_s() * 1000) / renewals_per_ttl; // quando renovar o TTL das chaves
   keys_left = true; // na última consulta ainda havia chaves
+
+  // o lugar deste leitor no que REPLAY guarda, que são os elementos como o worker os empurrou: quem
+  // volta os lê desde o começo, como da primeira vez, e as linhas que já tem são puladas
+  next_element = 0;
+  skip = 0; // linhas que ainda se pulam
+  asks_opening = false; // quer abrir a resposta sem esperar pela cabeça
+  head = 'HTTP 200'; // a cabeça da resposta
+  kept_size = 0; // bytes que leu desde a última marca
+  mark: kept_news; // por onde passou, e até onde se poderá jogar fora
+  cut: kept_news; // até onde jogar fora na próxima consulta
 
   // o ritmo
   started_at = now();
@@ -2272,6 +2436,7 @@ class stream_state {
   waiting: wait_kind | undefined; // por que dorme, se dorme
   has_news = false; // algo mudou desde a última consulta
   wake = () => {}; // encurta o sono de agora
+  tell = (_is_change: boolean) => {}; // recebe a notícia de que algo mudou
 
   // as contas do log
   elements = 0;
@@ -2334,6 +2499,13 @@ function tell_stream(stream: stream_state, is_change: boolean): void {
   if (stream.waiting === 'interval') stream.wake();
 }
 
+/** Tira um fluxo da tabela dos que recebem notícias. */
+function forget_stream({ task: { uuid }, tell }: stream_state): void {
+  const others = redis_listeners.get(uuid)?.filter((other) => other !== tell) ?? [];
+  if (others.length > 0) redis_listeners.set(uuid, others);
+  else redis_listeners.delete(uuid);
+}
+
 /** Devolve se a resposta, já aberta, não pode ter corpo. */
 function is_bodyless({ response }: stream_state): boolean {
   return response.headersSent && bodyless_statuses.has(response.statusCode);
@@ -2384,9 +2556,28 @@ function open_response(
 /** Cria o estado de um fluxo e o põe na tabela dos que recebem notícias. */
 function make_stream(task: task_names, turn: request_turn): stream_state {
   const stream = new stream_state(task, turn);
-  redis_listeners.set(task.uuid, (is_change) => tell_stream(stream, is_change));
+  stream.tell = (is_change) => tell_stream(stream, is_change);
+  redis_listeners.set(task.uuid, [...(redis_listeners.get(task.uuid) ?? []), stream.tell]);
   turn.on_interrupt = () => stream.wake();
   return stream;
+}
+
+/** Abre a resposta, sem cabeça, e manda os cabeçalhos já. */
+function flush_head(stream: stream_state): void {
+  open_response(stream);
+  stream.response.flushHeaders();
+}
+
+/**
+ * Abre a resposta sem esperar pelo worker. Com REPLAY quem o decide é a próxima consulta: a cabeça
+ * que vier depois chegou tarde para todos os leitores, ou para nenhum.
+ */
+function open_early(stream: stream_state): void {
+  if (REPLAY === 0 || stream.elements > 0 || stream.response.headersSent) flush_head(stream);
+  else {
+    stream.asks_opening = true;
+    tell_stream(stream, false);
+  }
 }
 
 /**
@@ -2396,9 +2587,9 @@ function make_stream(task: task_names, turn: request_turn): stream_state {
 function send_heartbeat(stream: stream_state): void {
   const quiet_ms = now() - stream.sent_at;
   if (quiet_ms >= HEARTBEAT && !stream.is_sending) {
-    open_response(stream);
+    open_early(stream);
     if (stream.format.heartbeat === '') return;
-    stream.response.write(stream.format.heartbeat);
+    if (stream.response.headersSent) stream.response.write(stream.format.heartbeat);
     stream.sent_at = now();
   }
   const wait_ms = quiet_ms >= HEARTBEAT ? HEARTBEAT : HEARTBEAT - quiet_ms;
@@ -2435,12 +2626,12 @@ function nap(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean
 /** Renova o TTL das chaves do fluxo, se já é hora. */
 function renew_if_due(stream: stream_state): void {
   if (now() < stream.renew_at) return;
-  stream.renew_at = now() + (REDIS_TTL * 1000) / renewals_per_ttl;
+  stream.renew_at = now() + (key_life_s() * 1000) / renewals_per_ttl;
   // NOLOOP: o nosso EXPIRE esconde um RPUSH atendido na mesma volta do Redis; só a consulta o vê.
   stream.has_news = true;
   const asked_at = now();
   void redis_renew(stream.task.uuid).then((task_exists) => {
-    if (task_exists) stream.expires_at = asked_at + REDIS_TTL * 1000;
+    if (task_exists) stream.expires_at = asked_at + key_life_s() * 1000;
     // sumiu antes de poder expirar: foi o worker que a apagou
     else if (task_exists === false && now() < stream.expires_at) stream.expires_at = Infinity;
   });
@@ -2466,6 +2657,26 @@ function time_left(stream: stream_state): number {
   return stream.last_pop_at + MAXTIME - now();
 }
 
+/** Devolve o que vem depois do lugar de um leitor, que só move_on muda: isto pode chegar tarde. */
+function read_on(stream: stream_state) {
+  const { task, next_element: from, batch: count, cut: news } = stream;
+  const pops = stream.skip > 0 ? 0 : PAUSE > 0 ? 1 : count;
+  const opens = stream.asks_opening && stream.elements === 0;
+  return redis_replay(task.uuid, { from, count, pops, opens, news });
+}
+
+/**
+ * Leva um leitor adiante, e avisa os outros deste processo, a quem o Redis não avisa.
+ * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
+ */
+function move_on(stream: stream_state, { elements, kept }: poll_result): void {
+  if (kept && kept.base > stream.next_element) throw new refusal('gone');
+  stream.next_element += elements.length;
+  stream.cut = undefined;
+  stream.failure ||= kept?.failure ?? '';
+  if (elements.length > 0) redis_tell(stream.task.uuid, true, stream.tell);
+}
+
 /**
  * Diz se o Redis foi trocado pela réplica e um fluxo pode ter perdido algo com isso: a réplica não
  * espera, e o que se escreveu por último no primário pode não ter chegado a ela.
@@ -2480,7 +2691,7 @@ function may_have_holes(stream: stream_state): boolean {
  * Consulta a lista uma vez. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda
  * há tempo: a resposta dele é uma linha do cliente.
  * @returns o que veio; undefined se o Redis não está ou o pedido foi interrompido
- * @throws ErrorReply se o Redis recusa a consulta
+ * @throws ErrorReply se o Redis recusa a consulta; refusal se REPLAY já jogou fora o que viria
  */
 async function stream_poll(stream: stream_state): Promise<poll_result | undefined> {
   renew_if_due(stream);
@@ -2489,11 +2700,13 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
   const answered = new Promise<poll_result | undefined>((resolve, reject) => {
     const patience_ms = () => (stream.turn.interrupted === 'client_gone' ? 0 : clean_limit_ms);
     stream.wake = () => setTimeout(resolve, patience_ms(), undefined);
-    redis_poll(stream.task, stream.batch).then(resolve, reject);
+    const asked = REPLAY > 0 ? read_on(stream) : redis_poll(stream.task, stream.batch);
+    asked.then(resolve, reject);
   });
   try {
     const poll = await within(answered, Math.max(time_left(stream), answer_limit_ms));
     if (!poll) return undefined;
+    if (REPLAY > 0) move_on(stream, poll);
     const { elements, list_exists, task_exists, claim_exists } = poll;
     const has_lines = list_exists || elements.length > 0;
     stream.keys_left = list_exists || task_exists || claim_exists;
@@ -2514,7 +2727,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     if (!is_proof && is_same && identity === stream.identity) stream.is_complete = true;
     return poll;
   } catch (error) {
-    if (is_refusal(error)) throw error;
+    if (is_refusal(error) || error instanceof refusal) throw error;
     if (error instanceof lost_reply) stream.touched_at = now();
     stream.has_gap = error instanceof lost_reply && stream.format === raw_format;
     if (stream.has_gap) stream.failure = 'a conexão caiu antes da resposta a um LPOP';
@@ -2529,10 +2742,10 @@ const max_batch = { lines: 512, bytes: 256 * 1024 };
  * Decide quantas linhas retirar na próxima vez: dobra enquanto os lotes são pequenos, volta a uma
  * quando não são, para que linhas de megabytes não encham a memória.
  * @param batch quantas foram pedidas agora
- * @returns quantas pedir; sempre 1 com PAUSE acima de 0 ou num Redis antigo
+ * @returns quantas pedir; sempre 1 com PAUSE acima de 0 ou num Redis antigo, salvo com REPLAY
  */
 function next_batch(batch: number, elements: Buffer[]): number {
-  if (PAUSE > 0 || !redis_link.pops_many) return 1;
+  if (REPLAY === 0 && (PAUSE > 0 || !redis_link.pops_many)) return 1;
   const bytes = elements.reduce((sum, element) => sum + element.length, 0);
   if (bytes > max_batch.bytes) return 1;
   return Math.min(batch * 2, max_batch.lines);
@@ -2542,12 +2755,14 @@ function next_batch(batch: number, elements: Buffer[]): number {
  * Aplica a cabeça do worker, se ela chegou a tempo.
  * @param is_first se é o primeiro elemento da lista
  * @returns se chegou; senão, é uma linha como outra
- * @throws worker_fault se é RAW e chegou tarde: o que vem depois não são linhas
+ * @throws worker_fault se é RAW e chegou tarde: o que vem depois não são linhas; refusal se é RAW e
+ *   o cliente já tem uma parte: RAW só se repete inteiro
  */
 function take_head(stream: stream_state, head: head_element, is_first: boolean): boolean {
   const is_late = !is_first || stream.response.headersSent;
   if (is_late && head.is_raw) throw new worker_fault('RAW chegou tarde: a resposta já começou');
   if (is_late) return false;
+  if (head.is_raw && stream.lines > 0) throw new refusal('gone');
   if (head.dropped.length > 0) {
     log('warn', 'header_refused', { task: stream.task.uuid, names: head.dropped.join(',') });
   }
@@ -2612,15 +2827,18 @@ async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promis
   };
   open_response(stream);
   const { before, after } = stream.format;
+  const is_numbered = REPLAY > 0 && stream.format === event_format;
   if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
-  if (stream.opening !== '') stream.response.write(stream.opening);
-  stream.opening = '';
+  if (stream.opening !== '' && !is_numbered) stream.response.write(stream.opening);
+  if (!is_numbered) stream.opening = ''; // se não, o id sem lugar diz depois que se viu o fim
   for (const line of lines) {
-    if (before.length > 0) parts.push(before);
+    count += 1;
+    const id = () => `id: ${stream.task.uuid}:${stream.lines + count}\n${before}`;
+    const lead = is_numbered ? Buffer.from(id()) : before;
+    if (lead.length > 0) parts.push(lead);
     parts.push(line);
     if (after.length > 0) parts.push(after);
-    size += before.length + line.length + after.length;
-    count += 1;
+    size += lead.length + line.length + after.length;
     if (size >= write_slice_bytes) await flush();
     if (is_gone()) return;
   }
@@ -2644,12 +2862,32 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
     return undefined;
   }
   if (element.kind === 'head') {
-    if (take_head(stream, element, is_first)) return undefined;
+    const is_taken = take_head(stream, element, is_first);
+    if (is_taken) stream.head = raw.toString();
+    if (is_taken) return undefined;
     note_odd_head(stream, 'chegou tarde: a resposta já começou');
   } else if (element.flaw && is_first) note_odd_head(stream, element.flaw);
   if (!is_bodyless(stream)) return raw;
   stream.dropped += 1;
   return undefined;
+}
+
+/** Devolve de `lines` as que o cliente não tem; quando já se sabe quais são, a resposta abre. */
+function skip_lines(stream: stream_state, lines: Buffer[]): Buffer[] {
+  const seen = lines.splice(0, stream.skip);
+  stream.skip -= seen.length;
+  if (stream.skip === 0) flush_head(stream);
+  return lines;
+}
+
+/** Marca por onde um leitor passou, e manda jogar fora o que passa do limite. */
+function bound_kept(stream: stream_state, elements: Buffer[]): void {
+  const { next_element: base, head } = stream;
+  for (const { length } of elements) stream.kept_size += length + kept_bytes.element;
+  if (stream.kept_size < kept_bytes.half) return;
+  stream.cut = stream.mark;
+  stream.mark = { base, lines: stream.lines - stream.skip, head };
+  stream.kept_size = 0;
 }
 
 /**
@@ -2661,8 +2899,10 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
   let lines: Buffer[] = [];
   const send = async (some: Iterable<Buffer>) => {
     lines = [];
+    const unseen = stream.skip > 0 ? skip_lines(stream, [...some]) : some;
+    if (Array.isArray(unseen) && unseen.length === 0) return;
     stream.is_sending = true;
-    await send_lines(stream, some);
+    await send_lines(stream, unseen);
     stream.is_sending = false;
     stream.resume_at = now() + PAUSE;
   };
@@ -2681,6 +2921,7 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
   } finally {
     if (lines.length > 0) await send(lines);
   }
+  if (REPLAY > 0) bound_kept(stream, elements);
 }
 
 /**
@@ -2691,6 +2932,8 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
  */
 function judge_absence(stream: stream_state): ending | undefined {
   if (redis_link.identity === '') return undefined;
+  // com REPLAY, o que ele guarda ainda está lá, e prova que ela foi apagada: ver replay_script
+  if (REPLAY > 0) return may_have_holes(stream) ? 'redis_lost' : 'done';
   const same_server = stream.identity === '' || stream.identity === redis_link.identity;
   return same_server && now() < stream.expires_at ? 'done' : 'redis_lost';
 }
@@ -2712,12 +2955,17 @@ async function confirm_ending(stream: stream_state, verdict: ending): Promise<en
  */
 const safety_poll = { every_ms: 60_000, frame_ms: 100 };
 
+/** Diz se o Redis avisa das linhas de um fluxo; das que outro processo criou, não. */
+function hears_news({ task }: stream_state): boolean {
+  return redis_link.tracking && task.uuid.startsWith(redis_link.uuid_head);
+}
+
 /**
  * Dá o sono entre consultas a uma lista vazia.
  * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
  */
 function idle_interval(stream: stream_state): number {
-  if (!redis_link.tracking) return Math.min(INTERVAL, time_left(stream));
+  if (!hears_news(stream)) return Math.min(INTERVAL, time_left(stream));
   const { every_ms, frame_ms } = safety_poll;
   const due = now() + every_ms * (0.75 + Math.random() / 2);
   const spread = Math.ceil(due / frame_ms) * frame_ms - now();
@@ -2727,11 +2975,12 @@ function idle_interval(stream: stream_state): number {
 /**
  * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
  * @returns como terminou
- * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu
+ * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu; refusal se o
+ *   que o cliente quer não está mais guardado
  */
 async function stream_loop(stream: stream_state): Promise<ending> {
   const { turn } = stream;
-  stream.has_news ||= !redis_link.tracking; // com avisos, uma tarefa nova começa pelo sono
+  stream.has_news ||= !hears_news(stream); // com avisos, uma tarefa nova começa pelo sono
   stream.identity ||= redis_link.identity; // já se sabe: ele respondeu antes à identificação
   stream.last_pop_at = now();
   await stream_wait(stream, idle_interval(stream), 'interval');
@@ -2747,10 +2996,15 @@ async function stream_loop(stream: stream_state): Promise<ending> {
     }
     if (poll?.refusal) throw poll.refusal; // o Redis recusa: failed
     if (stream.has_gap) return 'redis_lost'; // faltaria um pedaço no meio da resposta
+    if (REPLAY > 0 && poll && !poll.kept) return 'redis_lost'; // há menos do que já se leu
+    const is_all = poll && !(poll.list_exists && poll.elements.length > 0);
+    // menos linhas do que o cliente diz ter, fora a que o fim acrescenta: as dele, estas não são
+    if (is_all && stream.skip > (poll.kept?.ending ? 1 : 0)) throw new refusal('gone');
     if (poll?.list_exists) continue;
+    if (poll?.kept?.ending) return poll.kept.ending as ending; // outro leitor viu o fim
     if (poll && stream.said_end) return verdict || 'done'; // a palavra de fim, e tudo já saiu
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
-    if (poll?.task_exists && poll.elements.length > 0 && !redis_link.tracking) continue;
+    if (poll?.task_exists && poll.elements.length > 0 && !hears_news(stream)) continue;
     if (verdict) return confirm_ending(stream, verdict); // a tarefa sumiu: pelo worker, ou perdida
     if (turn.interrupted) continue;
     if (time_left(stream) <= 0) return poll ? 'timeout' : 'redis_lost'; // MAXTIME sem nada
@@ -2762,13 +3016,10 @@ async function stream_loop(stream: stream_state): Promise<ending> {
 /**
  * Leva um fluxo até o fim, e diz qual. Se nada chegar logo, a resposta abre sem esperar mais.
  * @returns como terminou
+ * @throws refusal se o que o cliente quer não está mais guardado
  */
 async function run_stream(stream: stream_state): Promise<ending> {
-  const open = () => {
-    open_response(stream);
-    stream.response.flushHeaders();
-  };
-  stream.open_timer = setTimeout(open, HEAD_WAIT);
+  stream.open_timer = setTimeout(open_early, HEAD_WAIT, stream);
   if (HEARTBEAT > 0) stream.beat_timer = setTimeout(send_heartbeat, HEARTBEAT, stream);
   try {
     const how = await stream_loop(stream);
@@ -2776,6 +3027,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
     if (is_short) throw new worker_fault('a resposta é menor que o seu Content-Length');
     return how;
   } catch (error) {
+    if (error instanceof refusal) throw error;
     const { message, stack = message } = error as Error;
     stream.is_cut = error instanceof worker_fault;
     const reason = stream.is_cut || is_refusal(error) ? message : stack;
@@ -2783,6 +3035,9 @@ async function run_stream(stream: stream_state): Promise<ending> {
     stream.failure = refusal_rules[stream.is_cut ? 'aborted' : rule].text;
     log('error', 'stream_error', { task: stream.task.uuid, reason });
     return 'failed';
+  } finally {
+    clearTimeout(stream.open_timer);
+    clearTimeout(stream.beat_timer);
   }
 }
 
@@ -2795,6 +3050,10 @@ function log_suspicion(stream: stream_state, how: ending): void {
       database === 0 ? 'REDIS_SERVER sem /N é o 0' : 'o n8n e o redis-cli começam no 0';
     const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
     log('warn', 'silent_worker', { task: task.uuid, receivers, hint });
+  }
+  if (REDIS_STREAM && how === 'timeout' && !was_fed && !stream.was_claimed) {
+    const hint = `ninguém a tomou do stream ${REDIS_STREAM}; há worker de pé, e com lugar?`;
+    log('warn', 'no_worker', { task: task.uuid, hint });
   }
   if (how === 'done' && !was_fed) {
     const hint =
@@ -2834,6 +3093,23 @@ function cut_response({ request }: request_turn): void {
 }
 
 /**
+ * Com REPLAY, guarda como um fluxo terminou antes que o cliente o saiba. Quem sai, ou é posto para
+ * fora por uma parada, não termina nada: o fluxo segue sem ele, por REPLAY.
+ * @returns se está guardado; se não, o cliente pode voltar, e não deve ler o fim
+ */
+async function keep_ending({ task, failure }: stream_state, how: ending): Promise<boolean> {
+  const leaves = how === 'client_gone' || how === 'shutdown';
+  const ask = leaves ? { leaves } : { news: { ending: how, failure } };
+  try {
+    await within(redis_replay(task.uuid, { ...ask, ttl: REPLAY }), clean_limit_ms);
+    return !leaves;
+  } catch (error) {
+    if (is_refusal(error)) log('warn', 'keep_refused', { task: task.uuid, reason: error.message });
+    return false;
+  }
+}
+
+/**
  * Encerra um fluxo: última linha, limpeza, fim da resposta e log, nesta ordem. O cliente só vê o
  * fim depois que as chaves se foram, salvo se o Redis demorar mais que clean_limit_ms. Uma resposta
  * RAW que não acabou é cortada: a nossa linha de erro, no meio do formato de outro, passaria por
@@ -2843,26 +3119,34 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const { response, task } = stream;
   const { status, last_line } = ending_rules[how];
   const worker_may_write = how !== 'done';
-  clearTimeout(stream.open_timer);
-  clearTimeout(stream.beat_timer);
   const is_gone = how === 'client_gone';
-  const is_broken = stream.is_cut || (stream.format === raw_format && how !== 'done');
+  const is_over = REPLAY === 0 || (await keep_ending(stream, how));
+  if (!is_over && !is_gone && !response.headersSent) {
+    log_ending(stream, how);
+    const rule = status === 504 ? 'redis_silent' : 'redis_refused';
+    throw new refusal(how === 'shutdown' ? 'stopping' : rule); // sem o UUID: não é a resposta
+  }
+  const has_no_line = stream.format === raw_format || !is_over;
+  const is_broken = stream.is_cut || (has_no_line && how !== 'done');
   const is_cut = is_broken && response.headersSent && !is_bodyless(stream);
   if (is_gone) response.destroy();
   else if (!is_cut) {
     open_response(stream, status, status === 200 ? {} : { 'Content-Type': 'application/json' });
     const { before, after } = stream.format;
-    const line = is_bodyless(stream) ? undefined : last_line(stream);
+    const is_known = is_bodyless(stream) || stream.skip > 0;
+    const line = is_known ? undefined : last_line(stream);
     if (line !== undefined) response.write(`${stream.opening}${before}${line}${after}`);
     if (line !== undefined) stream.opening = '';
   }
-  if (stream.keys_left || worker_may_write) {
-    const cleaned = redis_clean({ task_uuid: task.uuid, worker_may_write });
+  if (is_over && (stream.keys_left || worker_may_write || stream.entry)) {
+    const { entry } = stream;
+    const cleaned = redis_clean({ task_uuid: task.uuid, entry, worker_may_write });
     await within(cleaned, clean_limit_ms).catch(() => {});
   }
   if (is_cut && !is_gone) cut_response(stream.turn);
   else if (!is_gone) response.end(stream.opening + stream.format.closing(how));
-  redis_listeners.delete(task.uuid);
+  forget_stream(stream);
+  redis_tell(task.uuid, true);
   log_ending(stream, how);
 }
 
@@ -2908,40 +3192,66 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
   const { uuid, method, url } = task;
   const stream = make_stream(task, turn);
   try {
-    stream.receivers = await redis_create_task(task);
+    Object.assign(stream, await redis_create_task(task));
   } catch (error) {
-    redis_listeners.delete(uuid);
+    forget_stream(stream);
     log('error', 'create_failed', { task: uuid, reason: (error as Error).message });
     throw refusal_for(error);
   }
   const { receivers } = stream;
   tally.tasks += 1;
   log('info', 'task', { task: uuid, method, path: path_of(url), body: body.length, receivers });
-  if (receivers > 0) return stream;
+  if (receivers > 0 || REDIS_STREAM) return stream; // no stream ela espera por um worker
   const hint = `ninguém escuta o canal ${REDIS_CHANNEL}; o worker está de pé?`;
   log('warn', 'no_worker', { task: uuid, hint });
   if (!FAILFAST) return stream;
-  redis_listeners.delete(uuid);
-  const cleaned = redis_clean({ task_uuid: uuid, worker_may_write: false });
+  forget_stream(stream);
+  const cleaned = redis_clean({ task_uuid: uuid, entry: '', worker_may_write: false });
   await within(cleaned, clean_limit_ms).catch(() => {});
   throw new refusal('no_worker');
 }
 
+/** A que tarefa um cliente volta, com quantas linhas (-1: já viu o fim), e o que se sabe dela. */
+type comeback = { uuid: string; lines: number; is_event: boolean; kept?: typeof new_kept };
+
 /**
- * Atende um pedido que vira tarefa, do corpo ao fim do fluxo, se há lugar para mais um. O corpo já
- * ocupa o lugar: muitos grandes ao mesmo tempo encheriam a memória antes da primeira tarefa.
- * @throws refusal antes de haver tarefa
+ * Cria o fluxo de um cliente que volta a uma tarefa.
+ * @throws refusal 410 se a linha que ele quer já não está guardada
  */
-async function serve_task(turn: request_turn): Promise<void> {
+function resume_stream(turn: request_turn, { uuid, lines, kept }: comeback): stream_state {
+  if (!kept || kept.lines > lines) throw new refusal('gone');
+  const [task_key, task_list] = redis_keys(uuid);
+  const stream = make_stream({ uuid, task_key, task_list }, turn);
+  const skip = lines - kept.lines;
+  Object.assign(stream, { lines, skip, next_element: kept.base, evictions: 0, has_news: true });
+  stream.touched_at = Infinity; // não se sabe o que mudou enquanto ninguém olhava
+  const head = parse_element(Buffer.from(kept.head)); // a que já foi jogada fora
+  if (head.kind === 'head') take_head(stream, head, true);
+  stream.head = kept.head || stream.head;
+  log('info', 'replay', { task: uuid, lines });
+  return stream;
+}
+
+/**
+ * Atende um pedido que vira tarefa, ou que volta a uma, do corpo ao fim do fluxo, se há lugar para
+ * mais um. O corpo já ocupa o lugar: muitos grandes ao mesmo tempo encheriam a memória antes da
+ * primeira tarefa.
+ * @throws refusal antes de haver tarefa, ou se o que o cliente quer não está mais guardado
+ */
+async function serve_task(turn: request_turn, back?: comeback): Promise<void> {
   if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
   lifetime.tasks += 1;
+  let stream: stream_state | undefined;
   try {
-    const opening = read_body(turn).then((body) => open_stream(turn, body));
-    const stream = await opening.finally(() => {
+    const opening = read_body(turn).then((body) =>
+      back ? resume_stream(turn, back) : open_stream(turn, body),
+    );
+    stream = await opening.finally(() => {
       lifetime.body_bytes -= turn.body_bytes;
     });
     await finish_stream(stream, await run_stream(stream));
   } finally {
+    if (stream) forget_stream(stream);
     lifetime.tasks -= 1;
   }
 }
@@ -2982,14 +3292,24 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
 }
 
 /**
- * Diz se é um EventSource que volta: o id que ele repete é o de um fluxo. Outro id é assunto do
- * worker.
- * @returns true se é; há quem, sem poder mandar o cabeçalho, ponha o id na busca
+ * Lê a que tarefa um cliente volta: "<uuid>:<linhas que tem>" em Last-Event-ID ou, de quem pede
+ * eventos e não pode mandá-lo, na busca. Só "<uuid>" é o id que um EventSource recebe com o fim.
+ * Outro id é assunto do worker.
+ * @returns undefined se o pedido é de uma tarefa nova
+ * @throws refusal 400 se o que vem depois de "<uuid>:" não é um número
  */
-function is_returning({ headers, url = '' }: http.IncomingMessage): boolean {
-  if (choose_media_type(headers.accept) !== event_type) return false;
-  const query = new URLSearchParams(url.split('?')[1]).get('lastEventId');
-  return [headers['last-event-id'], query].some((id) => uuid_v4_pattern.test(String(id)));
+function comeback_of({ headers, url = '' }: http.IncomingMessage): comeback | undefined {
+  const is_event = choose_media_type(headers.accept) === event_type;
+  const query = is_event ? new URLSearchParams(url.split('?')[1]).get('lastEventId') : '';
+  for (const id of [headers['last-event-id'], query].map(String)) {
+    const [uuid, place] = [id.slice(0, uuid_length), id.slice(uuid_length)];
+    if (!uuid_v4_pattern.test(uuid)) continue;
+    if (place === '' && is_event) return { uuid, lines: -1, is_event };
+    if (REPLAY === 0 || !place.startsWith(':')) continue;
+    if (!/^:\d{1,15}$/.test(place)) throw new refusal('bad_place');
+    return { uuid, lines: Number(place.slice(1)), is_event };
+  }
+  return undefined;
 }
 
 /** Chaves erradas, por rede, na janela corrente; a tabela tem tamanho certo, venha quem vier. */
@@ -3051,10 +3371,10 @@ async function dispatch(turn: request_turn): Promise<void> {
   }
   check_origin(request);
   await check_key(request);
-  if (is_returning(request)) {
-    // um EventSource cujo fluxo acabou volta sozinho, e com um 204 desiste
-    response.writeHead(204, common_headers());
-    response.end();
+  const back = comeback_of(request);
+  const give_up = () => response.writeHead(204, common_headers()).end(); // um EventSource desiste
+  if (back && back.lines < 0) {
+    give_up();
     return;
   }
   if (!(await redis_ping(fresh_answer_ms))) throw new refusal('redis_silent');
@@ -3065,7 +3385,15 @@ async function dispatch(turn: request_turn): Promise<void> {
     response.end();
     return;
   }
-  await serve_task(turn);
+  if (back) {
+    const found = redis_replay(back.uuid, { ttl: REPLAY });
+    const { kept } = await found.catch((error) => {
+      throw refusal_for(error);
+    });
+    if (!kept && back.is_event) return void give_up();
+    if (kept) back.kept = kept;
+  }
+  await serve_task(turn, back);
 }
 
 /** Termina a resposta de um pedido em que algo foi lançado. */
@@ -3079,6 +3407,8 @@ async function answer_failure(turn: request_turn, error: unknown): Promise<void>
     log('error', 'request_error', { reason: String((error as Error).stack) });
   }
   if (response.headersSent) {
+    const { message: reason } = error as Error;
+    if (error instanceof refusal) log('warn', 'replay_cut', { reason });
     cut_response(turn); // um fim normal passaria a parte por todo
     return;
   }
@@ -3176,7 +3506,7 @@ export const metrics_table = [
     () => ({ [`version="${version}",node="${process.version}"`]: 1 }),
     'everyone',
   ),
-  gauge('json_proxy_streams', 'Fluxos em andamento.', () => redis_listeners.size),
+  gauge('json_proxy_streams', 'Fluxos em andamento.', () => lifetime.tasks),
   gauge(
     'json_proxy_connections',
     'Conexões de clientes abertas, as ociosas também.',
@@ -3228,6 +3558,11 @@ export const metrics_table = [
     'json_proxy_redis_eviction',
     'Vale 1 se o Redis, cheio, joga chaves fora (maxmemory-policy).',
     () => Number(redis_link.eviction_policy !== ''),
+  ),
+  gauge(
+    'json_proxy_queue_tasks',
+    'Tarefas de REDIS_STREAM por acabar: à espera de um worker, ou nas mãos de um.',
+    () => by_label('state', Object.entries(redis_link.queue)),
   ),
   counter(
     'json_proxy_process_cpu_seconds_total',
@@ -3661,6 +3996,9 @@ export const settings_table = [
   row('REDIS_TTL --ttl 600', 's de vida das chaves sem renovação', (text) => {
     REDIS_TTL = parse_integer(text, 1, max_ttl_s, 's');
   }),
+  row('REPLAY --replay 0', 's em que um cliente pode voltar à sua resposta; 0 desliga', (text) => {
+    REPLAY = parse_integer(text, 0, max_ttl_s, 's');
+  }),
   row('GRACE --grace 10000', 'ms para os fluxos terminarem após SIGTERM', (text) => {
     GRACE = parse_integer(text, 0, max_timer_ms, 'ms');
   }),
@@ -3669,6 +4007,9 @@ export const settings_table = [
   }),
   row('WAKEUP --wakeup on', 'acordar pelo Redis em vez de só consultar: on ou off', (text) => {
     WAKEUP = parse_switch(text);
+  }),
+  row('REDIS_STREAM --stream', 'stream em que as tarefas esperam por um worker', (text) => {
+    REDIS_STREAM = text === '' ? '' : parse_key_name(text);
   }),
   row('WORKERS -w --workers 1', 'processos que atendem; auto é um por núcleo', (text) => {
     WORKERS = parse_workers(text);
@@ -3807,18 +4148,18 @@ const rival_settings = [
 
 /** Confere as configurações que só valem umas com as outras; lança usage_error que as nomeia. */
 function check_settings_together(gathered: gathered_settings): void {
-  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix];
+  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, rate_prefix, sent_prefix];
   if (new Set(prefixes).size < prefixes.length) {
     throw new usage_error(
       `REDIS_PREFIX ${JSON.stringify(REDIS_PREFIX)} e REDIS_LIST_PREFIX ` +
         `${JSON.stringify(REDIS_LIST_PREFIX)} inválidos; aceito: diferentes entre si, de ` +
-        `${JSON.stringify(claim_prefix)} e de ${JSON.stringify(rate_prefix)}`,
+        `${JSON.stringify(claim_prefix)}, de ${JSON.stringify(rate_prefix)} e de ` +
+        JSON.stringify(sent_prefix),
     );
   }
-  if (FAILFAST && REDIS_SERVER.kind === 'cluster') {
-    throw new usage_error(
-      'FAILFAST on inválido; aceito num cluster: off, pois não se sabe quem ouve',
-    );
+  for (const [name, value] of Object.entries({ FAILFAST, REDIS_STREAM, REPLAY })) {
+    if (REDIS_SERVER.kind !== 'cluster' || !value) continue;
+    throw new usage_error(`${name} e cluster:// dados ao mesmo tempo; aceito: só um deles`);
   }
   const is_given = (name: string) => (gathered.get(name)?.text ?? '') !== '';
   for (const name of ['API_KEY', 'API_KEY_FILE']) {
@@ -3833,6 +4174,9 @@ function check_settings_together(gathered: gathered_settings): void {
   }
   if (METRICS_PORT > 0 && METRICS_PORT === HTTP_PORT) {
     throw new usage_error(`METRICS_PORT inválido: "${METRICS_PORT}"; aceito: não a de HTTP_PORT`);
+  }
+  if (FAILFAST && REDIS_STREAM) {
+    throw new usage_error('FAILFAST e REDIS_STREAM dados ao mesmo tempo; aceito: só um deles');
   }
   check_tls_settings();
 }
@@ -4268,6 +4612,7 @@ async function start(): Promise<void> {
       channel: REDIS_CHANNEL,
       prefix: REDIS_PREFIX,
       list_prefix: REDIS_LIST_PREFIX,
+      stream: REDIS_STREAM || 'off',
       maxtime: MAXTIME,
       api_key: API_KEY.length > 0 ? 'on' : 'off',
       rate,

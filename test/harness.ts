@@ -219,7 +219,7 @@ async function launch_proxy(
 async function is_reusable({ process: child, stdout, stderr }: proxy): Promise<boolean> {
   const is_gone = () => child.exitCode !== null || child.signalCode !== null || child.killed;
   const is_quiet = () => {
-    const begun = stdout().match(/ task task=/g)?.length ?? 0;
+    const begun = stdout().match(/ (?:task|replay) task=/g)?.length ?? 0;
     return begun === (`${stdout()}${stderr()}`.match(/ end task=/g)?.length ?? 0);
   };
   await until('fim dos fluxos', () => is_gone() || is_quiet(), settle_limit_ms);
@@ -739,4 +739,40 @@ export const stale_answer_ms = 50;
 export async function freeze_redis(redis: Pick<local_redis, 'process'>): Promise<void> {
   redis.process.kill('SIGSTOP');
   await delay(stale_answer_ms);
+}
+
+/**
+ * Põe um intermediário TCP na frente de uma porta.
+ * @param port a porta
+ * @returns a porta dele; `cut`: corta todas as conexões, com o que estiver a caminho, e manda as
+ *   próximas a uma porta; `links`: quantas já passaram por ele
+ */
+export async function start_cutter(port: number) {
+  const sockets = new Set<net.Socket>();
+  const state = { links: 0, port };
+  const relay = net.createServer((near) => {
+    const far = net.connect(state.port, '127.0.0.1');
+    state.links += 1;
+    for (const socket of [near, far]) {
+      sockets.add(socket);
+      socket.on('error', () => {});
+      socket.once('close', () => {
+        sockets.delete(socket);
+        near.destroy();
+        far.destroy();
+      });
+    }
+    near.pipe(far);
+    far.pipe(near);
+  });
+  await new Promise<void>((resolve) => relay.listen(0, '127.0.0.1', resolve));
+  const cut = (next_port = port) => {
+    state.port = next_port;
+    for (const socket of sockets) socket.destroy();
+  };
+  on_stop(async () => {
+    relay.close();
+    cut();
+  });
+  return { port: (relay.address() as net.AddressInfo).port, cut, links: () => state.links };
 }

@@ -28,7 +28,7 @@ import {
   test,
   until,
 } from './harness';
-import { labels_of } from './metrics_helpers';
+import { labels_of, start_metered } from './metrics_helpers';
 import {
   code_spans,
   create_user,
@@ -61,6 +61,7 @@ const translated_spans = new Map([
     'sentinel://user:password@a:26379,b:26379/name/db',
     'sentinel://usuário:senha@a:26379,b:26379/nome/banco',
   ],
+  ['cluster://user:password@a:6379,b:6379', 'cluster://usuário:senha@a:6379,b:6379'],
   ['HTTP <status> {"Name": "value"}', 'HTTP <status> {"Nome": "valor"}'],
   ['RAW <status> {"Name": "value"}', 'RAW <status> {"Nome": "valor"}'],
   ['name=value', 'nome=valor'],
@@ -219,7 +220,7 @@ describe('os manuais e o programa', () => {
         assert.equal(row?.[3], expected[index], `${manual.file}: ${name}`);
       });
     }
-    assert.equal(numbers, 11);
+    assert.equal(numbers, 12);
   });
 
   test('os prazos e limites citados são as constantes do programa', () => {
@@ -561,26 +562,56 @@ describe('um usuário do Redis só com os comandos do manual basta', () => {
     assert.deepEqual(await denied_objects(worker.client), []);
   });
 
-  test('para um worker do kit', async () => {
+  test('para o proxy com um stream', async () => {
     const redis = await start_redis();
-    const db = await connect_redis(redis);
-    const name = await create_user(db, 'A worker of the kit');
-    const proxy = await start_proxy(redis, brisk);
-    const stopping = new AbortController();
+    const worker = await start_worker(redis);
+    const name = await create_user(worker.client, 'The proxy', ['ndjson_jobs'], true);
     const server = `redis://${name}:${name}@${redis.server}`;
-    const answer = async function* ({ body }: { body: string }) {
-      yield* [body, body];
-    };
-    const options = { redis: server, stop: stopping.signal, backlog: 1, log: () => {} };
-    const serving = serve(answer, options);
-    await until('o worker no canal', async () => {
-      const { ndjson_jobs } = await db.pubSubNumSub('ndjson_jobs');
-      return Number(ndjson_jobs) === 1;
+    const proxy = await start_metered({ server }, [...brisk, '--stream', 'ndjson_tasks']);
+    const reply = fetch_all(proxy);
+    const task = await worker.next();
+    const waiting = 'json_proxy_queue_tasks{state="waiting"} 1\n';
+    await until('uma à espera', async () => {
+      return (await fetch_all(proxy.metrics, { path: '/metrics' })).body.includes(waiting);
     });
-    const reply = await fetch_all(proxy, { body: 'olá' });
-    stopping.abort();
-    await serving;
-    assert.equal(reply.body, 'olá\nolá\n');
-    assert.deepEqual(await denied_objects(db), []);
+    await worker.client.rPush(task.task_list, ['a', 'EOF']);
+    assert.equal((await reply).body, 'a\n');
+    assert.deepEqual(await denied_objects(worker.client), []);
   });
+
+  for (const stream of ['', 'ndjson_tasks']) {
+    test(`para um worker do kit${stream && ' que lê um stream'}`, async () => {
+      const redis = await start_redis();
+      const db = await connect_redis(redis);
+      const name = await create_user(db, 'A worker of the kit', ['ndjson_jobs'], stream !== '');
+      const proxy = await start_proxy(redis, [...brisk, '--stream', stream]);
+      const stopping = new AbortController();
+      const server = `redis://${name}:${name}@${redis.server}`;
+      const has_run = async (command: string) =>
+        (await db.info('commandstats')).includes(`cmdstat_${command}:`);
+      const answer = async function* ({ body }: { body: string }) {
+        yield body;
+        if (stream) await until('um sinal de vida', () => has_run('xclaim'));
+        yield body;
+      };
+      if (stream) {
+        // o que um worker que sumiu deixou de uma tarefa que já não existe
+        await db.xGroupCreate(stream, 'ndjson_workers', '0', { MKSTREAM: true });
+        const id = await db.xAdd(stream, '*', { task_key: 'ndjson_task_a' });
+        await db.xReadGroup('ndjson_workers', 'morto', { key: stream, id: '>' });
+        const left = { IDLE: 1_000_000 };
+        await db.xClaim(stream, 'ndjson_workers', 'morto', 0, id, left);
+      }
+      const log: string[] = [];
+      const options = { redis: server, stream, stop: stopping.signal, backlog: 1 };
+      const serving = serve(answer, { ...options, log: (text) => log.push(text) });
+      await until('o worker de pé', () => log.some((text) => text.startsWith('ouvindo ')));
+      const reply = await fetch_all(proxy, { body: 'olá' });
+      stopping.abort();
+      await serving;
+      assert.equal(reply.body, 'olá\nolá\n');
+      assert.equal(await has_run('xrange'), stream !== '');
+      assert.deepEqual(await denied_objects(db), []);
+    });
+  }
 });

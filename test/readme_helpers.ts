@@ -80,17 +80,21 @@ export function code_spans(text: string): string[] {
  * @param db quem manda no Redis
  * @param who começo da linha da tabela de direitos, no MANUAL.md: "The proxy"
  * @param channels os canais, letra por letra
+ * @param has_stream se também os da linha "…, with a stream also"
  * @returns o nome do usuário; a senha é a mesma
  */
 export async function create_user(
   db: redis_client,
   who: string,
   channels = ['ndjson_jobs'],
+  has_stream = false,
 ): Promise<string> {
   const { tables } = read_manual('MANUAL.md');
   const { rows = [] } = tables.find(({ header }) => header[0] === 'Who') ?? {};
-  const commands = code_spans(rows.find(([cell]) => cell === who)?.[1] ?? '');
-  assert.ok(commands.length >= 9, who);
+  const of = (whose: string) => code_spans(rows.find(([cell]) => cell === whose)?.[1] ?? '');
+  const more = has_stream ? of(`${who}, with a stream also`) : [];
+  const commands = [...of(who), ...more];
+  assert.ok(of(who).length >= 9 && (!has_stream || more.length >= 4), who);
   const name = who.toLowerCase().replaceAll(' ', '_');
   const heard = channels.map((channel) => `&${channel}`);
   const rights = ['~ndjson_*', ...heard, '-@all', ...commands.map((one) => `+${one}`)];

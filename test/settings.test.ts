@@ -7,6 +7,7 @@ import { describe, test } from 'node:test';
 import {
   format_redis_address,
   help_text,
+  key_slot,
   load_settings,
   parse_integer,
   parse_redis_server,
@@ -39,9 +40,11 @@ const contract: [string, string | undefined, string, string][] = [
   ['HTTP_HOST', undefined, 'host', '0.0.0.0'],
   ['REDIS_LIST_PREFIX', 'L', 'list-prefix', 'ndjson_list_'],
   ['REDIS_TTL', undefined, 'ttl', '600'],
+  ['REPLAY', undefined, 'replay', '0'],
   ['GRACE', undefined, 'grace', '10000'],
   ['MAXBODY', undefined, 'maxbody', '10485760'],
   ['WAKEUP', undefined, 'wakeup', 'on'],
+  ['REDIS_STREAM', undefined, 'stream', ''],
   ['WORKERS', 'w', 'workers', '1'],
   ['MAXTASKS', undefined, 'maxtasks', '10000'],
   ['FAILFAST', undefined, 'failfast', 'off'],
@@ -76,9 +79,11 @@ const samples: Record<string, { by_environment: string; by_argument: string }> =
   HTTP_HOST: { by_environment: '127.0.0.1', by_argument: '::1' },
   REDIS_LIST_PREFIX: { by_environment: 'env_list_', by_argument: 'arg_list_' },
   REDIS_TTL: { by_environment: '61', by_argument: '62' },
+  REPLAY: { by_environment: '63', by_argument: '64' },
   GRACE: { by_environment: '11001', by_argument: '11002' },
   MAXBODY: { by_environment: '2001', by_argument: '2002' },
   WAKEUP: { by_environment: 'off', by_argument: 'false' },
+  REDIS_STREAM: { by_environment: 'env_tasks', by_argument: 'arg_tasks' },
   WORKERS: { by_environment: '2', by_argument: 'auto' },
   MAXTASKS: { by_environment: '71', by_argument: '72' },
   FAILFAST: { by_environment: 'on', by_argument: '1' },
@@ -112,9 +117,11 @@ const bad_values: Record<string, { value: string; accepted: string }> = {
   HTTP_HOST: { value: '[::1]', accepted: 'um IPv6 sem colchetes' },
   REDIS_LIST_PREFIX: { value: 'a b', accepted: 'ASCII visíveis, sem espaços' },
   REDIS_TTL: { value: '0', accepted: 'um inteiro de 1 a 2147483 s' },
+  REPLAY: { value: '-1', accepted: 'um inteiro de 0 a 2147483 s' },
   GRACE: { value: '10s', accepted: 'um inteiro de 0 a 2147483647 ms' },
   MAXBODY: { value: '67108865', accepted: 'um inteiro de 0 a 67108864 bytes' },
   WAKEUP: { value: 'talvez', accepted: 'on, off, 1, 0, true ou false' },
+  REDIS_STREAM: { value: 'a b', accepted: 'ASCII visíveis, sem espaços' },
   WORKERS: { value: '0', accepted: 'auto ou um inteiro de 1 a 64' },
   MAXTASKS: { value: '0', accepted: 'um inteiro de 1 a 1000000' },
   FAILFAST: { value: 'sim', accepted: 'on, off, 1, 0, true ou false' },
@@ -330,12 +337,27 @@ const redis_accepted: [string, address_parts][] = [
     'sentinels://ana:p@ss,/x@h/m/3',
     { ...sentinels, tls: true, primary: 'm', database: 3, username: 'ana', password: 'p@ss,/x' },
   ],
+  ['cluster://h', { kind: 'cluster', host: 'h' }],
+  [
+    'Clusters://ana:p,w@[::1]:7,h/',
+    {
+      kind: 'cluster',
+      tls: true,
+      nodes: [
+        { host: '::1', port: 7 },
+        { host: 'h', port: 6379 },
+      ],
+      username: 'ana',
+      password: 'p,w',
+    },
+  ],
 ];
 
 const redis_rejected: Record<string, string[]> = {
   sentinel: [
     ...['sentinel://h', 'sentinel://h/', 'sentinel:///m', 'sentinel://h,/m', 'sentinel://,h/m'],
     ...['sentinel://h:0/m', 'sentinel://h:x/m', 'sentinel://h/m/x', 'sentinel://h/m/1/2', 'h,h/m'],
+    ...['cluster://', 'cluster://h/1', 'cluster://h,', 'cluster://h:0', 'cluster:/h', 'cluster:h'],
     ...['sentinel://[h]/m', 'sentinel://h;h/m', 'sentinel://h/m?db=1', 'redis://h,h/1'],
   ],
   'vazios e espaços': ['', ' ', ' h', 'h ', 'h\n', 'h 1', 'h:1/2\n', 'h: 1'],
@@ -378,6 +400,11 @@ describe('parse_redis_server', () => {
   }
 });
 
+test('key_slot dá o slot que um cluster dá', () => {
+  const slots = { '': 0, '123456789': 12739, foo: 12182 };
+  for (const [tag, slot] of Object.entries(slots)) assert.equal(key_slot(tag), slot, tag);
+});
+
 describe('format_redis_address', () => {
   const forms: [string, string][] = [
     ['h', 'h:6379/0'],
@@ -389,6 +416,7 @@ describe('format_redis_address', () => {
     ['unix://ana:pw@/run/redis.sock?db=5', 'unix:/run/redis.sock?db=5'],
     ['sentinel://ana:pw@h,[::1]:7/m', 'sentinel://h:26379,[::1]:7/m/0'],
     ['sentinels://h/m/2', 'sentinels://h:26379/m/2'],
+    ['clusters://ana:pw@h,[::1]:7', 'clusters://h:6379,[::1]:7'],
   ];
   for (const [text, shown] of forms) {
     test(`mostra ${text} como ${shown}`, () => {
@@ -418,6 +446,7 @@ describe('redact_address', () => {
     ['redis://ana:x@hunter2@h', 'redis://***@h'],
     ['unix:/run/r.sock', 'unix:/run/r.sock'],
     ['sentinel://:hunter2@h,[::1]:7/m/99999', 'sentinel://***@h,[::1]:7/m/99999'],
+    ['cluster://ana:hunter2@h,[::1]:7/', 'cluster://***@h,[::1]:7/'],
     ['h:porta', '***'],
   ];
   for (const [text, shown] of forms) {
@@ -431,7 +460,8 @@ describe('redact_address', () => {
     ...['redis://h?password=hunter2', 'redis://h/1?x=1&PASSWD=hunter2', '/r.sock?pass=hunter2'],
     ...['redis://:hunter2', 'redis://ana:hunter2', 'redis://ana:hunter2/1', 'rediss://:x/hunter2'],
     ...['ana:hunter2:6379', 'redis://h/hunter2', 'rediss//ana:hunter2/h', 'h:6379:hunter2/1'],
-    ...['sentinel://:hunter2', 'sentinel://ana:hunter2', 'sentinel://h/m/hunter2'],
+    ...['sentinel://:hunter2', 'sentinel://ana:hunter2/m', 'sentinel://h/m/hunter2'],
+    ...['cluster://:hunter2', 'cluster://ana:hunter2', 'cluster://ana:hunter2,h'],
     ...['redis://ana:hunter2%40h:6379/1', 'redis://ana:hunter2\n', 'redis://h:1/2?auth=hunter2'],
   ];
   for (const text of malformed) {
@@ -625,6 +655,13 @@ const wrong_arguments: [string, string[], string[]][] = [
   ['opção longa sem valor', ['--port'], ['falta o valor de --port']],
   ['opção curta sem valor', ['-i', '5', '-p'], ['falta o valor de -p']],
   ['--secret sem valor', ['--secret'], ['falta o valor de --secret']],
+  [
+    'FAILFAST num cluster',
+    ['-R', 'cluster://h', '--failfast', 'on'],
+    ['FAILFAST e cluster:// dados ao mesmo tempo'],
+  ],
+  ['REPLAY num cluster', ['-R', 'cluster://h', '--replay', '9'], ['REPLAY e cluster:// dados']],
+  ['stream num cluster', ['-R', 'cluster://h', '--stream', 's'], ['REDIS_STREAM e cluster://']],
   ['argumento solto', ['start'], ['argumento inesperado', '--help']],
   ['argumento solto depois de --', ['--', 'start'], ['argumento inesperado', '--help']],
   ['porta negativa', ['-p', '-1'], ['HTTP_PORT (-p) inválido: "-1"']],

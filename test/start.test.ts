@@ -483,7 +483,7 @@ describe('falha ao subir sem o Redis: uma linha que diz o que fazer', { concurre
       const is_sentinel =
         /reason="é um Sentinel, que não guarda dados; em REDIS_SERVER \(-R\), sentinel:/;
       assert.match(await failed_start(['-R', `127.0.0.1:${port}/${database}`]), is_sentinel);
-      const is_cluster = /reason="é um nó de um cluster, .*; aceito: um Redis só, sem cluster"/;
+      const is_cluster = /reason="é um nó de um cluster, .*; em REDIS_SERVER \(-R\), cluster:/;
       assert.match(await failed_start(['-R', `127.0.0.1:${node.port}/${database}`]), is_cluster);
     });
   }
@@ -597,7 +597,7 @@ function expected_lines(prefix: string, pid: number | undefined): RegExp {
   const start =
     `start version=${version} node=${process.version} pid=${pid} ` +
     `redis=127.0.0.1:${redis.port}/2 channel=meu_canal prefix=minha_ list_prefix=lista_ ` +
-    'maxtime=45000 api_key=off rate=off tls=off';
+    'stream=off maxtime=45000 api_key=off rate=off tls=off';
   const wakeup = 'wakeup mode=tracking';
   const listen = 'listen url=http://127\\.0\\.0\\.1:(\\d+)';
   const lines = [start.replaceAll('.', '\\.'), wakeup, listen];

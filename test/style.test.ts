@@ -146,7 +146,11 @@ describe('estilo', () => {
       const lines = read_file(file, 'utf8').split('\n');
       lines.forEach((line, index) => {
         const is_regex = /^ *\/\^?.*\/[a-z]*[;,]$/.test(line);
-        assert.ok([...line].length <= max_width || is_regex, `${file}:${index + 1} é larga demais`);
+        // o linter do n8n só entende os textos dos nós se são um só literal
+        const is_text =
+          /n8n\/nodes\/.*\.ts$/.test(file) && /^ *(\? |: )?['"`].*['"`]\S*$/.test(line);
+        const is_narrow = [...line].length <= max_width || is_regex || is_text;
+        assert.ok(is_narrow, `${file}:${index + 1} é larga demais`);
       });
     }
     const lengths = find_functions(program).map(({ length }) => length);

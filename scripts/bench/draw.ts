@@ -12,6 +12,7 @@ export type chart_setting = { machine: string };
 const english_labels: [RegExp, string][] = [
   [/^json-proxy, wakeup off$/, 'json-proxy, wake-ups off'],
   [/^json-proxy raw$/, 'json-proxy, RAW'],
+  [/^json-proxy replay$/, 'json-proxy, REPLAY'],
   [/^piso blpop$/, 'BLPOP client, no HTTP'],
   [/^piso http\+redis$/, 'bare node:http, same Redis work'],
   [/^piso http$/, 'bare node:http, no Redis'],

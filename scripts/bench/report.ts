@@ -113,6 +113,7 @@ function latency_ratios(summaries: summary[]): ratio[] {
       say('p50 ÷ (piso blpop + piso http)', p50 / floors, 1.5),
       say('p50 ÷ p50 do webdis', p50 / of('webdis', 'p50'), 1.1),
       say('p99 ÷ p50', of('json-proxy', 'p99') / p50, 15),
+      say('p50, REPLAY ÷ sem', of('json-proxy replay', 'p50') / p50, 1.15),
       say('µs por linha ÷ piso à mão', cpu('json-proxy') / cpu('piso à mão'), 1.25),
     ];
   });
@@ -141,6 +142,13 @@ function bulk_ratios(summaries: summary[]): ratio[] {
         of('json-proxy raw') / of('json-proxy'),
         '>=',
         1,
+      ),
+      compare(
+        'bulk',
+        `${case_name}: REPLAY ÷ sem`,
+        of('json-proxy replay') / of('json-proxy'),
+        '>=',
+        0.35,
       ),
       compare('bulk', `${case_name}: ÷ piso http`, of('json-proxy') / of('piso http')),
       compare('bulk', `${case_name}: ÷ webdis`, of('json-proxy') / of('webdis'), '>=', 8),

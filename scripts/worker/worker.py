@@ -22,6 +22,12 @@
 # que esperam não têm reserva, e o primeiro worker livre do canal as toma. Com SIGTERM ou SIGINT
 # nada novo começa, e a tarefa em curso termina, salvo se ainda entregar linhas depois de `grace`
 # ms. O gêmeo em TypeScript, que atende várias num processo, é worker.ts.
+#
+# Com `stream`, o REDIS_STREAM do proxy, as tarefas vêm dele, e não do canal: esperam enquanto
+# nenhum worker está de pé. A de um worker que sumiu passa, depois de `takeover` segundos, a outro
+# do mesmo `group`: desde o começo se ele nada tinha empurrado; se tinha, o cliente lê um erro
+# (depois de raw(), a conexão é cortada). O que só estava parado e volta tarde demais nada mais
+# empurra.
 
 import argparse
 import base64
@@ -37,6 +43,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from urllib.parse import unquote, unquote_to_bytes
 
 import redis
@@ -51,8 +58,12 @@ MAX_BACKLOG_BYTES = 4 * 1024 * 1024  # por menos que sejam os elementos que espe
 
 RENEW_LIMIT_S = 15  # por quanto tempo se insiste com um Redis que recusa escritas
 
+READ_MS = 500  # por uma tarefa do stream, até olhar se veio a ordem de parar
+
+ALIVE_S = 1  # entre os sinais de vida de uma tarefa que veio de um stream
+
 # Respostas que, como as de senha errada, não melhoram com o tempo.
-REFUSED = re.compile(r"WRONGPASS|invalid username|Authentication|AUTH |DB index|permission")
+REFUSED = re.compile(r"WRONG|invalid username|Authentication|AUTH |DB index|permission")
 
 # Respostas de um Redis que já não é o que atende: o comando não foi executado.
 WRONG_SERVER = (
@@ -62,11 +73,87 @@ WRONG_SERVER = (
     redis.exceptions.MasterDownError,
 )
 
-# Empurra só se alguém ainda espera, e renova a reserva; devolve o tamanho da lista.
-PUSH = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('EXPIRE', KEYS[3], ARGV[1])
-return redis.call('RPUSH', KEYS[2], unpack(ARGV, 2))"""
+# Os scripts de uma tarefa. As chaves são a dela, a da lista, a da reserva e, se ela veio de um, o
+# stream; os argumentos, a reserva deste worker, a vida dela em segundos e, com um stream, o grupo,
+# o consumidor e o id. Com um stream só quem tem a reserva escreve: quem esteve parado pode tê-la
+# perdido. Ela dura o que a tarefa durar, e acaba no que já foi empurrado: nada, "lines" ou "raw".
+SCRIPT_START = """
+local is_queued = #KEYS == 4
+local holder = redis.call('GET', KEYS[3])
+local is_wanted = redis.call('EXISTS', KEYS[1]) == 1
+local life = ARGV[2]
+if is_queued then life = math.max(life, redis.call('TTL', KEYS[1]) + 1) end
+local is_ours = not is_queued or (holder and holder:sub(1, #ARGV[1]) == ARGV[1])
+"""
+
+# Deixa o stream sem a tarefa, que acabou.
+SCRIPT_FORGET = """
+if is_queued then
+  redis.pcall('XACK', KEYS[4], ARGV[3], ARGV[5])
+  redis.call('XDEL', KEYS[4], ARGV[5])
+end
+"""
+
+# Reserva uma tarefa e a lê: devolve o JSON, 0 se ela não existe, 1 se é de outro. A que um worker
+# que sumiu já tinha (o sexto argumento) vem com a reserva dele: se ela ainda é esta, e do grupo, a
+# tarefa é de quem a tomar; a de um worker de outra espécie dura enquanto a tarefa durar.
+CLAIM = f"""{SCRIPT_START}
+local is_left = ARGV[6] == 'left'
+if not is_wanted then {SCRIPT_FORGET}
+  redis.call('DEL', KEYS[3]) -- uma escrita: um Redis rebaixado, que não tem a tarefa, a recusa
+  return 0
+end
+if is_left and holder and holder:sub(1, #ARGV[3] + 1) ~= ARGV[3] .. ' ' then
+  redis.call('EXPIRE', KEYS[3], life)
+  return 1
+end
+if (holder or '') ~= ARGV[7] then return 1 end
+redis.call('SET', KEYS[3], ARGV[1], 'EX', life)
+return redis.call('GET', KEYS[1])"""
+
+# Empurra só se alguém ainda espera; devolve o tamanho da lista.
+PUSH = f"""{SCRIPT_START}
+if not is_wanted or not is_ours then return 0 end
+-- depois de outra escrita, um Redis sem memória já não a recusaria
+local length = redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))
+redis.call('EXPIRE', KEYS[3], life)
+if is_queued then redis.call('SET', KEYS[3], ARGV[1] .. ARGV[6], 'KEEPTTL') end
+return length"""
+
+# Dá sinal de vida: devolve se alguém ainda espera pela resposta deste worker.
+RENEW = f"""{SCRIPT_START}
+if not is_wanted or not is_ours then return 0 end
+redis.call('EXPIRE', KEYS[3], life)
+if is_queued then redis.pcall('XCLAIM', KEYS[4], ARGV[3], ARGV[4], 0, ARGV[5], 'JUSTID') end
+return 1"""
+
+# Termina a tarefa, salvo se outro worker a tomou.
+FINISH = f"""{SCRIPT_START}
+if is_wanted and not is_ours then return 0 end
+{SCRIPT_FORGET}
+return redis.call('DEL', KEYS[1])"""
+
+# Devolve ao grupo uma tarefa que ainda não foi reservada.
+RELEASE = "redis.pcall('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', 86400000, 'JUSTID')"
+
+# Toma as tarefas cujo worker não dá sinal, com a reserva de cada uma, e acaba com as que já não
+# estão no stream. Um XAUTOCLAIM não serve: antes do Redis 7 não diz o id destas.
+LEFT = """
+local found = {}
+local idle = {'IDLE', ARGV[3], '-', '+', ARGV[4]}
+for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], unpack(idle))) do
+  local id = row[1]
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
+  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+  if entry then
+    local task_key = entry[2][2]
+    local holder = redis.call('GET', ARGV[5] .. task_key:sub(ARGV[6] + 1))
+    table.insert(found, {id, task_key, holder or ''})
+  else
+    redis.call('XACK', KEYS[1], ARGV[1], id)
+  end
+end
+return found"""
 
 FORMS = "REDIS_SERVER: aceito host:porta/banco, redis://, rediss:// ou /caminho.sock?db=1"
 
@@ -125,6 +212,7 @@ def proxy_flags():
     parser.add_argument("-C", "--channel", default=env("REDIS_CHANNEL") or "ndjson_jobs")
     parser.add_argument("-X", "--prefix", default=env("REDIS_PREFIX") or "ndjson_task_")
     parser.add_argument("-L", "--list-prefix", help="aceita e não usada: a tarefa diz a lista")
+    parser.add_argument("--stream", default=env("REDIS_STREAM") or "")
     return parser
 
 
@@ -209,24 +297,70 @@ def values_of(given):
         raise TypeError(told)
 
 
+class Call:
+    """
+    Uma tarefa por atender: a chave; de um stream, também o id e, se um worker que sumiu já a tinha,
+    a reserva que deixou, ou vazio.
+    """
+
+    def __init__(self, db, settings, key, entry=None, left=None):
+        """Guarda o que os scripts usam. key, entry e left: bytes, como vêm do Redis."""
+        self.db, self.settings, self.entry, self.left = db, settings, entry, left
+        self.key = key.decode()
+        self.claim = CLAIM_PREFIX + self.key[len(settings["prefix"]) :]
+        self.list = self.claim  # até que a tarefa seja lida
+
+    def run(self, script, *rest):
+        """Roda um script da tarefa; rest: os argumentos além dos que todos recebem."""
+        settings = self.settings
+        keys = [self.key, self.list, self.claim]
+        if self.entry:
+            keys.append(settings["stream"])
+        given = [settings[name] for name in ("holder", "claim_ttl", "group", "name")]
+        given += [self.entry or "", *rest]
+        return written(self.db, lambda: self.db.eval(script, len(keys), *keys, *given))
+
+    def take(self):
+        """
+        Reserva a tarefa e a lê; None se ela é de outro, ou não existe. Enquanto nenhuma foi achada
+        isso é notícia: o canal é comum a todos os bancos de um Redis, e as chaves não.
+        """
+        state = self.settings["state"]
+        text = self.run(CLAIM, "new" if self.left is None else "left", self.left or "")
+        if text == 0 and not state["found"] and not self.entry:
+            say(f"{self.key} não está em {state['where']}: é outro banco?")
+        if isinstance(text, int):
+            return None
+        state["found"] = True
+        task = json.loads(text)
+        for name in ("uuid", "task_key", "task_list"):
+            if not isinstance(task, dict) or not isinstance(task.get(name), str):
+                raise ValueError(f"a tarefa não tem {name}")
+        self.list = task["task_list"]
+        return task
+
+    def keep(self, over):
+        """Dá sinal de vida até que a tarefa acabe, faça o gerador o que fizer."""
+        while not over.wait(ALIVE_S):
+            with contextlib.suppress(redis.RedisError):
+                self.run(RENEW)
+
+
 class Answer:
     """A resposta a uma tarefa. framing: "lines" ou "raw", como o primeiro elemento decidir."""
 
-    def __init__(self, db, task, settings):
-        """Guarda o que a resposta usa: cliente do Redis, tarefa e configurações."""
-        self.db, self.task, self.settings = db, task, settings
+    def __init__(self, call, task):
+        """Guarda o que a resposta usa: a chamada e a tarefa."""
+        self.call, self.task = call, task
         self.framing, self.sizes = None, []
-        claim = CLAIM_PREFIX + task["uuid"]
-        self.keys = (task["task_key"], task["task_list"], claim)
 
     def gone(self):
         """Diz se ninguém espera mais pela resposta."""
-        return not self.db.exists(self.task["task_key"])
+        return self.call.run(RENEW) == 0
 
     def push(self, *elements):
         """Empurra elementos; devolve quantos a lista tem, ou 0 se ninguém espera mais."""
-        ttl = self.settings["claim_ttl"]
-        return written(self.db, lambda: self.db.eval(PUSH, 3, *self.keys, ttl, *elements))
+        return self.call.run(PUSH, self.framing or "lines", *elements)
 
     def give(self, element):
         """Empurra um elemento e espera, se preciso, que o proxy leve o que se acumulou."""
@@ -239,10 +373,10 @@ class Answer:
         self.sizes += map(len, parts)
         while is_wanted:
             del self.sizes[: max(0, len(self.sizes) - length)]
-            if length < self.settings["backlog"] and sum(self.sizes) < MAX_BACKLOG_BYTES:
+            if length < self.call.settings["backlog"] and sum(self.sizes) < MAX_BACKLOG_BYTES:
                 break
             time.sleep(0.02)
-            length = self.db.llen(self.task["task_list"])
+            length = self.call.db.llen(self.call.list)
             is_wanted = not self.gone()
         return is_wanted
 
@@ -254,42 +388,27 @@ class Answer:
                 if not self.give(to_element(value)):
                     return
                 if stop.is_set():
-                    deadline = deadline or time.monotonic() + self.settings["grace"] / 1000
+                    deadline = deadline or time.monotonic() + self.call.settings["grace"] / 1000
                     if time.monotonic() >= deadline:
                         raise Stopping("worker stopping")
 
 
-def read_task(db, key, claim, state):
+def run_task(call, handler, stop):
     """
-    Lê uma tarefa já reservada; None se ela não existe. Enquanto nenhuma foi achada isso é notícia:
-    o canal é comum a todos os bancos de um Redis, e as chaves não.
+    Reserva uma tarefa, responde e termina. Da que um worker que sumiu já respondia só se diz o fim:
+    o que ele empurrou não se repete.
     """
-    text = db.get(key)
-    if text is None:
-        if not state["found"]:
-            say(f"{key.decode()} não está em {state['where']}: é outro banco?")
-        written(db, lambda: db.delete(claim))
-        return None
-    state["found"] = True
-    task = json.loads(text)
-    for name in ("uuid", "task_key", "task_list"):
-        if not isinstance(task, dict) or not isinstance(task.get(name), str):
-            raise ValueError(f"a tarefa não tem {name}")
-    return task
-
-
-def run_task(db, handler, key, stop, settings):
-    """Reserva uma tarefa, responde e termina. key: a chave anunciada, em bytes."""
-    claim = CLAIM_PREFIX + key.decode()[len(settings["prefix"]) :]
-    ttl = settings["claim_ttl"]
-    if not written(db, lambda: db.set(claim, settings["name"], nx=True, ex=ttl)):
-        return  # é de outro worker
-    task = read_task(db, key, claim, settings["state"])
+    task = call.take()
     if task is None:
         return
     say(task["uuid"])
-    answer = Answer(db, task, settings)
+    answer, over = Answer(call, task), threading.Event()
     try:
+        answer.framing = (call.left or b"").split(b" ")[-1].decode()
+        if answer.framing:
+            raise Stopping("worker lost")
+        if call.entry:
+            threading.Thread(target=call.keep, args=(over,), daemon=True).start()
         answer.run(handler, stop)
     except BaseException as error:  # pylint: disable=broad-except
         # nem um sys.exit do gerador deixa o cliente a esperar, nem termina o worker
@@ -299,12 +418,13 @@ def run_task(db, handler, key, stop, settings):
         last = ABORT if answer.framing == "raw" else line
         # se o Redis recusa esta, sem o DEL o cliente lê o erro de MAXTIME, e não um falso fim
         insist(lambda: answer.push(last), stop)
-    insist(lambda: written(db, lambda: db.delete(key)), stop)
+    finally:
+        over.set()
+    insist(lambda: call.run(FINISH), stop)
 
 
-def listen(db, handler, stop, settings):
-    """Ouve o canal e atende uma tarefa por vez, até a ordem de parar ou a queda do Redis."""
-    prefix = settings["prefix"].encode()
+def announced(db, stop, settings):
+    """Dá as chaves que o canal anuncia, até a ordem de parar ou a queda do Redis."""
     with contextlib.closing(db.pubsub()) as channel:
         channel.subscribe(settings["channel"])
         while not stop.is_set():
@@ -312,13 +432,79 @@ def listen(db, handler, stop, settings):
             if message and message["type"] == "subscribe":
                 say(f"ouvindo {settings['channel']} em {settings['state']['where']}")
                 settings["state"]["ready"] = True
-            elif message and message["type"] == "message" and message["data"].startswith(prefix):
-                try:
-                    run_task(db, handler, message["data"], stop, settings)
-                except (redis.ConnectionError, redis.TimeoutError):
-                    raise
-                except Exception as error:  # pylint: disable=broad-except
-                    say(f"tarefa deixada: {error}")  # o defeito é dela, e não das outras
+            elif message and message["type"] == "message":
+                yield (message["data"],)
+
+
+def make_group(db, settings):
+    """Faz o grupo, a partir do começo do stream, e o stream, se não existem."""
+    names = settings["stream"], settings["group"]
+    try:
+        written(db, lambda: db.xgroup_create(*names, id="0", mkstream=True))
+    except redis.ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise
+
+
+def take_entries(db, settings, is_look):
+    """
+    Toma do stream uma tarefa nova ou, quando é hora, a de um worker que sumiu.
+
+    Devolve uma lista, vazia ou de uma só: chave, id e a reserva que outro deixou.
+    """
+    stream, group, name = (settings[key] for key in ("stream", "group", "name"))
+    if is_look:
+        limits = [int(settings["takeover"] * 1000), 1, CLAIM_PREFIX, len(settings["prefix"])]
+        found = written(db, lambda: db.eval(LEFT, 1, stream, group, name, *limits))
+        return [(key, entry, left) for entry, key, left in found]
+    options = {"count": 1, "block": READ_MS}
+    found = written(db, lambda: db.xreadgroup(group, name, {stream: ">"}, **options))
+    return [(fields[b"task_key"], entry) for _, read in found for entry, fields in read]
+
+
+def queued(db, stop, settings):
+    """
+    Dá as tarefas do stream, até a ordem de parar ou a queda do Redis. Depois de uma queda os outros
+    workers também não deram sinal: antes de tomar as deles, espera-se que o deem.
+    """
+    state, takeover = settings["state"], settings["takeover"]
+    make_group(db, settings)
+    say(f"ouvindo {settings['stream']} em {state['where']}")
+    look_at = time.monotonic() + (takeover if state["ready"] else 0)
+    state["ready"] = True
+    while not stop.is_set():
+        is_look = time.monotonic() >= look_at
+        try:
+            found = take_entries(db, settings, is_look)
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            make_group(db, settings)
+            look_at = time.monotonic() + takeover
+            continue
+        if is_look and not found:
+            look_at = time.monotonic() + takeover / 3
+        for call in found:
+            if not stop.is_set():
+                yield call
+                continue
+            given = [settings[key] for key in ("stream", "group", "name")]
+            db.eval(RELEASE, 1, *given, call[1])
+
+
+def listen(db, handler, stop, settings):
+    """Atende uma tarefa por vez, até a ordem de parar ou a queda do Redis."""
+    prefix = settings["prefix"].encode()
+    source = queued if settings["stream"] else announced
+    with contextlib.closing(source(db, stop, settings)) as found:
+        for key, *rest in found:
+            try:
+                if key.startswith(prefix):
+                    run_task(Call(db, settings, key, *rest), handler, stop)
+            except (redis.ConnectionError, redis.TimeoutError):
+                raise
+            except Exception as error:  # pylint: disable=broad-except
+                say(f"tarefa deixada: {error}")  # o defeito é dela, e não das outras
 
 
 def run_worker(handler, stop, settings):
@@ -350,12 +536,16 @@ def serve(handler, stop=None, **options):
 
     handler: função geradora, handler(task, gone)
     stop: threading.Event, outra ordem de parar
-    options: redis, secret, channel, prefix (padrões em proxy_flags), name (o que vai na reserva),
-        claim_ttl (s), grace (ms), backlog (linhas)
+    options: redis, secret, channel, prefix, stream (padrões em proxy_flags), name (o que vai na
+        reserva), claim_ttl (s), grace (ms), backlog (linhas), group e takeover (s) do stream
     """
     settings = {**vars(proxy_flags().parse_args([])), "claim_ttl": 600, "grace": 10_000}
     settings.update(backlog=1000, name=f"{socket.gethostname()}:{os.getpid()}")
+    settings.update(group="ndjson_workers", takeover=15)
     settings.update(options)
+    settings["holder"] = settings["name"]
+    if settings["stream"]:  # só deste processo
+        settings["holder"] = "{group} {name} ".format(**settings) + f"{uuid.uuid4()} "
     stop = stop or threading.Event()
 
     def obey(number, _frame):
@@ -367,6 +557,8 @@ def serve(handler, stop=None, **options):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, obey)
     try:
+        if settings["takeover"] < 2 or re.search(r"\s", settings["group"]):
+            raise ValueError("takeover: ao menos 2 s; group: sem espaços")
         run_worker(handler, stop, settings)
     except (ValueError, OSError) as error:
         say(error)

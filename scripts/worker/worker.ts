@@ -28,12 +28,19 @@
  *   Cada um atende até `tasks` ao mesmo tempo, e reserva a tarefa antes de lê-la: só um a atende.
  *   As que passam do limite esperam sem reserva, e o primeiro worker com lugar as toma.
  *
+ * COM UM STREAM (`stream`, o REDIS_STREAM do proxy)
+ *   As tarefas vêm dele, e não do canal: esperam enquanto nenhum worker está de pé. A de um worker
+ *   que sumiu passa, depois de `takeover` segundos, a outro do mesmo `group`: desde o começo se ele
+ *   nada tinha empurrado; se tinha, o cliente lê um erro (depois de raw(), a conexão é cortada). O
+ *   que só estava parado e volta tarde demais nada mais empurra.
+ *
  * QUANDO O REDIS CAI
  *   As conexões se refazem sozinhas, e o que ainda não saiu espera por elas. De uma linha que
  *   estava a caminho não se sabe se chegou: a tarefa termina com um erro, e não com uma linha
  *   repetida ou faltando. O que foi anunciado enquanto isso não é anunciado de novo.
  */
 
+import { randomUUID as random_uuid } from 'node:crypto';
 import { readFileSync as read_file } from 'node:fs';
 import { isIPv6 as is_ipv6 } from 'node:net';
 import { hostname } from 'node:os';
@@ -69,6 +76,7 @@ export const proxy_flags = {
   channel: { type: 'string', short: 'C', default: env.REDIS_CHANNEL || 'ndjson_jobs' },
   prefix: { type: 'string', short: 'X', default: env.REDIS_PREFIX || 'ndjson_task_' },
   'list-prefix': { type: 'string', short: 'L' }, // a tarefa diz qual é a sua lista
+  stream: { type: 'string', default: env.REDIS_STREAM ?? '' },
 } as const;
 
 const default_settings = {
@@ -80,6 +88,12 @@ const default_settings = {
   channel: proxy_flags.channel.default,
   /** Começo da chave da tarefa; as outras, de outra instalação, são deixadas. */
   prefix: proxy_flags.prefix.default,
+  /** O stream de onde vêm as tarefas, em vez do canal; vazio, vêm do canal. */
+  stream: proxy_flags.stream.default,
+  /** O grupo que as divide. */
+  group: 'ndjson_workers',
+  /** Segundos sem sinal de vida até que outro worker do grupo tome a tarefa. */
+  takeover: 15,
   /** Tarefas ao mesmo tempo. */
   tasks: 10,
   /** O que se escreve na reserva. */
@@ -109,11 +123,18 @@ type element = string | Buffer;
 type client = ReturnType<typeof make_client>;
 
 /**
+ * Uma tarefa por atender: a chave; de um stream, também o id e, se um worker que sumiu já a tinha,
+ * a reserva que deixou, ou vazio.
+ */
+type call = { task_key: string; entry?: string; left?: string };
+
+/**
  * Uma tarefa em andamento. `task` falta até que a reserva seja nossa; `controller` aborta quando
  * ninguém espera mais, e `watch` quando ela acaba; `framing` falta até o primeiro elemento que diz
  * algo; `sizes` são os bytes dos últimos elementos empurrados.
  */
 type job = {
+  call: call;
   task?: task;
   controller: AbortController;
   watch: AbortController;
@@ -122,15 +143,21 @@ type job = {
 };
 
 /**
- * O que as funções dividem. `waiting` são chaves anunciadas que ainda não têm lugar; `renewing`, a
- * troca em curso da conexão; `has_found`, se alguma tarefa já foi achada neste banco.
+ * O que as funções dividem. `listener` ouve o canal, ou espera pelo stream; `holder` é o que a
+ * reserva diz, neste último caso só deste processo; `waiting` são as tarefas que ainda não têm
+ * lugar; `tell_room` avisa que há um; `reading` é a leitura do stream; `renewing`, a troca em curso
+ * da conexão; `has_found`, se alguma tarefa já foi achada neste banco.
  */
 type worker = {
   redis: client;
+  listener: client;
   handler: handler;
   settings: settings;
   where: string;
-  waiting: string[];
+  holder: string;
+  waiting: call[];
+  tell_room: () => void;
+  reading?: Promise<void>;
   jobs: Map<job, Promise<void>>;
   renewing?: Promise<void> | undefined;
   has_found: boolean;
@@ -169,10 +196,102 @@ const last_ms = 1000;
 /** Uma conexão que não diz nada, nem responde ao PING, é trocada. */
 const silence = { pingInterval: 10_000, socketTimeout: 30_000 };
 
+/** Quanto se espera por uma tarefa do stream, até olhar se veio a ordem de parar. */
+const read_ms = 500;
+
+/** Depois de algo que o stream recusou. */
+const refused_ms = 1000;
+
+/*
+ * Os scripts de uma tarefa. As chaves são a dela, a da lista, a da reserva e, se ela veio de um, o
+ * stream; os argumentos, a reserva deste worker, a vida dela em segundos e, com um stream, o grupo,
+ * o consumidor e o id. Com um stream só quem tem a reserva escreve: quem esteve parado pode tê-la
+ * perdido. Ela dura o que a tarefa durar, e acaba no que já foi empurrado: nada, "lines" ou "raw".
+ */
+const script_start = `
+  local is_queued = #KEYS == 4
+  local holder = redis.call('GET', KEYS[3])
+  local is_wanted = redis.call('EXISTS', KEYS[1]) == 1
+  local life = ARGV[2]
+  if is_queued then life = math.max(life, redis.call('TTL', KEYS[1]) + 1) end
+  local is_ours = not is_queued or (holder and holder:sub(1, #ARGV[1]) == ARGV[1])`;
+
+/** Deixa o stream sem a tarefa, que acabou. */
+const script_forget = `
+  if is_queued then
+    redis.pcall('XACK', KEYS[4], ARGV[3], ARGV[5])
+    redis.call('XDEL', KEYS[4], ARGV[5])
+  end`;
+
+/**
+ * Reserva uma tarefa e a lê: devolve o JSON, 0 se ela não existe, 1 se é de outro. A que um worker
+ * que sumiu já tinha (o sexto argumento) vem com a reserva dele: se ela ainda é esta, e do grupo, a
+ * tarefa é de quem a tomar; a de um worker de outra espécie dura enquanto a tarefa durar.
+ */
+const claim_script = `${script_start}
+  local is_left = ARGV[6] == 'left'
+  if not is_wanted then ${script_forget}
+    redis.call('DEL', KEYS[3]) -- uma escrita: um Redis rebaixado, que não tem a tarefa, a recusa
+    return 0
+  end
+  if is_left and holder and holder:sub(1, #ARGV[3] + 1) ~= ARGV[3] .. ' ' then
+    redis.call('EXPIRE', KEYS[3], life)
+    return 1
+  end
+  if (holder or '') ~= ARGV[7] then return 1 end
+  redis.call('SET', KEYS[3], ARGV[1], 'EX', life)
+  return redis.call('GET', KEYS[1])`;
+
 /** Empurra só se alguém ainda espera: nada é escrito numa lista que ninguém mais apagaria. */
-const push_script = `
-  if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-  return redis.call('RPUSH', KEYS[2], unpack(ARGV))`;
+const push_script = `${script_start}
+  if not is_wanted or not is_ours then return 0 end
+  -- depois de outra escrita, um Redis sem memória já não a recusaria
+  local length = redis.call('RPUSH', KEYS[2], unpack(ARGV, 7))
+  redis.call('EXPIRE', KEYS[3], life)
+  if is_queued then redis.call('SET', KEYS[3], ARGV[1] .. ARGV[6], 'KEEPTTL') end
+  return length`;
+
+/** Dá sinal de vida: devolve se alguém ainda espera pela resposta deste worker. */
+const renew_script = `${script_start}
+  if not is_wanted or not is_ours then return 0 end
+  redis.call('EXPIRE', KEYS[3], life)
+  if is_queued then redis.pcall('XCLAIM', KEYS[4], ARGV[3], ARGV[4], 0, ARGV[5], 'JUSTID') end
+  return 1`;
+
+/** Termina a tarefa, salvo se outro worker a tomou. */
+const finish_script = `${script_start}
+  if is_wanted and not is_ours then return 0 end
+  ${script_forget}
+  return redis.call('DEL', KEYS[1])`;
+
+/** Devolve ao grupo, se nada foi empurrado, uma tarefa que outro worker pode já tomar. */
+const release_script = `${script_start}
+  if holder == ARGV[1] then redis.call('SET', KEYS[3], ARGV[3] .. ' ', 'EX', life) end
+  if holder and holder ~= ARGV[1] then return 0 end
+  local long_ago = 86400000
+  redis.pcall('XCLAIM', KEYS[4], ARGV[3], ARGV[4], 0, ARGV[5], 'IDLE', long_ago, 'JUSTID')
+  return 1`;
+
+/**
+ * Toma as tarefas cujo worker não dá sinal, com a reserva de cada uma, e acaba com as que já não
+ * estão no stream. Um XAUTOCLAIM não serve: antes do Redis 7 não diz o id destas.
+ */
+const left_script = `
+  local found = {}
+  local idle = {'IDLE', ARGV[3], '-', '+', ARGV[4]}
+  for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], unpack(idle))) do
+    local id = row[1]
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
+    local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+    if entry then
+      local task_key = entry[2][2]
+      local holder = redis.call('GET', ARGV[5] .. task_key:sub(ARGV[6] + 1))
+      table.insert(found, {id, task_key, holder or ''})
+    else
+      redis.call('XACK', KEYS[1], ARGV[1], id)
+    end
+  end
+  return found`;
 
 /**
  * Escreve a cabeça da resposta, que deve ser o primeiro yield.
@@ -292,11 +411,14 @@ export function make_client({ redis, secret, log }: client_settings) {
  */
 function renew_client(worker: worker): Promise<void> {
   const renew = async () => {
-    const old = worker.redis;
-    worker.settings.log('este Redis não aceita escritas: outra conexão');
-    worker.redis = make_client(worker.settings);
-    await Promise.all([worker.redis.connect(), sleep(renewal.pause_ms)]);
+    const { redis: old, listener, settings } = worker;
+    settings.log('este Redis não aceita escritas: outra conexão');
+    worker.redis = make_client(settings);
+    if (settings.stream) worker.listener = make_client({ ...settings, log: () => {} });
+    const opening = [worker.redis, worker.listener].filter((client) => !client.isOpen);
+    await Promise.all([...opening.map((client) => client.connect()), sleep(renewal.pause_ms)]);
     old.close().catch(() => {}); // o que ele ainda responde, responde
+    if (listener !== worker.listener) listener.destroy();
   };
   worker.renewing ??= renew().finally(() => {
     worker.renewing = undefined;
@@ -344,46 +466,64 @@ function parse_task(text: string): task {
 }
 
 /**
- * Reserva uma tarefa para este worker e a lê. Enquanto nenhuma foi achada, a que falta é notícia:
- * o canal é comum a todos os bancos de um Redis, e as chaves não.
+ * Roda um script de uma tarefa.
  * @param worker o worker
- * @param task_key a chave anunciada
- * @returns a tarefa; undefined se é de outro worker ou se o cliente já desistiu
+ * @param script o script
+ * @param call a tarefa
+ * @param rest os argumentos além dos que todos recebem
+ * @param task a tarefa, se já lida
+ * @returns o que ele devolve
+ * @throws o que o Redis responder, ou a queda da conexão
  */
-async function claim_task(worker: worker, task_key: string): Promise<task | undefined> {
-  const { settings } = worker;
-  const claim = claim_prefix + task_key.slice(settings.prefix.length);
-  const expiration = { type: 'EX', value: settings.claim_ttl } as const;
-  const options = { condition: 'NX', expiration } as const;
-  const claimed = await insist(worker, (redis) => redis.set(claim, settings.name, options));
-  if (claimed === null) return undefined;
-  const text = await insist(worker, (redis) => redis.get(task_key));
-  if (text === null) {
-    if (!worker.has_found) settings.log(`${task_key} não está em ${worker.where}: é outro banco?`);
-    await insist(worker, (redis) => redis.del(claim));
-    return undefined;
-  }
-  worker.has_found = true;
-  return parse_task(text);
+function run_script(
+  worker: worker,
+  script: string,
+  call: call,
+  rest: element[] = [],
+  task?: task,
+): Promise<unknown> {
+  const { stream, group, name, prefix, claim_ttl } = worker.settings;
+  const { task_key, entry } = call;
+  const claim = claim_prefix + task_key.slice(prefix.length);
+  const keys = [task_key, task?.task_list ?? claim, claim, ...(entry ? [stream] : [])];
+  const given = [worker.holder, String(claim_ttl), group, name, entry ?? '', ...rest] as string[];
+  return insist(worker, (redis) => redis.eval(script, { keys, arguments: given }));
 }
 
 /**
- * Confere, de tempos em tempos, se ainda há quem espere, e renova a reserva.
+ * Reserva uma tarefa para este worker e a lê. Enquanto nenhuma foi achada, a que falta é notícia:
+ * o canal é comum a todos os bancos de um Redis, e as chaves não.
  * @param worker o worker
- * @param task a tarefa
+ * @param call a tarefa
+ * @returns a tarefa; undefined se é de outro worker ou se o cliente já desistiu
+ */
+async function claim_task(worker: worker, call: call): Promise<task | undefined> {
+  const { task_key, entry, left = '' } = call;
+  const { settings, where, has_found } = worker;
+  const found = await run_script(worker, claim_script, call, [
+    call.left === undefined ? 'new' : 'left',
+    left,
+  ]);
+  if (found === 0 && !has_found && !entry)
+    settings.log(`${task_key} não está em ${where}: é outro banco?`);
+  if (typeof found === 'number') return undefined;
+  worker.has_found = true;
+  return parse_task(String(found));
+}
+
+/**
+ * Confere, de tempos em tempos, se ainda há quem espere, e dá sinal de vida.
+ * @param worker o worker
  * @param job a tarefa em andamento
  */
-async function watch_task(worker: worker, task: task, job: job): Promise<void> {
+async function watch_task(worker: worker, job: job): Promise<void> {
   const { signal } = job.watch;
   for (;;) {
     await sleep(watch_ms, undefined, { signal }).catch(() => {});
     if (signal.aborted) return;
-    const asked = [
-      worker.redis.exists(task.task_key),
-      worker.redis.expire(claim_prefix + task.uuid, worker.settings.claim_ttl),
-    ];
-    const [exists] = await Promise.all(asked).catch(() => [1]); // sem resposta, nada se sabe
-    if (!exists) job.controller.abort();
+    const renewed = run_script(worker, renew_script, job.call);
+    const is_wanted = await renewed.catch(() => 1); // sem resposta, nada se sabe
+    if (is_wanted === 0) job.controller.abort();
   }
 }
 
@@ -412,16 +552,15 @@ function to_element(value: unknown): element {
  * @returns quantos esperam pelo proxy; 0 se ninguém espera mais pela resposta
  */
 async function push_element(worker: worker, job: job, value: element): Promise<number> {
-  const { task, sizes } = job;
-  if (!task) return 0;
+  const { task, sizes, controller } = job;
+  if (!task || controller.signal.aborted) return 0;
   if (value.length > 0) {
     job.framing ??= typeof value === 'string' && /^\s*RAW\b/.test(value) ? 'raw' : 'lines';
   }
   const is_split = job.framing === 'raw' && value.toString() === abort_element;
   const parts = is_split ? ['HTTP', ' ABORT'] : [value];
-  const keys = [task.task_key, task.task_list];
-  const push = (redis: client) => redis.eval(push_script, { keys, arguments: parts as string[] });
-  const length = Number(await insist(worker, push));
+  const given = [job.framing ?? 'lines', ...parts];
+  const length = Number(await run_script(worker, push_script, job.call, given, task));
   sizes.push(...parts.map((part) => part.length));
   return length;
 }
@@ -487,32 +626,40 @@ async function answer_task(worker: worker, task: task, job: job): Promise<void> 
  *   só com o DEL uma resposta incompleta passaria por inteira
  */
 async function finish_task(worker: worker, task: task, job: job, error = ''): Promise<void> {
-  const keys = [task.task_key, task.task_list];
-  const last = job.framing === 'raw' ? abort_element : JSON.stringify({ error });
-  const say = () => insist(worker, (redis) => redis.eval(push_script, { keys, arguments: [last] }));
-  const finish = () => insist(worker, (redis) => redis.del(task.task_key));
+  const { call, framing = 'lines' } = job;
+  const last = framing === 'raw' ? abort_element : JSON.stringify({ error });
+  const say = () => run_script(worker, push_script, call, [framing, last], task);
+  const finish = () => run_script(worker, finish_script, call);
   if (error) await say().catch(say); // o que se perdeu com a conexão pode ser repetido
   await finish().catch(finish);
 }
 
 /**
- * Atende uma tarefa, se ela for nossa.
+ * Atende uma tarefa, se ela for nossa. Da que um worker que sumiu já respondia só se diz o fim: o
+ * que ele empurrou não se repete.
  * @param worker o worker
  * @param job a tarefa em andamento
- * @param task_key a chave anunciada
  */
-async function run_task(worker: worker, job: job, task_key: string): Promise<void> {
-  const task = await claim_task(worker, task_key);
+async function run_task(worker: worker, job: job): Promise<void> {
+  const task = await claim_task(worker, job.call);
   if (!task) return;
+  const { log } = worker.settings;
+  const framing = job.call.left?.split(' ').at(-1); // o que o outro deixou pela metade
+  if (framing) {
+    job.framing = framing as 'lines' | 'raw';
+    log(`${task.uuid} ficou pela metade: o worker dela sumiu`);
+    await finish_task(worker, task, job, 'worker lost');
+    return;
+  }
   job.task = task;
-  void watch_task(worker, task, job);
+  void watch_task(worker, job);
   let [failure, ending] = ['', 'terminou'];
   await answer_task(worker, task, job).catch((error) => {
     failure = error?.message || String(error);
     ending = `falhou: ${error?.stack ?? error}`;
   });
   const is_over = job.controller.signal.aborted;
-  worker.settings.log(`${task.uuid} ${is_over ? 'interrompida' : ending}`);
+  log(`${task.uuid} ${is_over ? 'interrompida' : ending}`);
   job.watch.abort();
   await finish_task(worker, task, job, is_over ? '' : failure);
 }
@@ -523,16 +670,111 @@ async function run_task(worker: worker, job: job, task_key: string): Promise<voi
  */
 function start_waiting(worker: worker): void {
   const { jobs, waiting, settings } = worker;
-  while (jobs.size < settings.tasks && waiting.length > 0) {
-    const job: job = { controller: new AbortController(), watch: new AbortController(), sizes: [] };
-    const running = run_task(worker, job, waiting.shift() ?? '')
+  while (jobs.size < settings.tasks) {
+    const call = waiting.shift();
+    if (!call) return;
+    const [controller, watch] = [new AbortController(), new AbortController()];
+    const job: job = { call, controller, watch, sizes: [] };
+    const running = run_task(worker, job)
       .catch((error) => settings.log(`tarefa deixada: ${error.message}`))
       .finally(() => {
         job.watch.abort();
         jobs.delete(job);
         start_waiting(worker);
+        worker.tell_room();
       });
     jobs.set(job, running);
+  }
+}
+
+/**
+ * Devolve ao grupo uma tarefa de que nada foi empurrado.
+ * @param worker o worker
+ * @param call a tarefa
+ * @returns false se não é de um stream, ou se o cliente já leu parte da resposta
+ */
+async function release_task(worker: worker, call: call): Promise<boolean> {
+  return call.entry !== undefined && (await run_script(worker, release_script, call)) === 1;
+}
+
+/** Uma entrada do stream. */
+type entry = { id: string; message: Record<string, string> };
+
+/**
+ * Toma do stream tarefas novas ou, quando é hora, as de workers que sumiram.
+ * @param worker o worker
+ * @param room quantas
+ * @param is_look se são estas
+ * @returns as tarefas
+ * @throws o que o Redis responder, ou a queda da conexão
+ */
+async function take_entries(worker: worker, room: number, is_look: boolean): Promise<call[]> {
+  const { stream, group, name, takeover, prefix } = worker.settings;
+  if (is_look) {
+    const limits = [Math.round(takeover * 1000), room].map(String);
+    const given = [group, name, ...limits, claim_prefix, String(prefix.length)];
+    const look = (redis: client) => redis.eval(left_script, { keys: [stream], arguments: given });
+    const found = (await insist(worker, look)) as [string, string, string][];
+    const own = new Set([...worker.jobs.keys()].map(({ call }) => call.entry));
+    const others = found.filter(([entry]) => !own.has(entry)); // das nossas só nos atrasámos
+    return others.map(([entry, task_key, left]) => ({ task_key, entry, left }));
+  }
+  const options = { COUNT: room, BLOCK: read_ms };
+  const read = () => worker.listener.xReadGroup(group, name, { key: stream, id: '>' }, options);
+  const found = (await insist(worker, read)) as { messages: entry[] }[] | null;
+  const entries = found?.flatMap(({ messages }) => messages) ?? [];
+  return entries.map(({ id, message }) => ({ task_key: message.task_key ?? '', entry: id }));
+}
+
+/**
+ * Faz o grupo, a partir do começo do stream, e o stream, se não existem.
+ * @param worker o worker
+ * @throws o que o Redis responder, salvo que o grupo já existe
+ */
+async function make_group(worker: worker): Promise<void> {
+  const { stream, group } = worker.settings;
+  const make = () => worker.redis.xGroupCreate(stream, group, '0', { MKSTREAM: true });
+  await insist(worker, make).catch((error) => {
+    if (!error.message.startsWith('BUSYGROUP ')) throw error;
+  });
+}
+
+/**
+ * Atende as tarefas do stream, até a ordem de parar. Depois de uma queda do Redis os outros também
+ * não deram sinal: antes de tomar as deles, espera-se que o deem.
+ * @param worker o worker
+ * @param stop a ordem
+ */
+async function read_stream(worker: worker, stop: AbortSignal): Promise<void> {
+  const { settings, jobs, waiting } = worker;
+  const takeover_ms = settings.takeover * 1000;
+  let look_at = 0;
+  while (!stop.aborted) {
+    const room = settings.tasks - jobs.size;
+    const is_look = performance.now() >= look_at;
+    try {
+      if (room === 0) {
+        await new Promise<void>((resolve) => Object.assign(worker, { tell_room: resolve }));
+        continue;
+      }
+      const calls = await take_entries(worker, room, is_look);
+      if (is_look && calls.length === 0) look_at = performance.now() + takeover_ms / 3;
+      if (stop.aborted) await Promise.all(calls.map((call) => release_task(worker, call)));
+      else waiting.push(...calls.filter(({ task_key }) => task_key.startsWith(settings.prefix)));
+      start_waiting(worker);
+    } catch (error) {
+      const { message } = error as Error;
+      if (stop.aborted) return;
+      look_at = performance.now() + takeover_ms;
+      const repair = async () => {
+        if (!message.startsWith('NOGROUP ')) throw error;
+        await make_group(worker);
+      };
+      await repair().catch(({ message }) => {
+        settings.log(`stream ${settings.stream}: ${message}`);
+        return sleep(refused_ms);
+      });
+    }
   }
 }
 
@@ -553,58 +795,88 @@ function stop_ordered(stop?: AbortSignal): Promise<void> {
 }
 
 /**
- * Dá às tarefas que rodam o tempo de terminar, e termina as que não o fizerem.
- * @param worker o worker, que já não ouve o canal
+ * Dá às tarefas que rodam o tempo de terminar. Das que não o fizerem, as de um stream de que nada
+ * foi empurrado passam a outro worker; as demais terminam com erro.
+ * @param worker o worker, que já não toma tarefas
  */
 async function finish_jobs(worker: worker): Promise<void> {
   const { jobs, waiting, settings } = worker;
   waiting.length = 0; // sem reserva, são dos outros workers
   const at_most = (ms: number) => sleep(ms, undefined, { ref: false });
   await Promise.race([Promise.allSettled(jobs.values()), at_most(settings.grace)]);
+  const leave = async (job: job) => {
+    if (!job.task || (await release_task(worker, job.call))) return;
+    await finish_task(worker, job.task, job, 'worker stopping');
+  };
   const endings = [...jobs].map(async ([job, running]) => {
-    const said = job.task && finish_task(worker, job.task, job, 'worker stopping');
+    const left = leave(job);
     job.controller.abort();
     job.watch.abort();
-    await Promise.allSettled([said, running]);
+    await Promise.allSettled([left, running]);
   });
   await Promise.race([Promise.all(endings), at_most(last_ms)]);
+}
+
+/**
+ * Ouve o canal, ou espera pelo stream, e atende as tarefas.
+ * @param worker o worker, ainda por conectar
+ * @param stop a ordem de parar
+ * @returns uma promessa cumprida quando ele já ouve
+ * @throws Error se o endereço, a senha, o banco, o canal ou o stream não servem
+ */
+async function listen(worker: worker, stop: AbortSignal): Promise<void> {
+  const { redis, listener, settings, where } = worker;
+  const { stream, channel, prefix, log } = settings;
+  try {
+    await Promise.all([redis.connect(), listener.connect()]);
+    if (stream) await make_group(worker);
+    else {
+      await listener.subscribe(channel, (task_key) => {
+        if (task_key.startsWith(prefix)) worker.waiting.push({ task_key });
+        start_waiting(worker);
+      });
+    }
+  } catch (error) {
+    throw new Error(`${where}: ${(error as Error).message}`);
+  }
+  log(`ouvindo ${stream || channel} em ${where}`);
+  if (stream) worker.reading = read_stream(worker, stop);
 }
 
 /**
  * Conecta, ouve o canal e atende as tarefas, até a ordem de parar.
  * @param handler quem responde
  * @param settings todas as configurações
- * @throws Error se o endereço, a senha, o banco ou o canal não servem
+ * @throws Error se o endereço, a senha, o banco, o canal ou o stream não servem
  */
 async function run_worker(handler: handler, settings: settings): Promise<void> {
   if (!('DEFAULT_RESP' in redis_library))
     throw new Error('o pacote redis deve ser o 6: npm install redis@6');
   const { where } = redis_place(settings.redis, settings.secret);
+  const { stream, group, name } = settings;
   const redis = make_client(settings);
   const listener = make_client({ ...settings, log: () => {} });
   const worker: worker = {
-    ...{ redis, handler, settings, where },
-    ...{ waiting: [], jobs: new Map(), has_found: false },
+    ...{ redis, listener, handler, settings, where },
+    holder: stream ? `${group} ${name} ${random_uuid()} ` : name,
+    ...{ waiting: [], tell_room: () => {}, jobs: new Map(), has_found: false },
   };
+  const stop = new AbortController();
   const stopped = stop_ordered(settings.stop);
-  const listen = async () => {
-    await Promise.all([redis.connect(), listener.connect()]);
-    await listener.subscribe(settings.channel, (task_key) => {
-      if (task_key.startsWith(settings.prefix)) worker.waiting.push(task_key);
-      start_waiting(worker);
-    });
-    settings.log(`ouvindo ${settings.channel} em ${where}`);
-  };
-  const listening = listen().catch((error) => {
-    throw new Error(`${where}: ${error.message}`);
-  });
+  const listening = listen(worker, stop.signal);
   listening.catch(() => {}); // com a ordem de parar, ninguém mais espera por ela
   try {
     await Promise.race([stopped, listening.then(() => stopped)]);
-    listener.destroy();
+    stop.abort();
+    worker.tell_room();
+    const last_read = sleep(2 * read_ms, undefined, { ref: false });
+    // o que o stream já dava ainda se pode devolver
+    if (worker.reading) await Promise.race([worker.reading, last_read]);
+    worker.listener.destroy();
     await finish_jobs(worker);
   } finally {
-    for (const client of [worker.redis, redis, listener]) if (client.isOpen) client.destroy();
+    const clients = new Set([redis, listener, worker.redis, worker.listener]);
+    for (const client of clients) if (client.isOpen) client.destroy();
   }
 }
 
@@ -624,11 +896,14 @@ function read_secret(): string {
  * @param handler quem responde: um gerador assíncrono
  * @param options o que muda dos padrões; os do Redis vêm das variáveis do proxy
  * @returns uma promessa cumprida quando tudo parou
- * @throws RangeError se `tasks` não é ao menos 1
+ * @throws RangeError se `tasks`, `takeover` ou `group` não servem
  */
 export async function serve(handler: handler, options: Partial<settings> = {}): Promise<void> {
   const settings = { ...default_settings, ...options };
-  if (!(settings.tasks >= 1)) throw new RangeError(`tasks: ${settings.tasks}; ao menos 1`);
+  const { tasks, takeover, group } = settings;
+  if (!(tasks >= 1)) throw new RangeError(`tasks: ${tasks}; ao menos 1`);
+  if (!(takeover >= 2)) throw new RangeError(`takeover: ${takeover}; ao menos 2 s`);
+  if (!/^\S+$/.test(group)) throw new RangeError(`group: ${JSON.stringify(group)}; sem espaços`);
   try {
     const secret = settings.secret || read_secret();
     await run_worker(handler, { ...settings, secret });

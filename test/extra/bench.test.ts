@@ -262,13 +262,14 @@ describe('o comando', { concurrency: true }, () => {
     assert.equal(code, 0, stderr);
     assert.match(stdout, /÷ piso http\+redis/);
     assert.match(stdout, /1 fluxo: RAW ÷ linhas/);
+    assert.match(stdout, /1 fluxo: REPLAY ÷ sem/);
     const results = JSON.parse(read_file(path.join(out, 'results.json'), 'utf8'));
     const variants = (scenario: string) =>
       results.rows
         .filter((row: measurement) => row.scenario === scenario)
         .map((row: measurement) => row.variant);
     const raw = ['piso lpop 128', 'piso lpop 512', 'piso lpop 1024'];
-    const one = ['json-proxy', 'json-proxy raw', ...raw, 'piso http'];
+    const one = ['json-proxy', 'json-proxy raw', 'json-proxy replay', ...raw, 'piso http'];
     assert.deepEqual(variants('tasks'), ['json-proxy', 'piso http+redis']);
     assert.deepEqual(variants('bulk'), [...one, ...one]);
     for (const row of results.rows) assert.ok(row.values.rate > 0, JSON.stringify(row));

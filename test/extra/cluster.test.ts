@@ -24,7 +24,7 @@ import { type cluster_node, type cluster_scene, run_cli, start_cluster } from '.
 const crowd = 60;
 
 /** Consultas tão raras que nenhuma acontece dentro do teste: só os avisos trazem as linhas. */
-const by_news = [...brisk, '-i', '600000', '-t', '120000', '--workers', '3'];
+const by_news = [...brisk, '-i', '600000', '-t', '120000', '--workers', '3', '--rate', '9999/60'];
 
 const lost_line = '{"error": "redis lost"}';
 

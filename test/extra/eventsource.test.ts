@@ -13,6 +13,7 @@ import {
   end_of,
   type local_redis,
   on_stop,
+  start_cutter,
   start_program,
   start_proxy,
   start_redis,
@@ -157,6 +158,78 @@ describe('EventSource no Chromium', { skip: skip_browser, concurrency: true }, (
     await page.wait_for('source.readyState === EventSource.OPEN');
     await page.ask('Page.close');
     assert.equal((await end_of(proxy, task)).ending, 'client_gone');
+  });
+});
+
+/** Empurra as linhas de 1 a 300, e corta a conexão cinco vezes, cada uma com algumas a caminho. */
+async function push_and_cut(visit: Awaited<ReturnType<typeof start_relayed>>): Promise<void> {
+  const { proxies, relay, page, db, task } = visit;
+  for (let round = 0; round < 6; round += 1) {
+    const lines = Array.from({ length: 50 }, (_, index) => String(50 * round + index + 1));
+    await db.rPush(task.task_list, lines);
+    await page.wait_for(`seen.length > ${50 * round}`);
+    if (round < 5) relay.cut(proxies[round % proxies.length]?.port);
+  }
+  await db.del(task.task_key);
+}
+
+/** Sobe três proxies com REPLAY atrás de um intermediário, e devolve a página que roda `script`. */
+async function start_relayed(script: (url: string) => string) {
+  const { origin } = await serve_page();
+  const args = [...brisk, '--cors-origin', origin, '--replay', '60'];
+  const { proxy, worker, db } = await start_scene(redis, args);
+  const proxies = [await start_proxy(redis, args), await start_proxy(redis, args), proxy];
+  const relay = await start_cutter(proxy.port);
+  const page = await chrome.open(origin);
+  const url = `http://127.0.0.1:${relay.port}`;
+  await page.evaluate(`globalThis.seen = []; ${script(url)}; undefined`);
+  return { proxies, relay, origin, page, url, db, task: await worker.next() };
+}
+
+/** As linhas que push_and_cut empurra, e o fim. */
+const all_lines = [...Array.from({ length: 300 }, (_, index) => String(index + 1)), 'fim'];
+
+describe('com REPLAY', { skip: skip_browser, concurrency: true }, () => {
+  const watch = (url: string) => `
+    globalThis.source = new EventSource('${url}');
+    source.onmessage = (event) => seen.push(event.data);
+    source.addEventListener('end', () => { source.close(); seen.push('fim'); });`;
+
+  test('um EventSource cortado cinco vezes, e uma página aberta no meio, veem tudo', async () => {
+    const visit = await start_relayed(watch);
+    const { page, origin, proxies, db, task } = visit;
+    await db.rPush(task.task_list, '0');
+    await page.wait_for('seen.shift()');
+    const late = await chrome.open(origin);
+    await late.evaluate(
+      `globalThis.seen = []; ${watch(`${proxies[0]?.url}/?lastEventId=${task.uuid}:0`)}`,
+    );
+    await push_and_cut(visit);
+    await page.wait_for("seen.at(-1) === 'fim'");
+    assert.deepEqual(await page.evaluate('seen'), all_lines);
+    await late.wait_for("seen.at(-1) === 'fim'");
+    assert.deepEqual(await late.evaluate('seen'), ['0', ...all_lines]);
+  });
+
+  test('o fetch do manual, cortado cinco vezes, volta cada vez a outro proxy', async () => {
+    const [english, portuguese] = ['MANUAL.md', 'MANUAL.pt-BR.md'].map((file) => {
+      const { blocks } = read_manual(file);
+      return blocks.find(({ text }) => text.includes('function* lines_of('))?.text ?? '';
+    });
+    assert.equal(english, portuguese);
+    assert.ok(english && english.trimEnd().split('\n').length <= 26, english);
+    const visit = await start_relayed(
+      (url) => `${english}
+      (async () => {
+        for await (const line of lines_of('${url}', { method: 'POST', body: 'x' })) seen.push(line);
+        seen.push('fim');
+      })().catch((error) => seen.push(String(error)))`,
+    );
+    await push_and_cut(visit);
+    await visit.page.wait_for("seen.at(-1) === 'fim'");
+    assert.deepEqual(await visit.page.evaluate('seen'), all_lines);
+    const returns = visit.proxies.map(({ stdout }) => stdout().split(' replay task=').length - 1);
+    assert.deepEqual(returns, [2, 2, 1]);
   });
 });
 

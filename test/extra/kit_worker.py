@@ -70,6 +70,13 @@ def answer(task, gone):
             for n in range(1, 1_000_000):
                 print(f"yield {n}", flush=True)
                 yield {"n": n}
+        elif url.startswith("/late"):
+            wait_gate(url[1:])
+            yield {"n": 1}
+        elif url == "/raw-hold":
+            yield raw(200, {"Content-Type": "text/event-stream"})
+            yield "data: 1\n\n"
+            wait_gate("hold")
         elif url == "/hold":
             yield {"n": 1}
             wait_gate("hold")
@@ -79,5 +86,8 @@ def answer(task, gone):
         print(f"finally {url}", flush=True)
 
 
-GIVEN = {name: os.environ.get(name.upper()) for name in ("backlog", "grace")}
-serve(respond, **{name: int(text) for name, text in GIVEN.items() if text})
+GIVEN = {name: os.environ.get(name.upper()) for name in ("backlog", "grace", "takeover")}
+OPTIONS = {name: int(text) for name, text in GIVEN.items() if text}
+if os.environ.get("NAME"):
+    OPTIONS["name"] = os.environ["NAME"]
+serve(respond, **OPTIONS)

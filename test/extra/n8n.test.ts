@@ -8,42 +8,30 @@
  */
 
 import assert from 'node:assert/strict';
-import { mkdirSync as make_dir, writeFileSync as write_file } from 'node:fs';
-import path from 'node:path';
+import { writeFileSync as write_file } from 'node:fs';
 import { before, describe } from 'node:test';
 import { serve } from '../../scripts/worker/worker';
 import {
   brisk,
   connect_redis,
   end_of,
-  free_port,
   type local_redis,
   on_stop,
   open_stream,
   type proxy,
   type redis_client,
-  start_program,
   start_proxy,
   start_redis,
   task_named,
   type task_names,
-  temp_dir,
   test,
   until,
 } from '../harness';
 import { create_user, denied_objects } from '../readme_helpers';
-import { type page, skip_browser, start_browser } from './browser';
+import { skip_browser } from './browser';
 import { make_part } from './chat_format';
-import { guest_dir, node_named, read_workflow, type workflow } from './n8n_helpers';
-
-const dir = guest_dir('n8n');
-const skip = dir ? false : 'sem n8n: npm run test:n8n o instala';
-
-/** Quanto o n8n pode demorar a criar o banco dele, e a subir. */
-const start_limit_ms = 180_000;
-
-/** Quanto um workflow pode demorar, com a máquina ocupada. */
-const run_limit_ms = 40_000;
+import { open_editor, run_limit_ms, skip_n8n as skip, start_n8n } from './n8n_guest';
+import { node_named, read_workflow, type workflow } from './n8n_helpers';
 
 /** Um fluxo aberto. */
 type stream = ReturnType<typeof open_stream>;
@@ -160,51 +148,6 @@ function start_model(channel: string): void {
 }
 
 /**
- * Roda um comando do n8n até o fim.
- * @param env o ambiente dele
- * @param args o comando
- */
-async function run_n8n(env: NodeJS.ProcessEnv, args: string[]): Promise<void> {
-  const command = start_program(path.join(dir ?? '', 'node_modules/.bin/n8n'), args, env);
-  assert.equal(await command.exited, 0, command.stdout() + command.stderr());
-}
-
-/**
- * Sobe um n8n com credenciais e workflows, e espera que ele escute os canais.
- * @param credentials na forma de import:credentials
- * @param workflows os workflows, com identificador
- * @returns o endereço do editor
- */
-async function start_n8n(credentials: object[], workflows: workflow[]): Promise<string> {
-  const home = temp_dir();
-  const env = {
-    N8N_USER_FOLDER: home,
-    N8N_LISTEN_ADDRESS: '127.0.0.1',
-    N8N_PORT: String(await free_port()),
-    N8N_RUNNERS_BROKER_PORT: String(await free_port()),
-    N8N_DIAGNOSTICS_ENABLED: 'false',
-    N8N_VERSION_NOTIFICATIONS_ENABLED: 'false',
-    N8N_TEMPLATES_ENABLED: 'false',
-    N8N_PERSONALIZATION_ENABLED: 'false',
-    N8N_SECURE_COOKIE: 'false',
-  };
-  const folder = path.join(home, 'workflows');
-  make_dir(folder);
-  for (const one of workflows) {
-    write_file(path.join(folder, `${one.id}.json`), JSON.stringify(one));
-  }
-  write_file(path.join(home, 'credentials.json'), JSON.stringify(credentials));
-  await run_n8n(env, ['import:credentials', `--input=${home}/credentials.json`]);
-  await run_n8n(env, ['import:workflow', '--separate', `--input=${folder}`]);
-  for (const { id } of workflows) await run_n8n(env, ['publish:workflow', `--id=${id}`]);
-  const started = start_program(path.join(dir ?? '', 'node_modules/.bin/n8n'), ['start'], env);
-  for (const { id } of workflows) {
-    await started.wait_for(new RegExp(`Activated workflow "${id}"`), start_limit_ms);
-  }
-  return `http://127.0.0.1:${env.N8N_PORT}`;
-}
-
-/**
  * Dá o proxy de um canal.
  * @param channel o canal
  * @returns o proxy
@@ -265,7 +208,7 @@ async function start_all(): Promise<void> {
       copy_workflow(`redis-nodes/${name}`, `${channel}${n}`.padEnd(16, '0'), channel),
     );
   });
-  editor = await start_n8n(credentials, copies);
+  editor = (await start_n8n({ credentials, workflows: copies })).url;
 }
 
 describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
@@ -371,30 +314,13 @@ const blank = { x: 1100, y: 150, button: 'left', clickCount: 1 };
 /** O workflow no editor, com os avisos por cima e a barra de lado cortados, em pontos. */
 const picture = { x: 130, y: 170, width: 1290, height: 592, scale: 1 };
 
-/**
- * Cria o dono do n8n, que assim fica logado, e abre um workflow novo.
- * @returns a página do editor
- */
-async function open_editor(): Promise<page> {
-  const browser = await start_browser();
-  const page = await browser.open(editor, { width: 1500, height: 860 });
-  const owner = { email: 'a@b.com', firstName: 'A', lastName: 'B', password: 'Senha12345' };
-  const headers = { 'Content-Type': 'application/json' };
-  const request = { method: 'POST', headers, body: JSON.stringify(owner) };
-  const asked = `fetch('/rest/owner/setup', ${JSON.stringify(request)}).then(({ ok }) => ok)`;
-  assert.equal(await page.evaluate(asked), true);
-  await page.evaluate("location.href = '/workflow/new'");
-  await page.wait_for(`document.querySelector('[data-test-id="canvas-wrapper"]')`, run_limit_ms);
-  return page;
-}
-
 test('no editor: colado, acha a credencial pelo nome, publica-se e responde', {
   skip: skip || skip_browser,
 }, async () => {
   const file = read_workflow('redis-nodes/stream-lines');
   node_named(file, 'New task').parameters.channels = 'editor';
   const proxy = await start_proxy(redis, [...brisk, '-C', 'editor']);
-  const page = await open_editor();
+  const page = await open_editor(editor);
   const text = JSON.stringify(JSON.stringify(file));
   await page.evaluate(`{
     const clipboardData = new DataTransfer();

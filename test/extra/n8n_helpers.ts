@@ -13,7 +13,7 @@ export type workflow_node = {
   parameters: Record<string, unknown>;
   credentials?: Record<string, { id: string | null; name: string }>;
 } & Record<'typeVersion', number> &
-  Partial<Record<'onError', string> & Record<'alwaysOutputData', boolean>>;
+  Partial<Record<'onError', string> & Record<'alwaysOutputData' | 'executeOnce', boolean>>;
 
 /** Para onde vai cada saída de um nó, por tipo de ligação: main, ai_tool, ai_languageModel. */
 type outputs = Record<string, { node: string; type: string; index: number }[][]>;

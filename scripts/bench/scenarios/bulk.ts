@@ -18,7 +18,7 @@ import {
   with_costs,
 } from '../processes';
 import { clock_per_ms } from '../roles/role';
-import { stream_request } from './latency';
+import { replay_args, stream_request } from './latency';
 
 /** Em quantos fluxos as linhas são repartidas, em cada caso. */
 const stream_cases = [1, 20];
@@ -183,11 +183,13 @@ async function run(context: bench_context): Promise<void> {
   await join_redis(raw, redis);
   const floor_port = await floor.call<number>('listen');
   const proxy = await start_bench_proxy(program, redis, ['-P', '0']);
+  const keeper = await start_bench_proxy(program, redis, ['-P', '0', ...replay_args]);
   const peers = await start_peers(context, scene);
   const watcher = start_role('stream_client');
   const measures: [variant: string, measure: bulk_measure, is_peer?: boolean][] = [
     ['json-proxy', measure_proxy(scene, proxy)],
     ['json-proxy raw', measure_proxy(scene, proxy, true)],
+    ['json-proxy replay', measure_proxy(scene, keeper)],
     ...raw_counts.map((count): [string, bulk_measure] => [
       `piso lpop ${count}`,
       measure_raw(scene, raw, count),
@@ -217,6 +219,6 @@ async function run(context: bench_context): Promise<void> {
 export const bulk: scenario = {
   name: 'bulk',
   estimate: (plan) =>
-    4 + (plan.rounds + 1) * (plan.bulk_lines / 1e6) * stream_cases.length * (plan.peers ? 5 : 4),
+    4 + (plan.rounds + 1) * (plan.bulk_lines / 1e6) * stream_cases.length * (plan.peers ? 6 : 5),
   run,
 };

@@ -21,6 +21,9 @@ import {
 /** Linhas por segundo em todos os fluxos juntos. */
 export const total_rate = 1000;
 
+/** O proxy que guarda o que envia, mas não por muito tempo: cada volta encheria mais o Redis. */
+export const replay_args = ['--replay', '10'];
+
 /** O começo de cada fluxo não conta. */
 const warm_s = 1;
 
@@ -194,9 +197,11 @@ async function run(context: bench_context): Promise<void> {
   const by_hand = { pid: plain.pid, port: await plain.call<number>('listen', where) };
   const hand: typeof first = ['piso à mão', proxy_subject(scene, by_hand)];
   const slow: typeof first = ['json-proxy, wakeup off', proxy_subject(scene, polling)];
+  const keeper = await start_bench_proxy(program, redis, replay_args);
+  const kept: typeof first = ['json-proxy replay', proxy_subject(scene, keeper)];
   const trials = plan.latency_streams.flatMap((streams, index) => {
     const load = make_load(streams, plan.seconds);
-    const variants = index === 0 ? [first, hand, slow, ...others] : [first, ...others];
+    const variants = index === 0 ? [first, hand, slow, kept, ...others] : [first, ...others];
     return variants.map(([variant, subject]): trial => {
       const run = () => measure_latency(subject, load);
       return { case_name: `${streams} fluxos`, variant, is_peer: variant in peer_notes, run };

@@ -5,7 +5,9 @@ import {
   type ITriggerResponse,
   NodeConnectionTypes,
 } from 'n8n-workflow';
-import { createConnection, credentialType, type RedisCredential } from '../../shared/redis';
+import { credentialType, type RedisCredential } from '../../shared/redis';
+import { Listener } from './listener';
+import { triggerProperties } from './properties';
 
 export class JsonProxyTrigger implements INodeType {
   description: INodeTypeDescription = {
@@ -17,31 +19,45 @@ export class JsonProxyTrigger implements INodeType {
     },
     group: ['trigger'],
     version: 1,
-    subtitle: '={{ $parameter["channel"] }}',
+    subtitle: '={{ $parameter["path"] || $parameter["channel"] }}',
     description: 'Starts the workflow when an HTTP request reaches json-proxy',
+    eventTriggerDescription: 'Waiting for a request to json-proxy',
     defaults: { name: 'JSON Proxy Trigger' },
+    triggerPanel: {
+      header: '',
+      executionsHelp: {
+        inactive:
+          '<b>While building your workflow</b>, click the "execute step" button, then send a request to json-proxy. The execution shows up in this editor, and the client gets its answer.<br /><br /><b>Once you\'re happy with your workflow</b>, publish it. Then every request starts an execution. These show up in the <a data-key="executions">executions list</a>, but not in the editor.',
+        active:
+          '<b>While building your workflow</b>, click the "execute step" button, then send a request to json-proxy. The editor takes it, although the published workflow listens too; the next one is answered by the published workflow again.',
+      },
+      activationHint:
+        'Once you’ve finished building your workflow, publish it to have it listen continuously (you just won’t see those executions here).',
+    },
     inputs: [],
     outputs: [NodeConnectionTypes.Main],
     credentials: [{ name: credentialType, required: true }],
-    properties: [
-      {
-        displayName: 'Channel',
-        name: 'channel',
-        type: 'string',
-        default: 'ndjson_jobs',
-        required: true,
-        description: 'The REDIS_CHANNEL of the proxy',
-      },
-    ],
+    properties: triggerProperties,
   };
 
   async trigger(this: ITriggerFunctions): Promise<ITriggerResponse> {
-    const credential = await this.getCredentials<RedisCredential>(credentialType);
-    const listener = createConnection(credential, (text) => this.logger.warn(text));
-    await listener.connect();
-    await listener.subscribe(this.getNodeParameter('channel') as string, (taskKey) =>
-      this.emit([[{ json: { task_key: taskKey } }]]),
-    );
-    return { closeFunction: async () => listener.destroy() };
+    const options = this.getNodeParameter('options', {}) as Record<string, unknown>;
+    const listener = new Listener(this, {
+      credential: await this.getCredentials<RedisCredential>(credentialType),
+      channel: this.getNodeParameter('channel') as string,
+      filter: {
+        path: this.getNodeParameter('path', '') as string,
+        methods: this.getNodeParameter('methods', []) as string[],
+      },
+      limit: Number(options.limit ?? -1),
+      signsOfLife: options.signsOfLife !== false,
+      errorText: String(options.errorText ?? ''),
+    });
+    const closeFunction = async () => listener.close();
+    if (this.getMode() === 'manual') {
+      return { closeFunction, manualTriggerFunction: () => listener.open() };
+    }
+    await listener.open();
+    return { closeFunction };
   }
 }

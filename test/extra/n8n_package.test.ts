@@ -1,0 +1,483 @@
+/*
+ * Os nós de scripts/n8n/nodes num n8n de verdade, instalados como o n8n os instala: cada operação
+ * do JSON Proxy Line, cada fim que uma execução pode ter, e quem fica com que tarefa. Sem o n8n
+ * instalado (npm run test:n8n) estes testes são pulados.
+ */
+
+import assert from 'node:assert/strict';
+import { before, describe } from 'node:test';
+import { serve } from '../../scripts/worker/worker';
+import {
+  brisk,
+  connect_redis,
+  end_of,
+  fetch_all,
+  type local_redis,
+  on_stop,
+  open_stream,
+  type proxy,
+  type redis_client,
+  start_proxy,
+  start_redis,
+  task_named,
+  type task_names,
+  test,
+  until,
+} from '../harness';
+import {
+  give,
+  line,
+  make_workflow,
+  request,
+  split,
+  start_gates,
+  type step,
+  trigger,
+} from './n8n_flows';
+import { type n8n_guest, run_limit_ms, skip_n8n as skip, start_n8n } from './n8n_guest';
+import type { workflow } from './n8n_helpers';
+
+/** Um fluxo aberto. */
+type stream = ReturnType<typeof open_stream>;
+
+let redis: local_redis;
+let db: redis_client;
+let gates: Awaited<ReturnType<typeof start_gates>>;
+let guest: n8n_guest;
+const proxies = new Map<string, proxy>();
+
+/** Dá o portão `name` como um passo. */
+function gate(name: string): step {
+  return { ...request(`Gate ${name}`, gates.url(name)), executeOnce: true };
+}
+
+/** Dá dois passos que fazem `count` itens, a partir do que tem o número `from`. */
+function numbers(from: number, count: number): step[] {
+  const list = `={{ { list: Array.from({ length: ${count} }, (_, n) => ({ n: n + ${from} })) } }}`;
+  return [give(`From ${from}`, list), split(`Each from ${from}`, 'list')];
+}
+
+const json = (value: string) => ({ content: 'json', json: value });
+const text = (value: string) => ({ content: 'text', text: value });
+
+/** Os workflows de cada canal. */
+const flows: Record<string, () => workflow[]> = {
+  echo: () => [make_workflow('echo', [trigger('echo'), line('Line')])],
+  many: () => [
+    make_workflow('many', [
+      trigger('many'),
+      ...numbers(0, 100),
+      line('First'),
+      gate('many'),
+      ...numbers(100, 100),
+      line('Second'),
+    ]),
+  ],
+  crowd: () => [
+    make_workflow('crowd', [
+      trigger('crowd'),
+      gate('crowd'),
+      line('Line', json('={{ { you_sent: $("Trigger").item.json.body } }}')),
+    ]),
+  ],
+  head: () => {
+    const entries = [
+      { name: 'X-Reason', value: 'no such order' },
+      { name: 'Set-Cookie', value: 'a=1' },
+      { name: 'Set-Cookie', value: 'b=2' },
+    ];
+    const parameters = { operation: 'head', statusCode: 404, headers: { entries } };
+    return [
+      make_workflow('head', [
+        trigger('head'),
+        line('Head', parameters),
+        line('Line', json('={"found":false}')),
+      ]),
+    ];
+  },
+  page: () => {
+    const entries = [{ name: 'Content-Type', value: 'text/html' }];
+    return [
+      make_workflow('page', [
+        trigger('page'),
+        line('Head', { operation: 'head', framing: 'raw', headers: { entries } }),
+        line('Chunk', { operation: 'chunk', chunkText: '<p>olá' }),
+        line('Cut', { operation: 'chunk', chunkText: 'HTTP ABORT' }),
+        line('Line', text('linha')),
+      ]),
+    ];
+  },
+  file: () => {
+    const parameters = { operation: 'chunk', source: 'binary' };
+    return [make_workflow('file', [trigger('file'), line('Chunk', parameters)])];
+  },
+  events: () => {
+    const fields = { eventFields: { event: 'token', id: '7' } };
+    return [
+      make_workflow('events', [
+        trigger('events'),
+        line('Event', { operation: 'event', ...text('a\nb'), ...fields }),
+        line('Plain', { operation: 'event', ...json('={{ { n: 1 } }}') }),
+      ]),
+    ];
+  },
+  words: () => [
+    make_workflow('words', [
+      trigger('words'),
+      line('Head', text('HTTP 404')),
+      line('End', text(' EOF ')),
+      line('Empty', text('')),
+      line('Text', text('só texto')),
+    ]),
+  ],
+  check: () => [
+    make_workflow(
+      'check',
+      [
+        trigger('check'),
+        line('Line', json('={"step":1}')),
+        gate('check'),
+        line('Check', { operation: 'check' }),
+        line('There', json('={"there":true}')),
+        request('Gone', gates.url('gone')),
+      ],
+      [
+        ['Trigger', 0, 'Line'],
+        ['Line', 0, 'Gate check'],
+        ['Gate check', 0, 'Check'],
+        ['Check', 0, 'There'],
+        ['Check', 1, 'Gone'],
+      ],
+    ),
+  ],
+  end: () => [
+    make_workflow('end', [
+      trigger('end'),
+      line('Line', json('={"last":true}')),
+      line('End', { operation: 'end' }),
+      line('Late', json('={"late":true}')),
+      gate('end'),
+    ]),
+  ],
+  failed: () => {
+    const parameters = { operation: 'end', outcome: 'failed', error: 'no such order' };
+    return [make_workflow('failed', [trigger('failed'), line('End', parameters)])];
+  },
+  nothing: () => [make_workflow('nothing', [trigger('nothing')])],
+  broken: () => [
+    make_workflow('broken', [
+      trigger('broken'),
+      line('Line', json('={"step":1}')),
+      request('Broken', 'http://127.0.0.1:1/'),
+    ]),
+  ],
+  hidden: () => [
+    make_workflow('hidden', [
+      trigger('hidden', { options: { errorText: 'try again later' } }),
+      request('Broken', 'http://127.0.0.1:1/'),
+    ]),
+  ],
+  torn: () => [
+    make_workflow('torn', [
+      trigger('torn'),
+      line('Chunk', { operation: 'chunk', chunkText: 'half' }),
+      gate('torn'),
+      request('Broken', 'http://127.0.0.1:1/'),
+    ]),
+  ],
+  mixed: () => [
+    make_workflow('mixed', [
+      trigger('mixed'),
+      line('Line', json('={"step":1}')),
+      line('Chunk', { operation: 'chunk', chunkText: 'half' }),
+    ]),
+  ],
+  slow: () => {
+    const steps = [trigger('slow'), gate('slow')];
+    return [make_workflow('slow', steps, undefined, { executionTimeout: 2 })];
+  },
+  stopped: () => [make_workflow('stopped', [trigger('stopped'), gate('stopped')])],
+  sleeping: () => {
+    const parameters = { amount: 1, unit: 'hours' };
+    const wait: step = { name: 'Wait', type: 'n8n-nodes-base.wait', parameters };
+    wait.typeVersion = 1.1;
+    const steps = [trigger('sleeping'), line('Line', json('={"step":1}')), wait];
+    return [make_workflow('sleeping', steps)];
+  },
+  shared: () => [
+    make_workflow('orders', [
+      trigger('shared', { path: '/orders/:id', methods: ['GET'] }),
+      line('Line', json('={{ { order: $json.params.id } }}')),
+    ]),
+    make_workflow('files', [
+      trigger('shared', { path: '/files/*' }),
+      line('Line', json('={{ { file: $json.path } }}')),
+    ]),
+  ],
+  called: () => [
+    make_workflow('called', [
+      trigger('called'),
+      {
+        name: 'Call',
+        type: 'n8n-nodes-base.executeWorkflow',
+        typeVersion: 1.2,
+        parameters: {
+          workflowId: { __rl: true, mode: 'id', value: 'callee'.padEnd(16, '0') },
+          workflowInputs: { mappingMode: 'defineBelow', value: {}, schema: [] },
+          options: {},
+        },
+      },
+    ]),
+    make_workflow('callee', [
+      {
+        name: 'Called',
+        type: 'n8n-nodes-base.executeWorkflowTrigger',
+        typeVersion: 1.1,
+        parameters: { inputSource: 'passthrough' },
+      },
+      line('Line', json('={"from":"below"}')),
+    ]),
+  ],
+};
+
+/** Dá o proxy do canal `channel`. */
+function proxy_of(channel: string): proxy {
+  const found = proxies.get(channel);
+  assert.ok(found, channel);
+  return found;
+}
+
+/** Dá as chaves da tarefa de um fluxo. */
+async function task_of(stream: stream): Promise<task_names> {
+  return task_named(String((await stream.head()).headers['x-task-uuid']));
+}
+
+/**
+ * Confere como um fluxo terminou, e que não deixou chave alguma.
+ * @param channel o canal
+ * @param stream o fluxo, já lido até o fim
+ */
+async function see_clean_end(channel: string, stream: stream): Promise<void> {
+  const task = await task_of(stream);
+  assert.equal((await end_of(proxy_of(channel), task)).ending, 'done');
+  await until('nenhuma chave', async () => (await db.keys(`*${task.uuid}`)).length === 0);
+}
+
+/** Sobe o Redis, um proxy para cada canal, os portões e o n8n. */
+async function start_all(): Promise<void> {
+  redis = await start_redis();
+  db = await connect_redis(redis);
+  gates = await start_gates();
+  const limit = String(run_limit_ms); // uma execução pode demorar a começar
+  const patient = [...brisk, '-t', limit, '--head-wait', limit];
+  const started = Object.keys(flows).map(async (channel) => {
+    proxies.set(channel, await start_proxy(redis, [...patient, '-C', channel]));
+  });
+  await Promise.all(started);
+  const { port } = redis;
+  const server = { host: '127.0.0.1', port, database: 1, user: '', password: '', ssl: false };
+  const name = 'json-proxy Redis';
+  const credentials = [{ id: 'redis00000000001', name, type: 'redis', data: server }];
+  const workflows = Object.values(flows).flatMap((make) => make());
+  guest = await start_n8n({ credentials, workflows, has_nodes: true });
+}
+
+describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
+  before(start_all);
+
+  test('o pedido chega em campos', async () => {
+    const proxy = proxy_of('echo');
+    const headers = { 'Content-Type': 'application/json', 'X-Two': 'a' };
+    const asked = { method: 'PUT', path: '/a%20b/c?x=1&x=2&y=%C3%A9', headers, body: '{"n":[1]}' };
+    const stream = open_stream(proxy, asked);
+    const [first = '', ...others] = await stream.rest(run_limit_ms);
+    assert.deepEqual(others, []);
+    const item = JSON.parse(first);
+    assert.equal(item.method, 'PUT');
+    assert.equal(item.path, '/a b/c');
+    assert.equal(item.url, asked.path);
+    assert.deepEqual(item.query, { x: ['1', '2'], y: 'é' });
+    assert.deepEqual(item.body, { n: [1] });
+    assert.equal(item.headers['x-two'], 'a');
+    assert.equal(item.remoteAddress, '127.0.0.1');
+    assert.ok(Math.abs(Date.parse(item.requestTime) - Date.now()) < 600_000);
+    assert.equal(item.task.uuid, (await task_of(stream)).uuid);
+    await see_clean_end('echo', stream);
+  });
+
+  for (const [what, type, body, expected] of [
+    ['JSON sem Content-Type', undefined, '{"n":1}', { body: { n: 1 } }],
+    ['JSON que não é', 'application/json', '{n', { body: '{n' }],
+    ['texto', 'text/plain', 'olá', { body: 'olá' }],
+    [
+      'formulário',
+      'application/x-www-form-urlencoded',
+      'a=1&b=+2&b=3',
+      { body: 'a=1&b=+2&b=3', form: { a: '1', b: [' 2', '3'] } },
+    ],
+    [
+      'formulário com arquivo',
+      'multipart/form-data; boundary=Xx',
+      [
+        '--Xx\r\nContent-Disposition: form-data; name="a"\r\n\r\n1',
+        '--Xx\r\nContent-Disposition: form-data; name="f"; filename="x.txt"\r\n\r\nolá',
+        '--Xx--\r\n',
+      ].join('\r\n'),
+      { body: undefined, form: { a: '1' } },
+    ],
+  ] as const) {
+    test(`o corpo: ${what}`, async () => {
+      const headers = type ? { 'Content-Type': type } : {};
+      const { body: answer } = await fetch_all(proxy_of('echo'), { method: 'POST', headers, body });
+      const item = JSON.parse(answer);
+      for (const [name, value] of Object.entries(expected)) assert.deepEqual(item[name], value);
+    });
+  }
+
+  test('um corpo de bytes volta igual, por um arquivo do n8n', async () => {
+    const bytes = Buffer.from(Array.from({ length: 70_000 }, (_, n) => (n * 7) % 256));
+    const headers = { 'Content-Type': 'image/png' };
+    const response = await fetch(proxy_of('file').url, { method: 'POST', headers, body: bytes });
+    assert.equal(response.headers.get('content-type'), 'application/octet-stream');
+    assert.deepEqual(Buffer.from(await response.arrayBuffer()), bytes);
+  });
+
+  test('200 linhas, na ordem, e as primeiras antes que o resto exista', async () => {
+    const stream = open_stream(proxy_of('many'));
+    for (let n = 0; n < 100; n += 1) {
+      assert.equal(await stream.next(run_limit_ms), `{"n":${n}}`);
+    }
+    await gates.reached('many');
+    gates.open('many');
+    const others = Array.from({ length: 100 }, (_, n) => `{"n":${n + 100}}`);
+    assert.deepEqual(await stream.rest(run_limit_ms), others);
+    await see_clean_end('many', stream);
+  });
+
+  test('20 tarefas ao mesmo tempo, cada uma com a sua resposta', async () => {
+    const bodies = Array.from({ length: 20 }, (_, n) => `pedido ${n}`);
+    const streams = bodies.map((body) => open_stream(proxy_of('crowd'), { body }));
+    assert.equal(await gates.reached('crowd', 20), 20);
+    gates.open('crowd');
+    for (const [index, stream] of streams.entries()) {
+      const expected = JSON.stringify({ you_sent: bodies[index] });
+      assert.deepEqual(await stream.rest(run_limit_ms), [expected]);
+      await see_clean_end('crowd', stream);
+    }
+  });
+
+  test('a cabeça dá o status e os cabeçalhos', async () => {
+    const { status, headers, body } = await fetch_all(proxy_of('head'));
+    assert.deepEqual(
+      [status, headers['x-reason'], body],
+      [404, 'no such order', '{"found":false}\n'],
+    );
+    assert.deepEqual(headers['set-cookie'], ['a=1', 'b=2']);
+  });
+
+  test('em RAW os pedaços vão como são, e uma linha tem a sua quebra', async () => {
+    const { headers, body } = await fetch_all(proxy_of('page'));
+    assert.deepEqual([headers['content-type'], body], ['text/html', '<p>oláHTTP ABORTlinha\n']);
+  });
+
+  test('os eventos têm a sua cabeça, e nada mais', async () => {
+    const { headers, body } = await fetch_all(proxy_of('events'));
+    assert.equal(headers['content-type'], 'text/event-stream');
+    const first = 'event: token\nid: 7\ndata: a\ndata: b\n\n';
+    assert.equal(body, `${first}data: {"n":1}\n\n`);
+  });
+
+  test('um texto que seria uma ordem é uma linha', async () => {
+    const { status, body } = await fetch_all(proxy_of('words'));
+    assert.deepEqual([status, body], [200, '"HTTP 404"\n" EOF "\nsó texto\n']);
+  });
+
+  test('o cliente ainda está lá, e depois não', async () => {
+    const stays = open_stream(proxy_of('check'));
+    const leaves = open_stream(proxy_of('check'));
+    for (const stream of [stays, leaves]) await stream.next(run_limit_ms);
+    await gates.reached('check', 2);
+    const task = await task_of(leaves);
+    leaves.leave();
+    assert.equal((await end_of(proxy_of('check'), task)).ending, 'client_gone');
+    gates.open('check');
+    assert.deepEqual(await stays.rest(run_limit_ms), ['{"there":true}']);
+    await gates.reached('gone');
+    gates.open('gone');
+    const only_eof = async () => (await db.lRange(task.task_list, 0, -1)).join() === 'EOF';
+    assert.ok(await only_eof(), 'nada é empurrado para quem saiu');
+  });
+
+  test('End acaba a resposta; o que vem depois não chega', async () => {
+    const stream = open_stream(proxy_of('end'));
+    assert.deepEqual(await stream.rest(run_limit_ms), ['{"last":true}']);
+    await see_clean_end('end', stream);
+    await gates.reached('end');
+    gates.open('end');
+  });
+
+  test('um workflow que nada envia: o fim, e nenhuma linha', async () => {
+    const stream = open_stream(proxy_of('nothing'));
+    assert.deepEqual(await stream.rest(run_limit_ms), []);
+    await see_clean_end('nothing', stream);
+  });
+
+  for (const [channel, what, before_it, error] of [
+    ['broken', 'um passo que falha', ['{"step":1}'], /refused|ECONNREFUSED/],
+    ['hidden', 'um texto para os erros', [], /^try again later$/],
+    ['failed', 'End com erro', [], /^no such order$/],
+    ['mixed', 'bytes depois de linhas', ['{"step":1}'], /began with lines/],
+    ['slow', 'tempo esgotado', [], /timed out/],
+  ] as const) {
+    test(`${what}: uma linha de erro, e o fim`, async () => {
+      const stream = open_stream(proxy_of(channel));
+      const lines = await stream.rest(run_limit_ms);
+      assert.deepEqual(lines.slice(0, -1), before_it);
+      assert.match(JSON.parse(lines.at(-1) ?? '').error, error);
+      await see_clean_end(channel, stream);
+    });
+  }
+
+  test('depois de RAW uma falha corta a conexão', async () => {
+    const response = await fetch(proxy_of('torn').url);
+    await gates.reached('torn');
+    gates.open('torn');
+    await assert.rejects(response.text());
+  });
+
+  test('uma execução que adormece deixa a resposta aberta, e o log do n8n o diz', async () => {
+    const stream = open_stream(proxy_of('sleeping'));
+    assert.equal(await stream.next(run_limit_ms), '{"step":1}');
+    const { uuid } = await task_of(stream);
+    await guest.program.wait_for(new RegExp(`execution of task ${uuid} sleeps`), run_limit_ms);
+    assert.equal(await db.exists(`ndjson_task_${uuid}`), 1);
+    stream.leave();
+  });
+
+  test('dois workflows num canal, cada um com o seu caminho; o resto é de outros', async () => {
+    const proxy = proxy_of('shared');
+    const ask = async (method: string, path: string) =>
+      (await fetch_all(proxy, { method, path })).body;
+    assert.equal(await ask('GET', '/orders/a%2Fb?x=1'), '{"order":"a/b"}\n');
+    assert.equal(await ask('POST', '/files/x/y'), '{"file":"/files/x/y"}\n');
+    const stopping = new AbortController();
+    const kit = serve(
+      async function* ({ method, url }) {
+        yield `kit ${method} ${url}`;
+      },
+      { redis: redis.server, channel: 'shared', stop: stopping.signal, log: () => {} },
+    );
+    on_stop(() => {
+      stopping.abort();
+      return kit;
+    });
+    await until('o kit', async () => Number((await db.pubSubNumSub('shared')).shared) === 3);
+    assert.equal(await ask('POST', '/orders/7'), 'kit POST /orders/7\n');
+    assert.equal(await ask('GET', '/orders'), 'kit GET /orders\n');
+  });
+
+  test('um workflow que outro chama envia também', async () => {
+    const { body } = await fetch_all(proxy_of('called'));
+    assert.equal(body, '{"from":"below"}\n');
+  });
+});
