@@ -12,16 +12,6 @@
  *   node json-proxy.js -p 8771 -R 127.0.0.1:6379/1      (--help mostra todas as configurações)
  *   curl -N http://127.0.0.1:8771/qualquer/caminho -d '{"pergunta": "..."}'
  *
- * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
- *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE  TLS_CERT  TLS_KEY          o lado HTTP
- *   REDIS_SERVER  REDIS_PASSWORD  REDIS_PASSWORD_FILE  REDIS_CHANNEL  REDIS_PREFIX
- *   REDIS_LIST_PREFIX  REDIS_TTL  REPLAY  WAKEUP  REDIS_STREAM                   o lado Redis
- *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
- *   WORKERS                                                  quantos processos atendem
- *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
- *   MAXTASKS  FAILFAST  HEARTBEAT  HEAD_WAIT                 o que fazer em apuros
- *   LOG_FORMAT  LOG_LEVEL  METRICS_PORT  METRICS_HOST        o que se vê de fora
- *
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
  *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
@@ -36,16 +26,6 @@
  *   RAW 200 {"X-Nome": "v"}      o mesmo, e daí em diante cada elemento segue byte a byte
  *   EOF                          fim (também EOL, END-OF-FILE e END-OF-LIST), em vez do DEL
  *   HTTP ABORT                   falhou: a conexão é cortada, para que o cliente saiba
- *
- * RESPOSTAS HTTP
- *   200 fluxo, ou "pong" em /ping    204 OPTIONS, EventSource que volta  400 pedido malformado
- *   401 sem a chave de API_KEY       403 página de outra origem          408 pedido lento demais
- *   410 já não se guarda (REPLAY)    413 corpo acima de MAXBODY          417 Expect desconhecido
- *   429 acima de RATE                431 cabeçalhos grandes              500 /ping sem Redis
- *   501 CONNECT                      505 nem HTTP/1.0 nem 1.1
- *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
- *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
- *   Numa porta à parte, METRICS_PORT: /metrics, /live e /ready
  *
  * FORMATOS (pelo Accept do pedido)
  *   text/event-stream      um evento por linha, para o EventSource; o último, "end", diz o fim
@@ -313,9 +293,8 @@ const max_log_waiting = 1024 * 1024;
 const unsafe_characters = /[\x7f-\x9f\u2028\u2029]/g;
 
 /**
- * Escreve uma linha de log, se LOG_LEVEL a quer: `info` em stdout, o resto em stderr.
- * @param tag etiqueta estável do acontecimento
- * @param fields campos, na ordem em que aparecem; textos longos são cortados
+ * Escreve uma linha de log, se LOG_LEVEL a quer: `info` em stdout, o resto em stderr. `tag` é
+ * estável; os campos vão na ordem em que aparecem, e os longos são cortados.
  */
 function log(level: log_level, tag: string, fields: log_fields): void {
   if (log_priority[level] > log_priority[LOG_LEVEL]) return;
@@ -365,24 +344,29 @@ function wait(ms: number): Promise<void> {
 class deadline_error extends Error {}
 
 /** Em quantas batidas um prazo é contado. */
-const deadline_beats = 8;
+const deadline_beats = 32;
 
 /**
  * Devolve o valor de uma promessa, esperando no máximo `ms` milissegundos. O prazo é contado em
  * batidas do laço de eventos, que rareiam quando o programa pouco roda: uma máquina lenta não é um
  * Redis que falta. A promessa abandonada continua, sem rejeição solta.
+ * @param lives diz se quem deve a resposta deu sinal de vida; o prazo recomeça
  * @throws deadline_error se o prazo se esgotar; ou o que a promessa lançar
  */
-export function within<result>(promise: Promise<result>, ms: number): Promise<result> {
+export function within<result>(
+  promise: Promise<result>,
+  ms: number,
+  lives = () => false,
+): Promise<result> {
   return new Promise((resolve, reject) => {
     const give_up = () => reject(new deadline_error(`sem resposta em ${ms} ms`));
     let beats = 0;
     const beat = () => {
-      beats += 1;
-      if (beats < deadline_beats) timer = setTimeout(beat, ms / deadline_beats);
+      beats = lives() ? 0 : beats + 1;
+      if (beats < deadline_beats) timer.refresh();
       else setImmediate(give_up); // o que já chegou vale: lê-se antes
     };
-    let timer = setTimeout(beat, ms / deadline_beats);
+    const timer = setTimeout(beat, ms / deadline_beats);
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
@@ -411,8 +395,12 @@ function make_histogram(bounds: number[]): histogram {
 /** O que o cliente recebe numa recusa: o status, o texto do campo "error", cabeçalhos a mais. */
 type refusal_rule = { status: number; text: string; headers?: Record<string, string> };
 
-/** Quem foi recusado assim não pode pedir mais nada na mesma conexão. */
+/** Quem foi recusado assim não pode pedir mais nada na mesma conexão; ou só de outro processo. */
 const closing = { Connection: 'close' };
+const leaving = { ...closing, 'Retry-After': '1' };
+
+/** Como se pede com uma chave. */
+const bearer = { 'WWW-Authenticate': 'Bearer' };
 
 /** Quanto um cliente recusado por falta de lugar ou de worker deve esperar, em s. */
 const try_later = { 'Retry-After': '5' };
@@ -429,11 +417,7 @@ export const refusal_rules = {
   no_host: { status: 400, text: 'missing Host header', headers: closing },
   bad_coding: { status: 400, text: 'unsupported Transfer-Encoding', headers: closing },
   bad_place: { status: 400, text: 'Last-Event-ID is not <uuid>:<lines received>' },
-  bad_key: {
-    status: 401,
-    text: 'missing or unknown API key',
-    headers: { 'WWW-Authenticate': 'Bearer' },
-  },
+  bad_key: { status: 401, text: 'missing or unknown API key', headers: bearer },
   other_origin: { status: 403, text: 'requests from pages of other origins are not allowed' },
   slow_request: { status: 408, text: 'request not received in time' },
   slow_body: { status: 408, text: 'request body stopped arriving' },
@@ -446,11 +430,7 @@ export const refusal_rules = {
   internal: { status: 500, text: 'internal error' },
   ping_failed: { status: 500, text: 'redis does not answer' },
   no_tunnel: { status: 501, text: 'CONNECT is not supported' },
-  stopping: {
-    status: 503,
-    text: 'server shutting down',
-    headers: { ...closing, 'Retry-After': '1' },
-  },
+  stopping: { status: 503, text: 'server shutting down', headers: leaving },
   full: { status: 503, text: 'too many streams', headers: try_later },
   many_bodies: { status: 503, text: 'too many large bodies at once', headers: try_later },
   no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
@@ -461,11 +441,7 @@ export const refusal_rules = {
   aborted: { status: 503, text: 'the worker aborted the answer' },
   redis_refused: { status: 503, text: 'redis refused a command' },
   redis_silent: { status: 504, text: 'redis does not answer' },
-  bad_version: {
-    status: 505,
-    text: 'only HTTP/1.0 and HTTP/1.1 are supported',
-    headers: closing,
-  },
+  bad_version: { status: 505, text: 'only HTTP/1.0 and HTTP/1.1 are supported', headers: closing },
 } satisfies Record<string, refusal_rule>;
 
 /** Uma recusa antes de haver tarefa: o status e a mensagem que o cliente vê. */
@@ -542,11 +518,9 @@ function note_refusal(status: number): boolean {
 
 /**
  * O maior silêncio de quem ainda não atendeu: um Redis que falha faz o programa sair em menos de
- * 5 s; um que só é lento, ou uma máquina que o é, não. Até o primeiro PING respondido ele é contado
- * em batidas do laço de eventos, que rareiam quando o programa pouco roda, e recomeça a cada byte.
+ * 5 s; um que só é lento, não: até o primeiro PING respondido, cada byte recomeça a conta.
  */
 const connect_limit_ms = 3500;
-const connect_beat_ms = 100;
 
 /**
  * Quem respondeu há menos que isto não precisa de outro PING antes de uma tarefa: sob carga ela
@@ -1014,9 +988,7 @@ function key_life_s(): number {
  * Apaga as chaves de uma tarefa encerrada. Se um worker ainda pode escrever, deixa no lugar da
  * lista um EOF com TTL: as linhas atrasadas caem em algo que expira, em vez de recriar a lista para
  * sempre. Comandos soltos, sem MULTI: com a memória cheia o RPUSH falha, mas o UNLINK vale.
- * Sem conexão, insiste. Não lança.
- * @param work a tarefa e se ainda pode haver worker
- * @param until até quando insistir; depois disso o TTL já fez o serviço
+ * Sem conexão, insiste até `until`, quando o TTL já fez o serviço. Não lança.
  */
 async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Promise<void> {
   const keys = redis_keys(work.task_uuid);
@@ -1117,11 +1089,8 @@ async function redis_count_queue(): Promise<void> {
 }
 
 /**
- * Conta um pedido de um endereço na janela corrente, comum a todos os proxies.
- * @param network o endereço, ou a rede dele, na forma de network_of
- * @param seconds duração da janela
- * @returns quantos ele já fez nela, este incluído, e em quantos segundos ela acaba
- * @throws deadline_error, ErrorReply ou erro de conexão
+ * Conta um pedido de `network`, na forma de network_of, na janela corrente de `seconds`, comum a
+ * todos os proxies; devolve quantos ele já fez nela, e em quantos segundos ela acaba.
  */
 async function redis_count_request(network: string, seconds: number) {
   const clock_s = Date.now() / 1000;
@@ -1235,9 +1204,8 @@ async function redis_replay(
 }
 
 /**
- * Renova o TTL das chaves de uma tarefa; os comandos saem junto com o próximo.
- * @param task_uuid UUID da tarefa
- * @returns se a chave da tarefa existia; undefined se o Redis não está ou recusou
+ * Renova o TTL das chaves da tarefa `task_uuid`, e devolve se a dela existia; undefined se o Redis
+ * não está ou recusou. Os comandos saem junto com o próximo.
  */
 async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
   try {
@@ -1487,20 +1455,9 @@ async function redis_reconnect(): Promise<void> {
   }
 }
 
-/**
- * Espera algo do Redis enquanto ele der sinal de vida, e o devolve.
- * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
- */
+/** Devolve algo que se espera do Redis, enquanto ele der sinal de vida. */
 function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
-  return new Promise((resolve, reject) => {
-    let beats = 0;
-    const listen_on = () => {
-      beats = redis_heard() ? 0 : beats + 1;
-      if (beats * connect_beat_ms >= connect_limit_ms) reject(new deadline_error('sem resposta'));
-    };
-    const timer = setInterval(listen_on, connect_beat_ms);
-    promise.then(resolve, reject).finally(() => clearInterval(timer));
-  });
+  return within(promise, connect_limit_ms, redis_heard);
 }
 
 /**
@@ -2056,9 +2013,8 @@ function capitalize_header(name: string): string {
 }
 
 /**
- * Junta os cabeçalhos de um pedido.
- * @param raw_headers nomes e valores alternados, como o Node os dá
- * @returns valores por nome; repetidos unidos por ", ", e os de Cookie por "; "
+ * Junta `raw_headers`, nomes e valores alternados, como o Node os dá, num valor por nome: repetidos
+ * unidos por ", ", e os de Cookie por "; ".
  */
 export function collect_headers(raw_headers: string[]): Record<string, string> {
   const headers = new Map<string, string>();
@@ -2095,11 +2051,7 @@ function is_control_heavy(body: Buffer): boolean {
   return 5 * controls > body.length / 3;
 }
 
-/**
- * Monta a tarefa de um pedido.
- * @param body os bytes do corpo
- * @returns a tarefa, com um UUIDv4 novo, cujo começo é o do processo
- */
+/** Monta a tarefa de um pedido, com um UUIDv4 novo, cujo começo é o do processo. */
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
   const uuid = redis_new_uuid();
   const [task_key, task_list] = redis_keys(uuid);
@@ -2187,11 +2139,7 @@ function usable_header(name: string, value: unknown, owns_body: boolean) {
   return Array.isArray(value) ? value.map(String) : String(value);
 }
 
-/**
- * Entende uma cabeça.
- * @param text por exemplo 'HTTP 404 {"Content-Type": "application/json"}'
- * @returns a cabeça, ou por que ela não vale
- */
+/** Entende uma cabeça, como 'HTTP 404 {"Content-Type": "a/b"}', ou diz por que ela não vale. */
 function parse_head(text: string): head_element | string {
   const [, word = '', digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
   const status = Number(digits);
@@ -2468,11 +2416,7 @@ const ending_rules: Record<ending, ending_rule> = {
   },
 };
 
-/**
- * Dá os cabeçalhos de um fluxo.
- * @param media_type tipo escolhido por choose_media_type
- * @param task a tarefa, ou undefined numa resposta a HEAD
- */
+/** Dá os cabeçalhos de um fluxo do tipo `media_type`; sem `task`, os da resposta a HEAD. */
 function stream_headers(media_type: string, task?: task_names): Record<string, string> {
   const headers = common_headers();
   const charset = media_type.startsWith('text/') ? '; charset=utf-8' : '';
@@ -2638,9 +2582,8 @@ function renew_if_due(stream: stream_state): void {
 }
 
 /**
- * Espera, por longo que seja, sem deixar as chaves do fluxo expirarem.
- * @param ms prazo em milissegundos
- * @returns true se algo o acordou antes do prazo
+ * Espera `ms` milissegundos, por longo que seja, sem deixar as chaves do fluxo expirarem; devolve
+ * se algo o acordou antes do prazo.
  */
 async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
   const deadline = now() + ms;
@@ -2811,10 +2754,7 @@ async function send_parts(stream: stream_state, parts: Buffer[], size: number): 
   }
 }
 
-/**
- * Envia linhas, muitas pequenas de uma vez.
- * @param lines linhas sem quebra, ou os bytes de uma resposta RAW; ao menos uma
- */
+/** Envia linhas, uma ao menos, sem quebras, ou os bytes de uma resposta RAW; as pequenas juntas. */
 async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promise<void> {
   let [parts, size, count]: [Buffer[], number, number] = [[], 0, 0];
   const is_gone = () => stream.turn.interrupted === 'client_gone';
@@ -2891,8 +2831,7 @@ function bound_kept(stream: stream_state, elements: Buffer[]): void {
 }
 
 /**
- * Entrega ao cliente o que foi retirado da lista, e marca até quando vai a pausa depois disso.
- * @param elements elementos na ordem da lista
+ * Entrega o que foi retirado da lista, e marca até quando vai a pausa depois disso.
  * @throws worker_fault se o worker desistiu; o que vinha antes é entregue
  */
 async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> {
@@ -2960,10 +2899,7 @@ function hears_news({ task }: stream_state): boolean {
   return redis_link.tracking && task.uuid.startsWith(redis_link.uuid_head);
 }
 
-/**
- * Dá o sono entre consultas a uma lista vazia.
- * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
- */
+/** Dá o sono entre consultas a uma lista vazia, em ms: INTERVAL, ou bem mais se o Redis avisa. */
 function idle_interval(stream: stream_state): number {
   if (!hears_news(stream)) return Math.min(INTERVAL, time_left(stream));
   const { every_ms, frame_ms } = safety_poll;
@@ -3014,8 +2950,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
 }
 
 /**
- * Leva um fluxo até o fim, e diz qual. Se nada chegar logo, a resposta abre sem esperar mais.
- * @returns como terminou
+ * Leva um fluxo até o fim, e devolve como foi. Se nada chegar logo, a resposta abre sem esperar.
  * @throws refusal se o que o cliente quer não está mais guardado
  */
 async function run_stream(stream: stream_state): Promise<ending> {
@@ -3154,10 +3089,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
 // Um despachante curto decide o que cada pedido é. Tudo o que for lançado daqui para baixo termina
 // a resposta e é registrado; um pedido ruim nunca derruba o processo.
 
-/**
- * Traduz o que deu errado no Redis antes de haver fluxo.
- * @returns 503 se o Redis recusou, ou é só de leitura; 504 se não respondeu
- */
+/** Dá a recusa do que falhou antes de haver fluxo: 503 se o Redis recusou, 504 se não respondeu. */
 function refusal_for(error: unknown): refusal {
   const is_read_only = error instanceof error_reply && /^READONLY\b/.test(error.message);
   if (is_refusal(error) || is_read_only) return new refusal(refusal_reason(error as Error));
@@ -3214,10 +3146,7 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
 /** A que tarefa um cliente volta, com quantas linhas (-1: já viu o fim), e o que se sabe dela. */
 type comeback = { uuid: string; lines: number; is_event: boolean; kept?: typeof new_kept };
 
-/**
- * Cria o fluxo de um cliente que volta a uma tarefa.
- * @throws refusal 410 se a linha que ele quer já não está guardada
- */
+/** Cria o fluxo de um cliente que volta; lança a recusa 410 se a linha que ele quer já se foi. */
 function resume_stream(turn: request_turn, { uuid, lines, kept }: comeback): stream_state {
   if (!kept || kept.lines > lines) throw new refusal('gone');
   const [task_key, task_list] = redis_keys(uuid);
@@ -3259,7 +3188,6 @@ async function serve_task(turn: request_turn, back?: comeback): Promise<void> {
 /**
  * Confere o que um pedido é, antes de saber o que ele quer. O que dois programas no caminho podem
  * entender de dois modos é recusado.
- * @throws refusal se ele não pode ser atendido
  */
 function check_request(request: http.IncomingMessage): void {
   const { httpVersion: http_version, headers, rawHeaders: raw_headers } = request;
@@ -3278,7 +3206,6 @@ function check_request(request: http.IncomingMessage): void {
 /**
  * Confere se um cliente não passou do seu limite. Um Redis que não conta não responde nem guarda
  * tarefas: a falha dele é respondida como tal, e não abre nem fecha a porta.
- * @throws refusal 429 acima de RATE; 503 ou 504 se o Redis falha
  */
 async function check_rate(request: http.IncomingMessage): Promise<void> {
   if (!RATE) return;
@@ -3479,7 +3406,7 @@ type readings = reading | Record<string, reading>;
  */
 function metric_of(type: 'counter' | 'gauge' | 'histogram') {
   return (name: string, help: string, read: () => readings, of?: 'supervisor' | 'everyone') => ({
-    name,
+    name: `json_proxy_${name}`,
     type,
     help,
     read,
@@ -3501,95 +3428,71 @@ function by_label(label: string, values: Iterable<[string | number, number]>) {
 /** Todas as métricas, na ordem em que saem. */
 export const metrics_table = [
   gauge(
-    'json_proxy_info',
+    'info',
     'Vale 1; os rótulos dizem a versão do programa e a do Node.',
     () => ({ [`version="${version}",node="${process.version}"`]: 1 }),
     'everyone',
   ),
-  gauge('json_proxy_streams', 'Fluxos em andamento.', () => lifetime.tasks),
-  gauge(
-    'json_proxy_connections',
-    'Conexões de clientes abertas, as ociosas também.',
-    () => connections.size,
-  ),
-  counter('json_proxy_tasks_total', 'Tarefas criadas.', () => tally.tasks),
-  counter('json_proxy_stream_endings_total', 'Fluxos terminados, pelo modo como terminaram.', () =>
+  gauge('streams', 'Fluxos em andamento.', () => lifetime.tasks),
+  gauge('connections', 'Conexões de clientes abertas, as ociosas também.', () => connections.size),
+  counter('tasks_total', 'Tarefas criadas.', () => tally.tasks),
+  counter('stream_endings_total', 'Fluxos terminados, pelo modo como terminaram.', () =>
     by_label('ending', Object.entries(tally.endings)),
   ),
-  counter(
-    'json_proxy_refusals_total',
-    'Pedidos respondidos com um erro antes de haver fluxo, por status.',
-    () => by_label('status', tally.refusals),
+  counter('refusals_total', 'Pedidos recusados antes de haver fluxo, por status.', () =>
+    by_label('status', tally.refusals),
   ),
-  counter(
-    'json_proxy_sent_lines_total',
-    'Linhas dos workers enviadas aos clientes.',
-    () => tally.lines,
-  ),
-  counter('json_proxy_sent_bytes_total', 'Bytes dessas linhas, com as quebras.', () => tally.bytes),
-  histogram(
-    'json_proxy_first_line_seconds',
-    'Da criação da tarefa à primeira linha do worker.',
-    () => tally.first_line,
-  ),
-  histogram(
-    'json_proxy_redis_seconds',
-    'Tempo de resposta do Redis: ao PING e à criação de uma tarefa.',
-    () => ({ 'command="ping"': tally.redis_ping, 'command="create"': tally.redis_create }),
-  ),
-  gauge('json_proxy_redis_connected', 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.', () =>
+  counter('sent_lines_total', 'Linhas dos workers enviadas aos clientes.', () => tally.lines),
+  counter('sent_bytes_total', 'Bytes dessas linhas, com as quebras.', () => tally.bytes),
+  histogram('first_line_seconds', 'Da tarefa à primeira linha do worker.', () => tally.first_line),
+  histogram('redis_seconds', 'Resposta do Redis ao PING e à criação de uma tarefa.', () => ({
+    'command="ping"': tally.redis_ping,
+    'command="create"': tally.redis_create,
+  })),
+  gauge('redis_connected', 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.', () =>
     Number(redis_link.client?.isReady === true && redis_link.lost_at === 0),
   ),
-  counter(
-    'json_proxy_redis_reconnections_total',
-    'Vezes em que a conexão com o Redis caiu e voltou.',
-    () => tally.reconnections,
-  ),
+  counter('redis_reconnections_total', 'Conexões refeitas com o Redis.', () => tally.reconnections),
   gauge(
-    'json_proxy_wakeup_mode',
-    'Vale 1 o modo em vigor: o Redis avisa (tracking) ou é consultado (polling).',
-    () =>
-      by_label('mode', [
-        ['tracking', Number(redis_link.tracking)],
-        ['polling', Number(!redis_link.tracking)],
-      ]),
+    'wakeup_mode',
+    'Vale 1 o modo: o Redis avisa (tracking) ou é consultado (polling).',
+    () => ({
+      'mode="tracking"': Number(redis_link.tracking),
+      'mode="polling"': Number(!redis_link.tracking),
+    }),
   ),
-  gauge(
-    'json_proxy_redis_eviction',
-    'Vale 1 se o Redis, cheio, joga chaves fora (maxmemory-policy).',
-    () => Number(redis_link.eviction_policy !== ''),
+  gauge('redis_eviction', 'Vale 1 se o Redis, cheio, joga chaves fora (maxmemory-policy).', () =>
+    Number(redis_link.eviction_policy !== ''),
   ),
-  gauge(
-    'json_proxy_queue_tasks',
-    'Tarefas de REDIS_STREAM por acabar: à espera de um worker, ou nas mãos de um.',
-    () => by_label('state', Object.entries(redis_link.queue)),
+  gauge('queue_tasks', 'Tarefas de REDIS_STREAM, à espera de um worker ou nas mãos de um.', () =>
+    by_label('state', Object.entries(redis_link.queue)),
   ),
   counter(
-    'json_proxy_process_cpu_seconds_total',
+    'process_cpu_seconds_total',
     'Tempo de processador usado, do usuário e do sistema.',
     () => process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6,
     'everyone',
   ),
   gauge(
-    'json_proxy_process_resident_memory_bytes',
+    'process_resident_memory_bytes',
     'Memória residente do processo.',
     () => process.memoryUsage.rss(),
     'everyone',
   ),
   gauge(
-    'json_proxy_process_heap_bytes',
+    'process_heap_bytes',
     'Memória em uso pelos objetos do JavaScript.',
     () => process.memoryUsage().heapUsed,
     'everyone',
   ),
   gauge(
-    'json_proxy_process_start_time_seconds',
+    'process_start_time_seconds',
     'Quando o processo subiu, em segundos desde 1970.',
     () => performance.timeOrigin / 1000,
     'everyone',
   ),
   counter(
-    'json_proxy_process_deaths_total',
+    'process_deaths_total',
     'Processos que morreram e foram trocados.',
     () => tally.deaths,
     'supervisor',
@@ -3597,11 +3500,8 @@ export const metrics_table = [
 ];
 
 /**
- * Escreve um valor de uma métrica.
- * @param name nome da métrica
- * @param labels rótulos, na forma do formato; vazio se não há
- * @param value o valor
- * @returns uma linha; de um histograma, uma por faixa (cada uma conta as anteriores), soma e total
+ * Escreve um valor da métrica `name` com os rótulos `labels`, na forma do formato: uma linha ou, de
+ * um histograma, uma por faixa (cada uma conta as anteriores), a soma e o total.
  */
 function format_reading(name: string, labels: string, value: reading): string {
   const signature = WORKERS > 1 ? `worker="${worker_slot}"` : '';
@@ -3862,10 +3762,8 @@ function parse_place(text: string, port: string): place {
 }
 
 /**
- * Monta um endereço do Redis a partir das partes capturadas, com os padrões do protocolo.
- * @param parts partes conhecidas, ainda em texto; ausente ou vazio vale o padrão
- * @returns o endereço completo
- * @throws Error se porta ou banco estiverem fora dos limites
+ * Monta um endereço do Redis das partes capturadas, em texto; a que falta vale o padrão.
+ * @throws Error se uma porta, um banco ou um IPv6 não vale
  */
 function make_redis_address(parts: Record<string, string | undefined>): redis_address {
   const { scheme = '', primary = '' } = parts;
@@ -3884,10 +3782,10 @@ function make_redis_address(parts: Record<string, string | undefined>): redis_ad
 }
 
 const redis_forms =
-  'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
-  '/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N] ou ' +
-  'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels://…, ' +
-  'cluster://[usuário:senha@]host[:porta][,host…], clusters://…';
+  'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], ' +
+  'rediss://… (TLS), /caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N], ' +
+  'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels://… (TLS), ' +
+  'cluster://[usuário:senha@]host[:porta][,host…] ou clusters://… (TLS)';
 
 /**
  * Separa um endereço do Redis em suas partes.
@@ -3938,11 +3836,10 @@ export function redact_address(text: string): string {
 }
 
 /**
- * Uma linha da tabela de configurações.
+ * Uma linha da tabela de configurações; o que ela guarda é segredo, ou caminho, conforme o nome.
  * @param form variável, opções e padrão: "HTTP_PORT -p --port 8771"
  * @param help o que ela diz no --help
  * @param read lê o texto e preenche a global; lança Error com a descrição do que é aceito
- * @returns a linha; o que ela guarda é segredo, ou caminho de arquivo, conforme o nome
  */
 function row(form: string, help: string, read: (text: string) => void) {
   const [, name = '', short = '', long = '', fallback = ''] =
@@ -4068,11 +3965,8 @@ export const settings_table = [
 const path_pattern = /^([./~]|[\w-]+\.\w+$)[^\x00-\x1f]*$/;
 
 /**
- * Mostra o valor de uma configuração sem revelar segredos.
- * @param of linha da tabela
- * @param text valor em texto
- * @returns o texto; "***" no lugar de um segredo, ou do que foi dado em vez do caminho dele;
- *   endereços sem usuário e senha
+ * Devolve o valor de uma configuração, dado em `text`, como se pode mostrar: "***" no lugar de um
+ * segredo, ou do que foi dado em vez do caminho dele; endereços sem usuário e senha.
  */
 function show_setting(of: ReturnType<typeof row>, text: string): string {
   const is_hidden = of.is_secret || (of.is_path && !path_pattern.test(text));
@@ -4090,10 +3984,9 @@ const foreign_names = new Map([
 ]);
 
 /**
- * Separa os argumentos da linha de comando. Nenhum erro mostra um valor, nem um argumento solto:
- * pode ser uma senha que escapou da sua opção (`--secret= abc`, `-secret abc`).
- * @param argv argumentos sem o nome do programa
- * @returns por nome longo, o texto de cada opção dada e como o usuário a escreveu
+ * Separa os argumentos da linha de comando: por nome longo, o texto e como o usuário a escreveu.
+ * Nenhum erro mostra um valor, nem um argumento solto: pode ser uma senha que escapou da sua opção
+ * (`--secret= abc`, `-secret abc`).
  * @throws usage_error em opção desconhecida, opção sem valor ou argumento solto
  */
 function read_arguments(argv: string[]): Map<string, { text: string; label: string }> {
@@ -4243,11 +4136,10 @@ export function help_text(gathered: gathered_settings): string {
     lines.push(`      ${row.help}`);
   }
   lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
-  lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
-  lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
-  lines.push('/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N], e');
-  lines.push('sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], ou');
-  lines.push('cluster://[usuário:senha@]host[:porta][,host…].');
+  lines.push(
+    'REDIS_SERVER aceita:',
+    ...redis_forms.split(/, | ou /).map((form) => `      ${form}`),
+  );
   lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
   return `${lines.join('\n')}\n`;
 }
@@ -4335,11 +4227,8 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
 const accept_failure_ms = 1000;
 
 /**
- * Abre uma porta. O que falhar nela depois disso é registrado, e não encerra o programa.
- * @param port a porta; 0 escolhe uma livre
- * @param host endereço em que escutar
- * @returns a porta real
- * @throws o erro de listen
+ * Abre uma porta de `host`, em `port` (0 escolhe uma livre), e devolve a real. O que falhar nela
+ * depois disso é registrado, e não encerra o programa. Lança o erro de listen.
  */
 async function listen(server: http.Server, port: number, host: string): Promise<number> {
   await once(server.listen(port, host), 'listening');
@@ -4458,7 +4347,6 @@ async function serve(): Promise<void> {
 /**
  * Põe este processo sob as ordens do supervisor. Os sinais não contam: o Ctrl-C de um terminal
  * chega a todos, e só o supervisor decide. Se ele morre, é como se tivesse mandado parar.
- * @param link este processo, visto pelo cluster
  */
 function obey_supervisor(link: cluster_worker): void {
   for (const signal of stop_signals) process.on(signal, () => {});
@@ -4629,9 +4517,8 @@ async function start(): Promise<void> {
 const usage_exit_code = 2;
 
 /**
- * Entrada: lê as configurações e faz o que foi pedido. Erro de uso: uma linha em stderr e código 2.
- * @param argv argumentos sem o nome do programa
- * @param env variáveis de ambiente
+ * Entrada: lê as configurações e faz o que foi pedido. `argv` são os argumentos sem o nome do
+ * programa. Erro de uso: uma linha em stderr e código 2.
  */
 async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
   process.on('exit', flush_log);

@@ -464,8 +464,9 @@ def take_entries(db, settings, is_look):
 
 def queued(db, stop, settings):
     """
-    Dá as tarefas do stream, até a ordem de parar ou a queda do Redis. Depois de uma queda os outros
-    workers também não deram sinal: antes de tomar as deles, espera-se que o deem.
+    Dá as tarefas do stream, até a ordem de parar ou a queda do Redis. Se ele esteve calado, os
+    outros também não deram sinal: o que se achou deles é deixado, e antes de tomar o que for
+    espera-se que o deem.
     """
     state, takeover = settings["state"], settings["takeover"]
     make_group(db, settings)
@@ -473,17 +474,20 @@ def queued(db, stop, settings):
     look_at = time.monotonic() + (takeover if state["ready"] else 0)
     state["ready"] = True
     while not stop.is_set():
-        is_look = time.monotonic() >= look_at
+        asked_at = time.monotonic()
+        is_look = asked_at >= look_at
         try:
             found = take_entries(db, settings, is_look)
         except redis.ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
             make_group(db, settings)
-            look_at = time.monotonic() + takeover
             continue
-        if is_look and not found:
-            look_at = time.monotonic() + takeover / 3
+        heard_at = time.monotonic()
+        if heard_at - asked_at > takeover / 2:
+            look_at, found = heard_at + takeover, [] if is_look else found
+        elif is_look and not found:
+            look_at = heard_at + takeover / 3
         for call in found:
             if not stop.is_set():
                 yield call
