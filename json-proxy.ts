@@ -2139,7 +2139,7 @@ function usable_header(name: string, value: unknown, owns_body: boolean) {
   return Array.isArray(value) ? value.map(String) : String(value);
 }
 
-/** Entende uma cabeça, como 'HTTP 404 {"Content-Type": "a/b"}', ou diz por que ela não vale. */
+/** Lê uma cabeça, como 'HTTP 404 {"Content-Type": "a/b"}', ou diz por que ela não vale. */
 function parse_head(text: string): head_element | string {
   const [, word = '', digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
   const status = Number(digits);
@@ -3500,7 +3500,7 @@ export const metrics_table = [
 ];
 
 /**
- * Escreve um valor da métrica `name` com os rótulos `labels`, na forma do formato: uma linha ou, de
+ * Dá um valor da métrica `name` com os rótulos `labels`, na forma do formato: uma linha ou, de
  * um histograma, uma por faixa (cada uma conta as anteriores), a soma e o total.
  */
 function format_reading(name: string, labels: string, value: reading): string {
@@ -3836,7 +3836,7 @@ export function redact_address(text: string): string {
 }
 
 /**
- * Uma linha da tabela de configurações; o que ela guarda é segredo, ou caminho, conforme o nome.
+ * Dá uma linha da tabela de configurações; o que ela guarda é segredo, ou caminho, conforme o nome.
  * @param form variável, opções e padrão: "HTTP_PORT -p --port 8771"
  * @param help o que ela diz no --help
  * @param read lê o texto e preenche a global; lança Error com a descrição do que é aceito
@@ -3984,7 +3984,7 @@ const foreign_names = new Map([
 ]);
 
 /**
- * Separa os argumentos da linha de comando: por nome longo, o texto e como o usuário a escreveu.
+ * Separa os argumentos em `argv`: por nome longo, o texto de cada um e como o usuário a escreveu.
  * Nenhum erro mostra um valor, nem um argumento solto: pode ser uma senha que escapou da sua opção
  * (`--secret= abc`, `-secret abc`).
  * @throws usage_error em opção desconhecida, opção sem valor ou argumento solto

@@ -79,7 +79,7 @@ WRONG_SERVER = (
 # perdido. Ela dura o que a tarefa durar, e acaba no que já foi empurrado: nada, "lines" ou "raw".
 SCRIPT_START = """
 local is_queued = #KEYS == 4
-local holder = redis.call('GET', KEYS[3])
+local holder = is_queued and redis.call('GET', KEYS[3])
 local is_wanted = redis.call('EXISTS', KEYS[1]) == 1
 local life = ARGV[2]
 if is_queued then life = math.max(life, redis.call('TTL', KEYS[1]) + 1) end
@@ -99,6 +99,7 @@ end
 # tarefa é de quem a tomar; a de um worker de outra espécie dura enquanto a tarefa durar.
 CLAIM = f"""{SCRIPT_START}
 local is_left = ARGV[6] == 'left'
+holder = redis.call('GET', KEYS[3])
 if not is_wanted then {SCRIPT_FORGET}
   redis.call('DEL', KEYS[3]) -- uma escrita: um Redis rebaixado, que não tem a tarefa, a recusa
   return 0

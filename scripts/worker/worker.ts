@@ -212,7 +212,7 @@ const refused_ms = 1000;
  */
 const script_start = `
   local is_queued = #KEYS == 4
-  local holder = redis.call('GET', KEYS[3])
+  local holder = is_queued and redis.call('GET', KEYS[3])
   local is_wanted = redis.call('EXISTS', KEYS[1]) == 1
   local life = ARGV[2]
   if is_queued then life = math.max(life, redis.call('TTL', KEYS[1]) + 1) end
@@ -232,6 +232,7 @@ const script_forget = `
  */
 const claim_script = `${script_start}
   local is_left = ARGV[6] == 'left'
+  holder = redis.call('GET', KEYS[3])
   if not is_wanted then ${script_forget}
     redis.call('DEL', KEYS[3]) -- uma escrita: um Redis rebaixado, que não tem a tarefa, a recusa
     return 0
