@@ -60,14 +60,11 @@
  *   log com worker=N. Com 1, o padrão, nada disso existe.
  *
  * LIMITES ACEITOS
- *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
- *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo; com
- *     REPLAY, nenhuma.
+ *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, ou é
+ *     trocada depois de 15 s de silêncio (60 s sobre TLS), o que vinha nela se perde. Com PAUSE
+ *     acima de 0 isso é no máximo uma linha por fluxo; com REPLAY, nenhuma.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec", um snapshot) perdeu as linhas
- *     desses instantes, e entrega de novo as que neles já tinham saído; com REPLAY, dá o fluxo por
- *     perdido.
- *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s (60 s sobre TLS). Um LPOP
- *     que estava a caminho nela se perde.
+ *     deles, e dá de novo as que neles já tinham saído; com REPLAY, o fluxo é dado por perdido.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *

@@ -1,6 +1,6 @@
 /*
- * Um servidor de modelos para o n8n: fala os formatos de chat do Ollama e da OpenAI, sempre aos
- * poucos, e diz o que o teste manda para cada pergunta.
+ * Um servidor de modelos para o n8n: fala o formato de chat do Ollama e os dois da OpenAI, sempre
+ * aos poucos, e diz o que o teste manda para cada pergunta.
  */
 
 import http from 'node:http';
@@ -13,8 +13,12 @@ export type said = { text: string } | { tool: string; input: object } | 'cut' | 
 /** O que o modelo faz com uma pergunta. `turn` é 0, e mais 1 depois de cada ferramenta usada. */
 export type script = (turn: number, asked: asked) => AsyncIterable<said>;
 
-/** Um pedido, na parte que os dois formatos têm em comum. */
-export type asked = { stream: boolean; messages: { role: string; content: string }[] };
+/** Um pedido, na parte que os formatos têm em comum; e em que formato veio. */
+export type asked = {
+  stream: boolean;
+  messages: { role: string; content: string }[];
+  asked_by: string;
+};
 
 /** Um pedido que chegou: se a resposta foi lida até o fim, se a conexão fechou. */
 export type call = { asked: asked; finished: boolean; closed: boolean };
@@ -48,6 +52,46 @@ const openai: voice = {
   },
   end: (used_tool) => `${chunk({}, used_tool ? 'tool_calls' : 'stop')}data: [DONE]\n\n`,
 };
+
+/** Dá um evento da API responses. */
+const event = (type: string, fields: object) =>
+  `event: ${type}\ndata: ${JSON.stringify({ type, output_index: 0, ...fields })}\n\n`;
+
+const responses: voice = {
+  said: (one) => {
+    if ('text' in one) {
+      const place = { item_id: 'msg_1', content_index: 0 };
+      return event('response.output_text.delta', { ...place, delta: one.text });
+    }
+    const call = { type: 'function_call', id: 'fc_1', call_id: 'call_1', name: one.tool };
+    const item = { ...call, arguments: JSON.stringify(one.input) };
+    return event('response.output_item.added', { item });
+  },
+  end: () => {
+    const response = { id: 'resp_1', status: 'completed', model: 'm', output: [] };
+    return event('response.completed', { response });
+  },
+};
+
+/** Um item do que a API responses recebe. */
+type item = {
+  type?: string;
+  role?: string;
+  content?: string | { text: string }[];
+  output?: string;
+};
+
+/** Lê, como conversa, o que a API responses recebe. */
+function read_items(items: item[]): asked['messages'] {
+  return items.map(({ type, role = '', content, output = '' }) => {
+    if (type === 'function_call_output') return { role: 'tool', content: output };
+    const parts = typeof content === 'string' ? [{ text: content }] : (content ?? []);
+    return { role, content: parts.map(({ text }) => text).join('') };
+  });
+}
+
+/** Quem fala em cada caminho. */
+const voices: Record<string, voice> = { '/api/chat': ollama, '/v1/responses': responses };
 
 /** Diz uma resposta inteira, ou a parte dela que o roteiro manda. */
 async function speak(
@@ -94,8 +138,11 @@ export async function start_models() {
   const server = http.createServer(async (request, response) => {
     const parts: Buffer[] = [];
     for await (const part of request) parts.push(part);
-    const asked = JSON.parse(Buffer.concat(parts).toString('utf8'));
-    const voice = request.url === '/api/chat' ? ollama : openai;
+    const body = JSON.parse(Buffer.concat(parts).toString('utf8'));
+    const voice = voices[request.url ?? ''] ?? openai;
+    const asked_by = voice === ollama ? 'ollama' : 'openai';
+    const messages = body.messages ?? read_items(body.input);
+    const asked = { stream: body.stream, messages, asked_by };
     serve(asked, voice, response).catch(() => response.destroy());
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));

@@ -36,34 +36,61 @@ let models: Awaited<ReturnType<typeof start_models>>;
 let proxies: Record<string, proxy>;
 let openai: ReturnType<typeof load_client>;
 
-/** Os workflows, pelo canal: o modelo do Ollama ou o da OpenAI, agentes de duas versões. */
-const channels: Record<string, () => workflow> = {
-  ollama: () => read_workflow('stream-agent'),
-  openai: () => {
-    const copy = read_workflow('stream-agent');
-    node_named(copy, 'Agent').typeVersion = 2.2;
-    use_openai(copy);
-    return copy;
-  },
-  /** O agente segue quando o modelo falha. */
-  stubborn: () => {
-    const copy = read_workflow('stream-agent');
-    node_named(copy, 'Agent').onError = 'continueRegularOutput';
-    use_openai(copy);
-    return copy;
-  },
-  chat: () => read_workflow('openai'),
-};
-
-/** Põe o nó de modelo da OpenAI no lugar do nó do Ollama. */
-function use_openai(copy: workflow): void {
+/** Põe o nó de modelo da OpenAI no lugar do nó `name`; a versão 1.3 fala a API responses. */
+function use_openai(copy: workflow, name = 'Model', version = 1.2): void {
   const model = { __rl: true, mode: 'id', value: 'gpt' };
-  Object.assign(node_named(copy, 'Model'), {
+  Object.assign(node_named(copy, name), {
     type: '@n8n/n8n-nodes-langchain.lmChatOpenAi',
     parameters: { model, options: {} },
     credentials: { openAiApi: { id: null, name: 'OpenAI' } },
-    ...{ typeVersion: 1.2 },
+    ...{ typeVersion: version },
   });
+}
+
+/** Dá a stream-agent um modelo reserva, também com os tokens à mostra. */
+function add_spare(copy: workflow): void {
+  const names = { Model: 'Spare', 'JSON Proxy Tokens': 'Spare Tokens' };
+  for (const [from, name] of Object.entries(names)) {
+    copy.nodes.push({ ...node_named(copy, from), ...{ id: name, name, position: [0, 600] } });
+  }
+  use_openai(copy, 'Spare');
+  const type = 'ai_languageModel';
+  copy.connections.Spare = { [type]: [[{ node: 'Spare Tokens', type, index: 0 }]] };
+  copy.connections['Spare Tokens'] = { [type]: [[{ node: 'Agent', type, index: 1 }]] };
+  node_named(copy, 'Agent').parameters.needsFallback = true;
+}
+
+/** O que cada canal muda em stream-agent.json, que tem um modelo do Ollama. */
+const changes: Record<string, (copy: workflow) => void> = {
+  ollama: () => {},
+  openai: (copy) => {
+    node_named(copy, 'Agent').typeVersion = 2.2;
+    use_openai(copy);
+  },
+  responses: (copy) => use_openai(copy, 'Model', 1.3),
+  /** O agente segue quando o modelo falha. */
+  stubborn: (copy) => {
+    node_named(copy, 'Agent').onError = 'continueRegularOutput';
+    use_openai(copy);
+  },
+  spare: add_spare,
+  chain: (copy) => {
+    const type = '@n8n/n8n-nodes-langchain.chainLlm';
+    Object.assign(node_named(copy, 'Agent'), { type, ...{ typeVersion: 1.7 } });
+    delete copy.connections.Calculator;
+  },
+};
+
+/** Os canais, cada um com um workflow e um proxy. */
+const channels = [...Object.keys(changes), 'chat'];
+
+/** Monta o workflow do canal `channel`. */
+function make_workflow(channel: string): workflow {
+  const copy = read_workflow(channel in changes ? 'stream-agent' : 'openai');
+  changes[channel]?.(copy);
+  node_named(copy, 'JSON Proxy Trigger').parameters.channel = channel;
+  const id = channel.padEnd(16, '0');
+  return { ...copy, id, name: id };
 }
 
 /** Sobe o Redis, os proxies, o servidor de modelos e o n8n. */
@@ -72,7 +99,7 @@ async function start_all(): Promise<void> {
   db = await connect_redis(redis);
   models = await start_models();
   const settings = [...brisk, '-t', String(run_limit_ms)];
-  const started = Object.keys(channels).map(
+  const started = channels.map(
     async (channel): Promise<[string, proxy]> => [
       channel,
       await start_proxy(redis, [...settings, '-C', channel]),
@@ -91,15 +118,12 @@ async function start_all(): Promise<void> {
     { id: 'ollama0000000001', name: 'Ollama', type: 'ollamaApi', data: of_ollama },
     { id: 'openai0000000001', name: 'OpenAI', type: 'openAiApi', data: of_openai },
   ];
-  const workflows = Object.entries(channels).map(([channel, make]) => {
-    const id = channel.padEnd(16, '0');
-    const copy = { ...make(), id, name: id };
-    node_named(copy, 'JSON Proxy Trigger').parameters.channel = channel;
-    for (const one of copy.nodes.flatMap(({ credentials: all }) => Object.values(all ?? {}))) {
+  const workflows = channels.map(make_workflow);
+  for (const node of workflows.flatMap(({ nodes }) => nodes)) {
+    for (const one of Object.values(node.credentials ?? {})) {
       one.id = credentials.find(({ name }) => name === one.name)?.id ?? null;
     }
-    return copy;
-  });
+  }
   await start_n8n({ credentials, workflows, has_nodes: true });
   const client = load_client('openai').default;
   openai = new client({ apiKey: 'x', baseURL: `${proxy_of('chat').url}/v1`, maxRetries: 0 });
@@ -157,7 +181,7 @@ const ask = (content: unknown): message[] => [{ role: 'user', content }];
 describe('os tokens de um agente num n8n de verdade', { skip, concurrency: true }, () => {
   before(start_all);
 
-  for (const channel of ['ollama', 'openai']) {
+  for (const channel of ['ollama', 'openai', 'responses']) {
     test(`${channel}: cada token chega antes que o próximo exista`, async () => {
       const { script, open, state } = hold({ text: 'Rio ' }, { text: 'Branco' }, { text: '.' });
       models.play(`${channel} aos poucos`, script);
@@ -247,6 +271,32 @@ describe('os tokens de um agente num n8n de verdade', { skip, concurrency: true 
       assert.deepEqual(more, []);
     });
   }
+
+  test('um modelo que falha antes de falar: responde o reserva', async () => {
+    models.play('com reserva', async function* (_, { asked_by }) {
+      yield asked_by === 'ollama' ? 'cut' : { text: 'Rio Branco' };
+    });
+    const lines = await open_stream(proxy_of('spare'), { body: 'com reserva' }).rest(run_limit_ms);
+    assert.deepEqual(lines, ['{"token":"Rio Branco"}', '{"answer":"Rio Branco"}']);
+  });
+
+  test('um modelo que cai no meio, com reserva: um erro, e não duas respostas em uma', async () => {
+    const { script, open } = hold({ text: 'Rio ' }, 'cut');
+    models.play('reserva tarde', script);
+    const stream = open_stream(proxy_of('spare'), { body: 'reserva tarde' });
+    assert.equal(await stream.next(run_limit_ms), '{"token":"Rio "}');
+    open();
+    const [last, ...more] = await stream.rest(run_limit_ms);
+    assert.match(JSON.parse(last ?? '').error, /./);
+    assert.deepEqual(more, []);
+  });
+
+  test('uma cadeia, em lugar do agente', async () => {
+    models.play('elos', tell({ text: 'Rio ' }, { text: 'Branco' }));
+    const lines = await open_stream(proxy_of('chain'), { body: 'elos' }).rest(run_limit_ms);
+    const tokens = ['Rio ', 'Branco'].map((token) => JSON.stringify({ token }));
+    assert.deepEqual(lines, [...tokens, '{"answer":"Rio Branco"}']);
+  });
 
   test('vinte ao mesmo tempo: cada cliente tem os tokens do seu, na ordem', async () => {
     const count = 20;
