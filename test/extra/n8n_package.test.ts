@@ -5,6 +5,8 @@
  */
 
 import assert from 'node:assert/strict';
+import http from 'node:http';
+import { text as read_text } from 'node:stream/consumers';
 import { before, describe } from 'node:test';
 import { serve } from '../../scripts/worker/worker';
 import {
@@ -24,6 +26,7 @@ import {
   test,
   until,
 } from '../harness';
+import { make_part } from './chat_format';
 import {
   give,
   line,
@@ -34,8 +37,14 @@ import {
   type step,
   trigger,
 } from './n8n_flows';
-import { type n8n_guest, run_limit_ms, skip_n8n as skip, start_n8n } from './n8n_guest';
-import type { workflow } from './n8n_helpers';
+import {
+  type n8n_guest,
+  open_session,
+  run_limit_ms,
+  skip_n8n as skip,
+  start_n8n,
+} from './n8n_guest';
+import { node_named, read_workflow, type workflow } from './n8n_helpers';
 
 /** Um fluxo aberto. */
 type stream = ReturnType<typeof open_stream>;
@@ -44,6 +53,7 @@ let redis: local_redis;
 let db: redis_client;
 let gates: Awaited<ReturnType<typeof start_gates>>;
 let guest: n8n_guest;
+let ask_n8n: Awaited<ReturnType<typeof open_session>>;
 const proxies = new Map<string, proxy>();
 
 /** Dá o portão `name` como um passo. */
@@ -59,6 +69,37 @@ function numbers(from: number, count: number): step[] {
 
 const json = (value: string) => ({ content: 'json', json: value });
 const text = (value: string) => ({ content: 'text', text: value });
+
+/** Dá um workflow que o projeto oferece, no canal `channel`. */
+function offered(name: string, channel: string): workflow {
+  const copy = { ...read_workflow(name), id: channel.padEnd(16, '0') };
+  copy.name = copy.id;
+  node_named(copy, 'JSON Proxy Trigger').parameters.channel = channel;
+  return copy;
+}
+
+/** Deixa o modelo do agente responder, depois de ter usado a ferramenta. */
+let allow_answer = () => {};
+
+/** Sobe um modelo que fala como o Ollama: usa a ferramenta, espera, e responde; dá o endereço. */
+async function start_model(): Promise<string> {
+  const allowed = new Promise<void>((resolve) => {
+    allow_answer = resolve;
+  });
+  const server = http.createServer(async (incoming, response) => {
+    const asked = await read_text(incoming);
+    const call = { name: 'tell_the_client', arguments: { step: 'olho o mapa' } };
+    if (asked.includes('"role":"tool"')) {
+      await allowed;
+      for (const content of ['Rio ', 'Branco'])
+        response.write(`${JSON.stringify(make_part({ content }))}\n`);
+    } else response.write(`${JSON.stringify(make_part({ tool_calls: [{ function: call }] }))}\n`);
+    response.end(`${JSON.stringify(make_part({}, true))}\n`);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  on_stop(async () => server.close());
+  return `http://127.0.0.1:${(server.address() as { port: number }).port}`;
+}
 
 /** Os workflows de cada canal. */
 const flows: Record<string, () => workflow[]> = {
@@ -214,6 +255,21 @@ const flows: Record<string, () => workflow[]> = {
       line('Line', json('={{ { file: $json.path } }}')),
     ]),
   ],
+  lines: () => [offered('stream-lines', 'lines')],
+  agent: () => [offered('stream-agent', 'agent')],
+  manual: () => [make_workflow('manual', [trigger('manual'), line('Line')])],
+  wrong: () => {
+    const credentials = { redis: { id: 'redis00000000000', name: 'database 0' } };
+    return [make_workflow('wrong', [{ ...trigger('wrong'), credentials }])];
+  },
+  held: () => [
+    make_workflow('held', [
+      trigger('held'),
+      line('Line', json('={"step":1}')),
+      request('Gate', gates.url('={{ $("Trigger").first().json.body }}').replace('=', '')),
+      line('Last', json('={"step":2}')),
+    ]),
+  ],
   called: () => [
     make_workflow('called', [
       trigger('called'),
@@ -276,10 +332,16 @@ async function start_all(): Promise<void> {
   await Promise.all(started);
   const { port } = redis;
   const server = { host: '127.0.0.1', port, database: 1, user: '', password: '', ssl: false };
-  const name = 'json-proxy Redis';
-  const credentials = [{ id: 'redis00000000001', name, type: 'redis', data: server }];
+  const type = 'redis';
+  const ollama = Object.fromEntries([['baseUrl', await start_model()]]);
+  const credentials = [
+    { id: 'redis00000000001', name: 'json-proxy Redis', type, data: server },
+    { id: 'redis00000000000', name: 'database 0', type, data: { ...server, database: 0 } },
+    { id: 'ollama0000000001', name: 'Ollama', type: 'ollamaApi', data: ollama },
+  ];
   const workflows = Object.values(flows).flatMap((make) => make());
   guest = await start_n8n({ credentials, workflows, has_nodes: true });
+  ask_n8n = await open_session(guest.url);
 }
 
 describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
@@ -480,4 +542,97 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     const { body } = await fetch_all(proxy_of('called'));
     assert.equal(body, '{"from":"below"}\n');
   });
+
+  test('stream-lines: cinco linhas', async () => {
+    const stream = open_stream(proxy_of('lines'), { body: 'olá' });
+    const lines = [1, 2, 3, 4, 5].map((n) => JSON.stringify({ n, of: 5, you_sent: 'olá' }));
+    assert.deepEqual(await stream.rest(run_limit_ms), lines);
+    await see_clean_end('lines', stream);
+  });
+
+  test('stream-agent: o agente conta um passo enquanto pensa, e depois responde', async () => {
+    const stream = open_stream(proxy_of('agent'), { body: 'qual a capital do Acre?' });
+    assert.equal(await stream.next(run_limit_ms), '{"step":"olho o mapa"}');
+    allow_answer(); // só agora o modelo pode responder
+    assert.deepEqual(await stream.rest(run_limit_ms), ['{"answer":"Rio Branco"}']);
+    await see_clean_end('agent', stream);
+  });
+
+  test('uma execução parada no editor: uma linha de erro, e o fim', async () => {
+    const stream = open_stream(proxy_of('stopped'));
+    await gates.reached('stopped');
+    const filter = JSON.stringify({ workflowId: 'stopped'.padEnd(16, '0'), status: ['running'] });
+    const { results } = await ask_n8n('GET', `executions?filter=${encodeURIComponent(filter)}`);
+    assert.equal(results.length, 1);
+    await ask_n8n('POST', `executions/${results[0].id}/stop`);
+    const lines = await stream.rest(run_limit_ms);
+    assert.match(JSON.parse(lines.join('\n')).error, /cancelled manually/);
+    await see_clean_end('stopped', stream);
+    gates.open('stopped');
+  });
+
+  test('o editor toma um pedido por clique, e o workflow publicado os outros', async () => {
+    const workflow = await ask_n8n('GET', `workflows/${'manual'.padEnd(16, '0')}`);
+    const payload = { workflowData: workflow, triggerToStartFrom: { name: 'Trigger' } };
+    await ask_n8n('POST', `workflows/${workflow.id}/run`, payload);
+    await until('os dois', async () => Number((await db.pubSubNumSub('manual')).manual) === 2);
+    const first = JSON.parse((await fetch_all(proxy_of('manual'))).body);
+    assert.equal(first.test.isPublished, true);
+    assert.equal(first.test.otherListeners, 1);
+    assert.match(first.test.note, /published workflow listens too/);
+    const second = JSON.parse((await fetch_all(proxy_of('manual'))).body);
+    assert.equal(second.test, undefined);
+  });
+
+  test('o banco da credencial não é o do proxy: um erro que o diz', async () => {
+    const stream = open_stream(proxy_of('wrong'));
+    const told = /is in database 1 of Redis, and the credential says 0/;
+    await guest.program.wait_for(told, run_limit_ms);
+    const filter = JSON.stringify({ workflowId: 'wrong'.padEnd(16, '0'), status: ['error'] });
+    await until('a execução com erro', async () => {
+      const { results } = await ask_n8n('GET', `executions?filter=${encodeURIComponent(filter)}`);
+      return results.length === 1;
+    });
+    stream.leave();
+  });
+});
+
+test('o Redis cai e volta: o log do n8n o diz, e o workflow responde', { skip }, async () => {
+  const { port, dir } = redis;
+  const first = open_stream(proxy_of('held'), { body: 'before' });
+  assert.equal(await first.next(run_limit_ms), '{"step":1}');
+  await redis.stop();
+  await guest.program.wait_for(/Redis 127\.0\.0\.1:\d+\/1 is gone/, run_limit_ms);
+  redis = await start_redis([], { port, dir });
+  db = await connect_redis(redis);
+  await guest.program.wait_for(/Redis 127\.0\.0\.1:\d+\/1 is back/, run_limit_ms);
+  const lines = await first.rest(run_limit_ms);
+  assert.ok(JSON.parse(lines.at(-1) ?? '').error, 'o fim não parece inteiro');
+  gates.open('before');
+  await until('o canal', async () => Number((await db.pubSubNumSub('echo')).echo) === 1);
+  for (const channel of ['echo', 'held']) {
+    const ping = () => fetch_all(proxy_of(channel), { path: '/ping' });
+    await until('o proxy', async () => (await ping()).status === 200);
+  }
+  const { body } = await fetch_all(proxy_of('echo'), { body: 'de volta' });
+  assert.equal(JSON.parse(body).body, 'de volta');
+});
+
+test('o n8n desce: quem acaba a tempo acaba inteiro, quem não, com um erro', { skip }, async () => {
+  const [quick, late] = ['quick', 'late'].map((body) => open_stream(proxy_of('held'), { body }));
+  assert.ok(quick && late);
+  for (const stream of [quick, late]) {
+    assert.equal(await stream.next(run_limit_ms), '{"step":1}');
+  }
+  await Promise.all([gates.reached('quick'), gates.reached('late')]);
+  guest.program.process.kill('SIGTERM');
+  await until('ninguém escuta', async () => Number((await db.pubSubNumSub('held')).held) === 0);
+  gates.open('quick');
+  assert.deepEqual(await quick.rest(run_limit_ms), ['{"step":2}']);
+  assert.deepEqual(await late.rest(run_limit_ms), ['{"error":"n8n is stopping"}']);
+  gates.open('late');
+  await guest.program.exited;
+  guest = await guest.again();
+  const { body } = await fetch_all(proxy_of('echo'), { body: 'outro n8n' });
+  assert.equal(JSON.parse(body).body, 'outro n8n');
 });

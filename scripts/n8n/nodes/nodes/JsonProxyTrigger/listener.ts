@@ -264,8 +264,9 @@ export class Listener {
       if (this.isManual) await this.tellOfOthers(item);
       this.start(task, item);
     } catch (error) {
-      await this.end(task, (error as Error).message);
-      throw error;
+      const { message } = error as Error;
+      this.log(`task ${task.uuid} could not be given on: ${message}`);
+      await this.end(task, message);
     }
   }
 

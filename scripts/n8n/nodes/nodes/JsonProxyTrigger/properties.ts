@@ -16,7 +16,7 @@ export const triggerProperties: INodeProperties[] = [
     name: 'path',
     type: 'string',
     default: '',
-    placeholder: '/orders/:id',
+    placeholder: '/orders/:number',
     description:
       'Only requests to this path start the workflow; empty for all. <code>:name</code> stands for a part of it, <code>*</code> for anything. What is not meant is left to the other workflows on the channel.',
   },
@@ -60,7 +60,7 @@ export const triggerProperties: INodeProperties[] = [
       },
       {
         displayName: 'Tasks at Once',
-        name: 'limit',
+        name: 'tasksAtOnce',
         type: 'number',
         typeOptions: { minValue: -1 },
         default: -1,
