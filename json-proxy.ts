@@ -37,16 +37,6 @@
  *   EOF                          fim (também EOL, END-OF-FILE e END-OF-LIST), em vez do DEL
  *   HTTP ABORT                   falhou: a conexão é cortada, para que o cliente saiba
  *
- * RESPOSTAS HTTP
- *   200 fluxo, ou "pong" em /ping    204 OPTIONS, EventSource que volta  400 pedido malformado
- *   401 sem a chave de API_KEY       403 página de outra origem          408 pedido lento demais
- *   410 já não se guarda (REPLAY)    413 corpo acima de MAXBODY          417 Expect desconhecido
- *   429 acima de RATE                431 cabeçalhos grandes              500 /ping sem Redis
- *   501 CONNECT                      505 nem HTTP/1.0 nem 1.1
- *   503 Redis recusa, programa parando, MAXTASKS cheio, ninguém ouve (FAILFAST)
- *   504 Redis não responde                  200–599 o que a cabeça do worker pedir
- *   Numa porta à parte, METRICS_PORT: /metrics, /live e /ready
- *
  * FORMATOS (pelo Accept do pedido)
  *   text/event-stream      um evento por linha, para o EventSource; o último, "end", diz o fim
  *   qualquer outra coisa   NDJSON
@@ -364,15 +354,30 @@ function wait(ms: number): Promise<void> {
 /** Um prazo que se esgotou antes da resposta. */
 class deadline_error extends Error {}
 
+/** Em quantas batidas um prazo é contado. */
+const deadline_beats = 32;
+
 /**
- * Devolve o valor de uma promessa, esperando no máximo `ms` milissegundos. A abandonada continua,
- * sem rejeição solta.
+ * Devolve o valor de uma promessa, esperando no máximo `ms` milissegundos. O prazo é contado em
+ * batidas do laço de eventos, que rareiam quando o programa pouco roda: uma máquina lenta não é um
+ * Redis que falta. A promessa abandonada continua, sem rejeição solta.
+ * @param lives diz se quem deve a resposta deu sinal de vida; o prazo recomeça
  * @throws deadline_error se o prazo se esgotar; ou o que a promessa lançar
  */
-function within<result>(promise: Promise<result>, ms: number): Promise<result> {
+export function within<result>(
+  promise: Promise<result>,
+  ms: number,
+  lives = () => false,
+): Promise<result> {
   return new Promise((resolve, reject) => {
     const give_up = () => reject(new deadline_error(`sem resposta em ${ms} ms`));
-    const timer = setTimeout(() => setImmediate(give_up), ms); // o que já chegou vale: lê-se antes
+    let beats = 0;
+    const beat = () => {
+      beats = lives() ? 0 : beats + 1;
+      if (beats < deadline_beats) timer.refresh();
+      else setImmediate(give_up); // o que já chegou vale: lê-se antes
+    };
+    const timer = setTimeout(beat, ms / deadline_beats);
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
@@ -401,8 +406,12 @@ function make_histogram(bounds: number[]): histogram {
 /** O que o cliente recebe numa recusa: o status, o texto do campo "error", cabeçalhos a mais. */
 type refusal_rule = { status: number; text: string; headers?: Record<string, string> };
 
-/** Quem foi recusado assim não pode pedir mais nada na mesma conexão. */
+/** Quem foi recusado assim não pode pedir mais nada na mesma conexão; ou só de outro processo. */
 const closing = { Connection: 'close' };
+const leaving = { ...closing, 'Retry-After': '1' };
+
+/** Como se pede com uma chave. */
+const bearer = { 'WWW-Authenticate': 'Bearer' };
 
 /** Quanto um cliente recusado por falta de lugar ou de worker deve esperar, em s. */
 const try_later = { 'Retry-After': '5' };
@@ -419,11 +428,7 @@ export const refusal_rules = {
   no_host: { status: 400, text: 'missing Host header', headers: closing },
   bad_coding: { status: 400, text: 'unsupported Transfer-Encoding', headers: closing },
   bad_place: { status: 400, text: 'Last-Event-ID is not <uuid>:<lines received>' },
-  bad_key: {
-    status: 401,
-    text: 'missing or unknown API key',
-    headers: { 'WWW-Authenticate': 'Bearer' },
-  },
+  bad_key: { status: 401, text: 'missing or unknown API key', headers: bearer },
   other_origin: { status: 403, text: 'requests from pages of other origins are not allowed' },
   slow_request: { status: 408, text: 'request not received in time' },
   slow_body: { status: 408, text: 'request body stopped arriving' },
@@ -436,11 +441,7 @@ export const refusal_rules = {
   internal: { status: 500, text: 'internal error' },
   ping_failed: { status: 500, text: 'redis does not answer' },
   no_tunnel: { status: 501, text: 'CONNECT is not supported' },
-  stopping: {
-    status: 503,
-    text: 'server shutting down',
-    headers: { ...closing, 'Retry-After': '1' },
-  },
+  stopping: { status: 503, text: 'server shutting down', headers: leaving },
   full: { status: 503, text: 'too many streams', headers: try_later },
   many_bodies: { status: 503, text: 'too many large bodies at once', headers: try_later },
   no_worker: { status: 503, text: 'no worker is listening', headers: try_later },
@@ -451,11 +452,7 @@ export const refusal_rules = {
   aborted: { status: 503, text: 'the worker aborted the answer' },
   redis_refused: { status: 503, text: 'redis refused a command' },
   redis_silent: { status: 504, text: 'redis does not answer' },
-  bad_version: {
-    status: 505,
-    text: 'only HTTP/1.0 and HTTP/1.1 are supported',
-    headers: closing,
-  },
+  bad_version: { status: 505, text: 'only HTTP/1.0 and HTTP/1.1 are supported', headers: closing },
 } satisfies Record<string, refusal_rule>;
 
 /** Uma recusa antes de haver tarefa: o status e a mensagem que o cliente vê. */
@@ -532,11 +529,9 @@ function note_refusal(status: number): boolean {
 
 /**
  * O maior silêncio de quem ainda não atendeu: um Redis que falha faz o programa sair em menos de
- * 5 s; um que só é lento, ou uma máquina que o é, não. Até o primeiro PING respondido ele é contado
- * em batidas do laço de eventos, que rareiam quando o programa pouco roda, e recomeça a cada byte.
+ * 5 s; um que só é lento, não: até o primeiro PING respondido, cada byte recomeça a conta.
  */
 const connect_limit_ms = 3500;
-const connect_beat_ms = 100;
 
 /**
  * Quem respondeu há menos que isto não precisa de outro PING antes de uma tarefa: sob carga ela
@@ -1396,20 +1391,9 @@ async function redis_reconnect(): Promise<void> {
   }
 }
 
-/**
- * Espera algo do Redis enquanto ele der sinal de vida, e o devolve.
- * @throws deadline_error depois de `connect_limit_ms` de silêncio; ou o que ela lançar
- */
+/** Devolve algo que se espera do Redis, enquanto ele der sinal de vida. */
 function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
-  return new Promise((resolve, reject) => {
-    let beats = 0;
-    const listen_on = () => {
-      beats = redis_heard() ? 0 : beats + 1;
-      if (beats * connect_beat_ms >= connect_limit_ms) reject(new deadline_error('sem resposta'));
-    };
-    const timer = setInterval(listen_on, connect_beat_ms);
-    promise.then(resolve, reject).finally(() => clearInterval(timer));
-  });
+  return within(promise, connect_limit_ms, redis_heard);
 }
 
 /**
@@ -3387,7 +3371,7 @@ type readings = reading | Record<string, reading>;
  */
 function metric_of(type: 'counter' | 'gauge' | 'histogram') {
   return (name: string, help: string, read: () => readings, of?: 'supervisor' | 'everyone') => ({
-    name,
+    name: `json_proxy_${name}`,
     type,
     help,
     read,
@@ -3409,95 +3393,71 @@ function by_label(label: string, values: Iterable<[string | number, number]>) {
 /** Todas as métricas, na ordem em que saem. */
 export const metrics_table = [
   gauge(
-    'json_proxy_info',
+    'info',
     'Vale 1; os rótulos dizem a versão do programa e a do Node.',
     () => ({ [`version="${version}",node="${process.version}"`]: 1 }),
     'everyone',
   ),
-  gauge('json_proxy_streams', 'Fluxos em andamento.', () => lifetime.tasks),
-  gauge(
-    'json_proxy_connections',
-    'Conexões de clientes abertas, as ociosas também.',
-    () => connections.size,
-  ),
-  counter('json_proxy_tasks_total', 'Tarefas criadas.', () => tally.tasks),
-  counter('json_proxy_stream_endings_total', 'Fluxos terminados, pelo modo como terminaram.', () =>
+  gauge('streams', 'Fluxos em andamento.', () => lifetime.tasks),
+  gauge('connections', 'Conexões de clientes abertas, as ociosas também.', () => connections.size),
+  counter('tasks_total', 'Tarefas criadas.', () => tally.tasks),
+  counter('stream_endings_total', 'Fluxos terminados, pelo modo como terminaram.', () =>
     by_label('ending', Object.entries(tally.endings)),
   ),
-  counter(
-    'json_proxy_refusals_total',
-    'Pedidos respondidos com um erro antes de haver fluxo, por status.',
-    () => by_label('status', tally.refusals),
+  counter('refusals_total', 'Pedidos recusados antes de haver fluxo, por status.', () =>
+    by_label('status', tally.refusals),
   ),
-  counter(
-    'json_proxy_sent_lines_total',
-    'Linhas dos workers enviadas aos clientes.',
-    () => tally.lines,
-  ),
-  counter('json_proxy_sent_bytes_total', 'Bytes dessas linhas, com as quebras.', () => tally.bytes),
-  histogram(
-    'json_proxy_first_line_seconds',
-    'Da criação da tarefa à primeira linha do worker.',
-    () => tally.first_line,
-  ),
-  histogram(
-    'json_proxy_redis_seconds',
-    'Tempo de resposta do Redis: ao PING e à criação de uma tarefa.',
-    () => ({ 'command="ping"': tally.redis_ping, 'command="create"': tally.redis_create }),
-  ),
-  gauge('json_proxy_redis_connected', 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.', () =>
+  counter('sent_lines_total', 'Linhas dos workers enviadas aos clientes.', () => tally.lines),
+  counter('sent_bytes_total', 'Bytes dessas linhas, com as quebras.', () => tally.bytes),
+  histogram('first_line_seconds', 'Da tarefa à primeira linha do worker.', () => tally.first_line),
+  histogram('redis_seconds', 'Resposta do Redis ao PING e à criação de uma tarefa.', () => ({
+    'command="ping"': tally.redis_ping,
+    'command="create"': tally.redis_create,
+  })),
+  gauge('redis_connected', 'Vale 1 com a conexão com o Redis de pé, 0 sem ela.', () =>
     Number(redis_link.client?.isReady === true && redis_link.lost_at === 0),
   ),
-  counter(
-    'json_proxy_redis_reconnections_total',
-    'Vezes em que a conexão com o Redis caiu e voltou.',
-    () => tally.reconnections,
-  ),
+  counter('redis_reconnections_total', 'Conexões refeitas com o Redis.', () => tally.reconnections),
   gauge(
-    'json_proxy_wakeup_mode',
-    'Vale 1 o modo em vigor: o Redis avisa (tracking) ou é consultado (polling).',
-    () =>
-      by_label('mode', [
-        ['tracking', Number(redis_link.tracking)],
-        ['polling', Number(!redis_link.tracking)],
-      ]),
+    'wakeup_mode',
+    'Vale 1 o modo: o Redis avisa (tracking) ou é consultado (polling).',
+    () => ({
+      'mode="tracking"': Number(redis_link.tracking),
+      'mode="polling"': Number(!redis_link.tracking),
+    }),
   ),
-  gauge(
-    'json_proxy_redis_eviction',
-    'Vale 1 se o Redis, cheio, joga chaves fora (maxmemory-policy).',
-    () => Number(redis_link.eviction_policy !== ''),
+  gauge('redis_eviction', 'Vale 1 se o Redis, cheio, joga chaves fora (maxmemory-policy).', () =>
+    Number(redis_link.eviction_policy !== ''),
   ),
-  gauge(
-    'json_proxy_queue_tasks',
-    'Tarefas de REDIS_STREAM por acabar: à espera de um worker, ou nas mãos de um.',
-    () => by_label('state', Object.entries(redis_link.queue)),
+  gauge('queue_tasks', 'Tarefas de REDIS_STREAM, à espera de um worker ou nas mãos de um.', () =>
+    by_label('state', Object.entries(redis_link.queue)),
   ),
   counter(
-    'json_proxy_process_cpu_seconds_total',
+    'process_cpu_seconds_total',
     'Tempo de processador usado, do usuário e do sistema.',
     () => process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6,
     'everyone',
   ),
   gauge(
-    'json_proxy_process_resident_memory_bytes',
+    'process_resident_memory_bytes',
     'Memória residente do processo.',
     () => process.memoryUsage.rss(),
     'everyone',
   ),
   gauge(
-    'json_proxy_process_heap_bytes',
+    'process_heap_bytes',
     'Memória em uso pelos objetos do JavaScript.',
     () => process.memoryUsage().heapUsed,
     'everyone',
   ),
   gauge(
-    'json_proxy_process_start_time_seconds',
+    'process_start_time_seconds',
     'Quando o processo subiu, em segundos desde 1970.',
     () => performance.timeOrigin / 1000,
     'everyone',
   ),
   counter(
-    'json_proxy_process_deaths_total',
+    'process_deaths_total',
     'Processos que morreram e foram trocados.',
     () => tally.deaths,
     'supervisor',
@@ -4139,10 +4099,10 @@ export function help_text(gathered: gathered_settings): string {
     lines.push(`      ${row.help}`);
   }
   lines.push('-h --help', '      esta ajuda', '-V --version', '      a versão', '');
-  lines.push('REDIS_SERVER aceita host[:porta][/banco], [::1]:6379/1,');
-  lines.push('redis://[usuário:senha@]host[:porta][/banco], rediss:// (TLS),');
-  lines.push('/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N], e');
-  lines.push('sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco].');
+  lines.push(
+    'REDIS_SERVER aceita:',
+    ...redis_forms.split(/, | ou /).map((form) => `      ${form}`),
+  );
   lines.push('Prefira a senha no ambiente: argumentos aparecem na saída do ps.');
   return `${lines.join('\n')}\n`;
 }

@@ -14,6 +14,7 @@ import {
   path_of,
   split_element,
   url_of,
+  within,
 } from '../json-proxy';
 
 /** O maior elemento que ainda é examinado como palavra de fim ou cabeça. */
@@ -540,5 +541,24 @@ describe('collect_headers', () => {
     const headers = collect_headers(['__proto__', 'x', 'constructor', 'y', 'a', '1']);
     assert.equal(JSON.stringify(headers), '{"--Proto--":"x","Constructor":"y","A":"1"}');
     assert.equal(Object.getPrototypeOf(headers), Object.prototype);
+  });
+});
+
+describe('prazos', () => {
+  /** Ocupa o laço de eventos por `turns` voltas, de 20 ms cada uma. */
+  const hog_loop = async (turns: number) => {
+    for (let turn = 0; turn < turns; turn += 1) {
+      for (const from = performance.now(); performance.now() - from < 20; );
+      await new Promise(setImmediate);
+    }
+  };
+
+  test('quem pouco roda conta batidas, e não o relógio', async () => {
+    const coming = hog_loop(6).then(() => 'veio');
+    assert.equal(await within(coming, 80), 'veio');
+  });
+
+  test('o que não vem é um erro que diz o prazo', async () => {
+    await assert.rejects(within(new Promise(() => {}), 80), /sem resposta em 80 ms/);
   });
 });
