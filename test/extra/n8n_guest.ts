@@ -185,18 +185,24 @@ export async function open_session(url: string) {
 }
 
 /**
- * Cria o dono do n8n, que assim fica logado, e abre um workflow.
+ * Entra como o dono do n8n, que cria se ainda não há, e abre um workflow.
  * @param url o endereço do n8n
- * @param id o workflow; um novo, se não é dado
+ * @param id o workflow, e um nó a abrir: "id/nó"; um novo, se não é dado
  * @returns a página do editor
  */
 export async function open_editor(url: string, id = 'new'): Promise<page> {
   const browser = await start_browser();
   const page = await browser.open(url, { width: 1500, height: 860 });
-  const headers = { 'Content-Type': 'application/json' };
-  const request = { method: 'POST', headers, body: JSON.stringify(owner) };
-  const asked = `fetch('/rest/owner/setup', ${JSON.stringify(request)}).then(({ ok }) => ok)`;
-  assert.equal(await page.evaluate(asked), true);
+  const login = { emailOrLdapLoginId: owner.email, password: owner.password };
+  const asked = [
+    ['owner/setup', owner],
+    ['login', login],
+  ].map(([place, content]) => {
+    const headers = { 'Content-Type': 'application/json' };
+    const request = { method: 'POST', headers, body: JSON.stringify(content) };
+    return `await fetch('/rest/${place}', ${JSON.stringify(request)}).then(({ ok }) => ok)`;
+  });
+  assert.equal(await page.evaluate(`(async () => ${asked.join(' || ')})()`), true);
   await page.evaluate(`location.href = '/workflow/${id}'`);
   await page.wait_for(`document.querySelector('[data-test-id="canvas-wrapper"]')`, run_limit_ms);
   return page;

@@ -5,13 +5,16 @@
  */
 
 import assert from 'node:assert/strict';
+import { writeFileSync as write_file } from 'node:fs';
 import http from 'node:http';
 import { text as read_text } from 'node:stream/consumers';
 import { before, describe } from 'node:test';
+import { outside_scope } from '../../scripts/dev/local';
 import { serve } from '../../scripts/worker/worker';
 import {
   brisk,
   connect_redis,
+  delay,
   end_of,
   fetch_all,
   type local_redis,
@@ -26,6 +29,8 @@ import {
   test,
   until,
 } from '../harness';
+import { create_user, denied_objects } from '../readme_helpers';
+import { type page, skip_browser } from './browser';
 import { make_part } from './chat_format';
 import {
   give,
@@ -39,6 +44,7 @@ import {
 } from './n8n_flows';
 import {
   type n8n_guest,
+  open_editor,
   open_session,
   run_limit_ms,
   skip_n8n as skip,
@@ -70,7 +76,18 @@ function numbers(from: number, count: number): step[] {
 const json = (value: string) => ({ content: 'json', json: value });
 const text = (value: string) => ({ content: 'text', text: value });
 
-/** Dá um workflow que o projeto oferece, no canal `channel`. */
+/** Dá os passos de um workflow parado, entre duas linhas, no portão que o corpo do pedido diz. */
+function held(start: step): step[] {
+  const url = gates.url('{{ $("Trigger").first().json.body }}');
+  return [
+    start,
+    line('Line', json('={"step":1}')),
+    request('Gate', `=${url}`),
+    line('Last', json('={"step":2}')),
+  ];
+}
+
+/** Dá o workflow `name` que o projeto oferece, no canal `channel`. */
 function offered(name: string, channel: string): workflow {
   const copy = { ...read_workflow(name), id: channel.padEnd(16, '0') };
   copy.name = copy.id;
@@ -81,7 +98,7 @@ function offered(name: string, channel: string): workflow {
 /** Deixa o modelo do agente responder, depois de ter usado a ferramenta. */
 let allow_answer = () => {};
 
-/** Sobe um modelo que fala como o Ollama: usa a ferramenta, espera, e responde; dá o endereço. */
+/** Dá o endereço de um modelo que fala como o Ollama: usa a ferramenta, espera, e responde. */
 async function start_model(): Promise<string> {
   const allowed = new Promise<void>((resolve) => {
     allow_answer = resolve;
@@ -262,14 +279,11 @@ const flows: Record<string, () => workflow[]> = {
     const credentials = { redis: { id: 'redis00000000000', name: 'database 0' } };
     return [make_workflow('wrong', [{ ...trigger('wrong'), credentials }])];
   },
-  held: () => [
-    make_workflow('held', [
-      trigger('held'),
-      line('Line', json('={"step":1}')),
-      request('Gate', gates.url('={{ $("Trigger").first().json.body }}').replace('=', '')),
-      line('Last', json('={"step":2}')),
-    ]),
-  ],
+  held: () => [make_workflow('held', held(trigger('held')))],
+  queue: () => {
+    const options = { stream: 'ndjson_tasks' };
+    return [make_workflow('queue', held(trigger('queue', { options })))];
+  },
   called: () => [
     make_workflow('called', [
       trigger('called'),
@@ -319,6 +333,11 @@ async function see_clean_end(channel: string, stream: stream): Promise<void> {
   await until('nenhuma chave', async () => (await db.keys(`*${task.uuid}`)).length === 0);
 }
 
+/** Dá o usuário dos nós no Redis, que ele cria com os direitos que o manual diz. */
+function make_user(): Promise<string> {
+  return create_user(db, 'The n8n nodes', Object.keys(flows), true);
+}
+
 /** Sobe o Redis, um proxy para cada canal, os portões e o n8n. */
 async function start_all(): Promise<void> {
   redis = await start_redis();
@@ -327,11 +346,13 @@ async function start_all(): Promise<void> {
   const limit = String(run_limit_ms); // uma execução pode demorar a começar
   const patient = [...brisk, '-t', limit, '--head-wait', limit];
   const started = Object.keys(flows).map(async (channel) => {
-    proxies.set(channel, await start_proxy(redis, [...patient, '-C', channel]));
+    const more = channel === 'queue' ? ['--stream', 'ndjson_tasks'] : [];
+    proxies.set(channel, await start_proxy(redis, [...patient, '-C', channel, ...more]));
   });
   await Promise.all(started);
   const { port } = redis;
-  const server = { host: '127.0.0.1', port, database: 1, user: '', password: '', ssl: false };
+  const user = await make_user();
+  const server = { host: '127.0.0.1', port, database: 1, user, password: user, ssl: false };
   const type = 'redis';
   const ollama = Object.fromEntries([['baseUrl', await start_model()]]);
   const credentials = [
@@ -597,14 +618,51 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
   });
 });
 
+/** O workflow no editor, com os avisos por cima e a barra de lado cortados, em pontos. */
+const picture = { x: 50, y: 110, width: 1440, height: 620, scale: 0.75 };
+
+/** Guarda o que se vê de uma página, se pedido, numa imagem `name` do manual. */
+async function keep_picture(page: page, name: string): Promise<void> {
+  if (!process.env.SCREENSHOTS) return;
+  await delay(3000); // o editor anima o que mostra
+  const { data } = await page.ask('Page.captureScreenshot', { format: 'png', clip: picture });
+  write_file(`scripts/images/${name}.png`, Buffer.from(String(data), 'base64'));
+}
+
+test('no editor: os nós aparecem, com os seus ícones e sem avisos', {
+  skip: skip || skip_browser,
+}, async () => {
+  const { id = '', nodes } = offered('stream-lines', 'lines');
+  const page = await open_editor(guest.url, id);
+  const shown = nodes.filter(({ type }) => !type.endsWith('stickyNote')).length;
+  const find = (selector: string) => `[...document.querySelectorAll('${selector}')]`;
+  await page.wait_for(`${find('[data-test-id="canvas-node"]')}.length >= ${shown}`, run_limit_ms);
+  assert.equal(await page.evaluate(`${find('[data-test-id="node-issues"]')}.length`), 0);
+  const own = `${find('.vue-flow__node img')}.filter(({ src }) => src.includes('jsonProxy'))`;
+  const loaded = `${own}.filter((image) => image.complete && image.naturalWidth > 0).length === 2`;
+  await page.wait_for(loaded, run_limit_ms);
+  await page.ask('Input.dispatchKeyEvent', { type: 'keyDown', key: '1', text: '1' });
+  await keep_picture(page, 'n8n-nodes');
+  const { id: node } = nodes.find(({ name }) => name === 'JSON Proxy Line') as { id?: string };
+  await page.evaluate(`location.href = '/workflow/${id}/${node}'`);
+  const operation = `${find('[data-test-id="parameter-input-operation"]')}.length === 1`;
+  await page.wait_for(operation, run_limit_ms);
+  await keep_picture(page, 'n8n-line');
+});
+
+test('bastam os direitos que o manual diz', { skip }, async () => {
+  assert.deepEqual(await denied_objects(db), []);
+});
+
 test('o Redis cai e volta: o log do n8n o diz, e o workflow responde', { skip }, async () => {
   const { port, dir } = redis;
   const first = open_stream(proxy_of('held'), { body: 'before' });
   assert.equal(await first.next(run_limit_ms), '{"step":1}');
   await redis.stop();
   await guest.program.wait_for(/Redis 127\.0\.0\.1:\d+\/1 is gone/, run_limit_ms);
-  redis = await start_redis([], { port, dir });
-  db = await connect_redis(redis);
+  redis = await outside_scope(() => start_redis([], { port, dir })); // os próximos o usam
+  db = await outside_scope(() => connect_redis(redis));
+  await make_user();
   await guest.program.wait_for(/Redis 127\.0\.0\.1:\d+\/1 is back/, run_limit_ms);
   const lines = await first.rest(run_limit_ms);
   assert.ok(JSON.parse(lines.at(-1) ?? '').error, 'o fim não parece inteiro');
@@ -632,7 +690,21 @@ test('o n8n desce: quem acaba a tempo acaba inteiro, quem não, com um erro', { 
   assert.deepEqual(await late.rest(run_limit_ms), ['{"error":"n8n is stopping"}']);
   gates.open('late');
   await guest.program.exited;
-  guest = await guest.again();
+  const waiting = open_stream(proxy_of('queue'), { body: 'waiting' });
+  await until('a tarefa no stream', async () => (await db.xLen('ndjson_tasks')) === 1);
+  gates.open('waiting');
+  guest = await outside_scope(() => guest.again());
+  assert.deepEqual(await waiting.rest(run_limit_ms), ['{"step":1}', '{"step":2}']);
   const { body } = await fetch_all(proxy_of('echo'), { body: 'outro n8n' });
   assert.equal(JSON.parse(body).body, 'outro n8n');
+});
+
+test('o n8n morre: o que veio do stream acaba com um erro quando ele volta', { skip }, async () => {
+  const stream = open_stream(proxy_of('queue'), { body: 'dying' });
+  assert.equal(await stream.next(run_limit_ms), '{"step":1}');
+  guest.program.process.kill('SIGKILL');
+  await guest.program.exited;
+  guest = await guest.again();
+  assert.deepEqual(await stream.rest(run_limit_ms), ['{"error":"worker lost"}']);
+  await until('nada no stream', async () => (await db.xLen('ndjson_tasks')) === 0);
 });

@@ -52,6 +52,7 @@ export class JsonProxyTrigger implements INodeType {
       limit: Number(options.tasksAtOnce ?? -1),
       signsOfLife: options.signsOfLife !== false,
       errorText: String(options.errorText ?? ''),
+      stream: String(options.stream ?? ''),
     });
     const closeFunction = async () => listener.close();
     if (this.getMode() === 'manual') {

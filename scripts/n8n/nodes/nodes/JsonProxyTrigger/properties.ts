@@ -59,6 +59,15 @@ export const triggerProperties: INodeProperties[] = [
           'Whether to tell the proxy, while the execution runs, that the answer is still being made. Without it the proxy gives up after its MAXTIME of silence.',
       },
       {
+        displayName: 'Stream',
+        name: 'stream',
+        type: 'string',
+        default: '',
+        placeholder: 'ndjson_tasks',
+        description:
+          'The REDIS_STREAM of the proxy, if it has one: requests that come while n8n is down wait there. Needs Redis 6.2 or newer.',
+      },
+      {
         displayName: 'Tasks at Once',
         name: 'tasksAtOnce',
         type: 'number',
