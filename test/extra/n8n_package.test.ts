@@ -33,9 +33,11 @@ import { create_user, denied_objects } from '../readme_helpers';
 import { type page, skip_browser } from './browser';
 import { make_part } from './chat_format';
 import {
+  chain,
   give,
   line,
   make_workflow,
+  redis_credential,
   request,
   split,
   start_gates,
@@ -283,6 +285,24 @@ const flows: Record<string, () => workflow[]> = {
   queue: () => {
     const options = { stream: 'ndjson_tasks' };
     return [make_workflow('queue', held(trigger('queue', { options })))];
+  },
+  latency: () => {
+    const push: step = {
+      ...{ name: 'Push', type: 'n8n-nodes-base.redis', credentials: redis_credential },
+      parameters: {
+        operation: 'push',
+        list: '={{ $("Trigger").first().json.task.list }}',
+        messageData: '={{ JSON.stringify($json) }}',
+        tail: true,
+      },
+    };
+    const loop: step = { name: 'Loop', type: 'n8n-nodes-base.splitInBatches', typeVersion: 3 };
+    const stamp = (by: string) => give(`Stamp ${by}`, `={{ { by: "${by}", at: Date.now() } }}`);
+    const turns = [stamp('line'), line('Line'), stamp('push'), push];
+    const steps = [trigger('latency'), ...numbers(0, 30), loop];
+    const links = [...chain(steps), ...chain(turns)];
+    links.push(['Loop', 1, 'Stamp line'], ['Push', 0, 'Loop']);
+    return [make_workflow('latency', [...steps, ...turns], links)];
   },
   called: () => [
     make_workflow('called', [
@@ -616,6 +636,26 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     });
     stream.leave();
   });
+});
+
+test('de um nó ao cliente: o Line ao lado do nó do Redis, na mesma execução', {
+  skip,
+}, async (context) => {
+  const stream = open_stream(proxy_of('latency'));
+  const delays: Record<string, number[]> = { line: [], push: [] };
+  for (let n = 0; n < 60; n += 1) {
+    const { by, at } = JSON.parse((await stream.next(run_limit_ms)) ?? '');
+    delays[by]?.push(performance.timeOrigin + (stream.arrivals[n] ?? 0) - at);
+  }
+  assert.deepEqual(await stream.rest(run_limit_ms), []);
+  const [by_line = 0, by_push = 0] = ['line', 'push'].map((by) => {
+    const sorted = (delays[by] ?? []).toSorted((a, b) => a - b);
+    assert.equal(sorted.length, 30);
+    return sorted[15];
+  });
+  context.diagnostic(
+    `mediana, em ms: JSON Proxy Line ${by_line.toFixed(1)}, Redis Push ${by_push.toFixed(1)}`,
+  );
 });
 
 /** O workflow no editor, com os avisos por cima e a barra de lado cortados, em pontos. */
