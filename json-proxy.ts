@@ -12,16 +12,6 @@
  *   node json-proxy.js -p 8771 -R 127.0.0.1:6379/1      (--help mostra todas as configurações)
  *   curl -N http://127.0.0.1:8771/qualquer/caminho -d '{"pergunta": "..."}'
  *
- * CONFIGURAÇÕES (variável de ambiente ou opção; padrões e formas no --help e em settings_table)
- *   HTTP_PORT  HTTP_HOST  SERVERNAME  MAXBODY  GRACE  TLS_CERT  TLS_KEY          o lado HTTP
- *   REDIS_SERVER  REDIS_PASSWORD  REDIS_PASSWORD_FILE  REDIS_CHANNEL  REDIS_PREFIX
- *   REDIS_LIST_PREFIX  REDIS_TTL  REPLAY  WAKEUP  REDIS_STREAM                   o lado Redis
- *   INTERVAL  PAUSE  MAXTIME  MAXTIME_ERROR                  o laço de um fluxo
- *   WORKERS                                                  quantos processos atendem
- *   API_KEY  API_KEY_FILE  RATE  TRUST_PROXY  CORS_ORIGIN    quem pode pedir, e quanto
- *   MAXTASKS  FAILFAST  HEARTBEAT  HEAD_WAIT                 o que fazer em apuros
- *   LOG_FORMAT  LOG_LEVEL  METRICS_PORT  METRICS_HOST        o que se vê de fora
- *
  * CHAVES NO REDIS
  *   ndjson_task_<uuid>    string  a tarefa em JSON, com TTL; o worker a apaga quando termina
  *   ndjson_list_<uuid>    lista   um elemento (RPUSH) por linha da resposta
@@ -70,14 +60,11 @@
  *   log com worker=N. Com 1, o padrão, nada disso existe.
  *
  * LIMITES ACEITOS
- *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, o
- *     que vinha nela se perde. Com PAUSE acima de 0 isso é no máximo uma linha por fluxo; com
- *     REPLAY, nenhuma.
+ *   - O LPOP entrega no máximo uma vez: se a conexão com o Redis cai com a resposta a caminho, ou é
+ *     trocada depois de 15 s de silêncio (60 s sobre TLS), o que vinha nela se perde. Com PAUSE
+ *     acima de 0 isso é no máximo uma linha por fluxo; com REPLAY, nenhuma.
  *   - Um Redis que volta sem os últimos instantes (AOF "everysec", um snapshot) perdeu as linhas
- *     desses instantes, e entrega de novo as que neles já tinham saído; com REPLAY, dá o fluxo por
- *     perdido.
- *   - Uma conexão com o Redis que se cala sem fechar é trocada em 15 s (60 s sobre TLS). Um LPOP
- *     que estava a caminho nela se perde.
+ *     deles, e dá de novo as que neles já tinham saído; com REPLAY, o fluxo é dado por perdido.
  *   - Com PAUSE 0 as linhas são retiradas em lotes; um lote cabe inteiro na memória.
  *   - Quem fecha só a metade de escrita da conexão (shutdown) é tido por cliente que saiu.
  *
@@ -303,9 +290,8 @@ const max_log_waiting = 1024 * 1024;
 const unsafe_characters = /[\x7f-\x9f\u2028\u2029]/g;
 
 /**
- * Escreve uma linha de log, se LOG_LEVEL a quer: `info` em stdout, o resto em stderr.
- * @param tag etiqueta estável do acontecimento
- * @param fields campos, na ordem em que aparecem; textos longos são cortados
+ * Escreve uma linha de log, se LOG_LEVEL a quer: `info` em stdout, o resto em stderr. `tag` é
+ * estável; os campos vão na ordem em que aparecem, e os longos são cortados.
  */
 function log(level: log_level, tag: string, fields: log_fields): void {
   if (log_priority[level] > log_priority[LOG_LEVEL]) return;
@@ -927,9 +913,7 @@ function key_life_s(): number {
  * Apaga as chaves de uma tarefa encerrada. Se um worker ainda pode escrever, deixa no lugar da
  * lista um EOF com TTL: as linhas atrasadas caem em algo que expira, em vez de recriar a lista para
  * sempre. Comandos soltos, sem MULTI: com a memória cheia o RPUSH falha, mas o UNLINK vale.
- * Sem conexão, insiste. Não lança.
- * @param work a tarefa e se ainda pode haver worker
- * @param until até quando insistir; depois disso o TTL já fez o serviço
+ * Sem conexão, insiste até `until`, quando o TTL já fez o serviço. Não lança.
  */
 async function redis_clean(work: cleanup, until = now() + REDIS_TTL * 1000): Promise<void> {
   const keys = redis_keys(work.task_uuid);
@@ -1029,11 +1013,8 @@ async function redis_count_queue(): Promise<void> {
 }
 
 /**
- * Conta um pedido de um endereço na janela corrente, comum a todos os proxies.
- * @param network o endereço, ou a rede dele, na forma de network_of
- * @param seconds duração da janela
- * @returns quantos ele já fez nela, este incluído, e em quantos segundos ela acaba
- * @throws deadline_error, ErrorReply ou erro de conexão
+ * Conta um pedido de `network`, na forma de network_of, na janela corrente de `seconds`, comum a
+ * todos os proxies; devolve quantos ele já fez nela, e em quantos segundos ela acaba.
  */
 async function redis_count_request(network: string, seconds: number) {
   const clock_s = Date.now() / 1000;
@@ -1143,9 +1124,8 @@ async function redis_replay(
 }
 
 /**
- * Renova o TTL das chaves de uma tarefa; os comandos saem junto com o próximo.
- * @param task_uuid UUID da tarefa
- * @returns se a chave da tarefa existia; undefined se o Redis não está ou recusou
+ * Renova o TTL das chaves da tarefa `task_uuid`, e devolve se a dela existia; undefined se o Redis
+ * não está ou recusou. Os comandos saem junto com o próximo.
  */
 async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
   try {
@@ -1948,9 +1928,8 @@ function capitalize_header(name: string): string {
 }
 
 /**
- * Junta os cabeçalhos de um pedido.
- * @param raw_headers nomes e valores alternados, como o Node os dá
- * @returns valores por nome; repetidos unidos por ", ", e os de Cookie por "; "
+ * Junta `raw_headers`, nomes e valores alternados, como o Node os dá, num valor por nome: repetidos
+ * unidos por ", ", e os de Cookie por "; ".
  */
 export function collect_headers(raw_headers: string[]): Record<string, string> {
   const headers = new Map<string, string>();
@@ -1987,11 +1966,7 @@ function is_control_heavy(body: Buffer): boolean {
   return 5 * controls > body.length / 3;
 }
 
-/**
- * Monta a tarefa de um pedido.
- * @param body os bytes do corpo
- * @returns a tarefa, com um UUIDv4 novo, cujo começo é o do processo
- */
+/** Monta a tarefa de um pedido, com um UUIDv4 novo, cujo começo é o do processo. */
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
   const uuid = redis_link.uuid_head + random_uuid().slice(redis_link.uuid_head.length);
   const [task_key, task_list] = redis_keys(uuid);
@@ -2079,11 +2054,7 @@ function usable_header(name: string, value: unknown, owns_body: boolean) {
   return Array.isArray(value) ? value.map(String) : String(value);
 }
 
-/**
- * Entende uma cabeça.
- * @param text por exemplo 'HTTP 404 {"Content-Type": "application/json"}'
- * @returns a cabeça, ou por que ela não vale
- */
+/** Lê uma cabeça, como 'HTTP 404 {"Content-Type": "a/b"}', ou diz por que ela não vale. */
 function parse_head(text: string): head_element | string {
   const [, word = '', digits = '', json = '{}'] = valid_head_pattern.exec(text) ?? [];
   const status = Number(digits);
@@ -2360,11 +2331,7 @@ const ending_rules: Record<ending, ending_rule> = {
   },
 };
 
-/**
- * Dá os cabeçalhos de um fluxo.
- * @param media_type tipo escolhido por choose_media_type
- * @param task a tarefa, ou undefined numa resposta a HEAD
- */
+/** Dá os cabeçalhos de um fluxo do tipo `media_type`; sem `task`, os da resposta a HEAD. */
 function stream_headers(media_type: string, task?: task_names): Record<string, string> {
   const headers = common_headers();
   const charset = media_type.startsWith('text/') ? '; charset=utf-8' : '';
@@ -2530,9 +2497,8 @@ function renew_if_due(stream: stream_state): void {
 }
 
 /**
- * Espera, por longo que seja, sem deixar as chaves do fluxo expirarem.
- * @param ms prazo em milissegundos
- * @returns true se algo o acordou antes do prazo
+ * Espera `ms` milissegundos, por longo que seja, sem deixar as chaves do fluxo expirarem; devolve
+ * se algo o acordou antes do prazo.
  */
 async function stream_wait(stream: stream_state, ms: number, kind: wait_kind): Promise<boolean> {
   const deadline = now() + ms;
@@ -2703,10 +2669,7 @@ async function send_parts(stream: stream_state, parts: Buffer[], size: number): 
   }
 }
 
-/**
- * Envia linhas, muitas pequenas de uma vez.
- * @param lines linhas sem quebra, ou os bytes de uma resposta RAW; ao menos uma
- */
+/** Envia linhas, uma ao menos, sem quebras, ou os bytes de uma resposta RAW; as pequenas juntas. */
 async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promise<void> {
   let [parts, size, count]: [Buffer[], number, number] = [[], 0, 0];
   const is_gone = () => stream.turn.interrupted === 'client_gone';
@@ -2783,8 +2746,7 @@ function bound_kept(stream: stream_state, elements: Buffer[]): void {
 }
 
 /**
- * Entrega ao cliente o que foi retirado da lista, e marca até quando vai a pausa depois disso.
- * @param elements elementos na ordem da lista
+ * Entrega o que foi retirado da lista, e marca até quando vai a pausa depois disso.
  * @throws worker_fault se o worker desistiu; o que vinha antes é entregue
  */
 async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> {
@@ -2852,10 +2814,7 @@ function hears_news({ task }: stream_state): boolean {
   return redis_link.tracking && task.uuid.startsWith(redis_link.uuid_head);
 }
 
-/**
- * Dá o sono entre consultas a uma lista vazia.
- * @returns milissegundos: INTERVAL, ou bem mais quando o Redis avisa; nunca além de MAXTIME
- */
+/** Dá o sono entre consultas a uma lista vazia, em ms: INTERVAL, ou bem mais se o Redis avisa. */
 function idle_interval(stream: stream_state): number {
   if (!hears_news(stream)) return Math.min(INTERVAL, time_left(stream));
   const { every_ms, frame_ms } = safety_poll;
@@ -2906,8 +2865,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
 }
 
 /**
- * Leva um fluxo até o fim, e diz qual. Se nada chegar logo, a resposta abre sem esperar mais.
- * @returns como terminou
+ * Leva um fluxo até o fim, e devolve como foi. Se nada chegar logo, a resposta abre sem esperar.
  * @throws refusal se o que o cliente quer não está mais guardado
  */
 async function run_stream(stream: stream_state): Promise<ending> {
@@ -3046,10 +3004,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
 // Um despachante curto decide o que cada pedido é. Tudo o que for lançado daqui para baixo termina
 // a resposta e é registrado; um pedido ruim nunca derruba o processo.
 
-/**
- * Traduz o que deu errado no Redis antes de haver fluxo.
- * @returns 503 se o Redis recusou, ou é só de leitura; 504 se não respondeu
- */
+/** Dá a recusa do que falhou antes de haver fluxo: 503 se o Redis recusou, 504 se não respondeu. */
 function refusal_for(error: unknown): refusal {
   const is_read_only = error instanceof error_reply && /^READONLY\b/.test(error.message);
   if (is_refusal(error) || is_read_only) return new refusal(refusal_reason(error as Error));
@@ -3106,10 +3061,7 @@ async function open_stream(turn: request_turn, body: Buffer): Promise<stream_sta
 /** A que tarefa um cliente volta, com quantas linhas (-1: já viu o fim), e o que se sabe dela. */
 type comeback = { uuid: string; lines: number; is_event: boolean; kept?: typeof new_kept };
 
-/**
- * Cria o fluxo de um cliente que volta a uma tarefa.
- * @throws refusal 410 se a linha que ele quer já não está guardada
- */
+/** Cria o fluxo de um cliente que volta; lança a recusa 410 se a linha que ele quer já se foi. */
 function resume_stream(turn: request_turn, { uuid, lines, kept }: comeback): stream_state {
   if (!kept || kept.lines > lines) throw new refusal('gone');
   const [task_key, task_list] = redis_keys(uuid);
@@ -3151,7 +3103,6 @@ async function serve_task(turn: request_turn, back?: comeback): Promise<void> {
 /**
  * Confere o que um pedido é, antes de saber o que ele quer. O que dois programas no caminho podem
  * entender de dois modos é recusado.
- * @throws refusal se ele não pode ser atendido
  */
 function check_request(request: http.IncomingMessage): void {
   const { httpVersion: http_version, headers, rawHeaders: raw_headers } = request;
@@ -3170,7 +3121,6 @@ function check_request(request: http.IncomingMessage): void {
 /**
  * Confere se um cliente não passou do seu limite. Um Redis que não conta não responde nem guarda
  * tarefas: a falha dele é respondida como tal, e não abre nem fecha a porta.
- * @throws refusal 429 acima de RATE; 503 ou 504 se o Redis falha
  */
 async function check_rate(request: http.IncomingMessage): Promise<void> {
   if (!RATE) return;
@@ -3465,11 +3415,8 @@ export const metrics_table = [
 ];
 
 /**
- * Escreve um valor de uma métrica.
- * @param name nome da métrica
- * @param labels rótulos, na forma do formato; vazio se não há
- * @param value o valor
- * @returns uma linha; de um histograma, uma por faixa (cada uma conta as anteriores), soma e total
+ * Dá um valor da métrica `name` com os rótulos `labels`, na forma do formato: uma linha ou, de
+ * um histograma, uma por faixa (cada uma conta as anteriores), a soma e o total.
  */
 function format_reading(name: string, labels: string, value: reading): string {
   const signature = WORKERS > 1 ? `worker="${worker_slot}"` : '';
@@ -3730,10 +3677,8 @@ function parse_place(text: string, port: string): place {
 }
 
 /**
- * Monta um endereço do Redis a partir das partes capturadas, com os padrões do protocolo.
- * @param parts partes conhecidas, ainda em texto; ausente ou vazio vale o padrão
- * @returns o endereço completo
- * @throws Error se porta ou banco estiverem fora dos limites
+ * Monta um endereço do Redis das partes capturadas, em texto; a que falta vale o padrão.
+ * @throws Error se uma porta, um banco ou um IPv6 não vale
  */
 function make_redis_address(parts: Record<string, string | undefined>): redis_address {
   const { primary = '' } = parts;
@@ -3751,8 +3696,8 @@ function make_redis_address(parts: Record<string, string | undefined>): redis_ad
 }
 
 const redis_forms =
-  'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], rediss://…, ' +
-  '/caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N] ou ' +
+  'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], ' +
+  'rediss://… (TLS), /caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N] ou ' +
   'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels://…';
 
 /**
@@ -3798,11 +3743,10 @@ export function redact_address(text: string): string {
 }
 
 /**
- * Uma linha da tabela de configurações.
+ * Dá uma linha da tabela de configurações; o que ela guarda é segredo, ou caminho, conforme o nome.
  * @param form variável, opções e padrão: "HTTP_PORT -p --port 8771"
  * @param help o que ela diz no --help
  * @param read lê o texto e preenche a global; lança Error com a descrição do que é aceito
- * @returns a linha; o que ela guarda é segredo, ou caminho de arquivo, conforme o nome
  */
 function row(form: string, help: string, read: (text: string) => void) {
   const [, name = '', short = '', long = '', fallback = ''] =
@@ -3928,11 +3872,8 @@ export const settings_table = [
 const path_pattern = /^([./~]|[\w-]+\.\w+$)[^\x00-\x1f]*$/;
 
 /**
- * Mostra o valor de uma configuração sem revelar segredos.
- * @param of linha da tabela
- * @param text valor em texto
- * @returns o texto; "***" no lugar de um segredo, ou do que foi dado em vez do caminho dele;
- *   endereços sem usuário e senha
+ * Devolve o valor de uma configuração, dado em `text`, como se pode mostrar: "***" no lugar de um
+ * segredo, ou do que foi dado em vez do caminho dele; endereços sem usuário e senha.
  */
 function show_setting(of: ReturnType<typeof row>, text: string): string {
   const is_hidden = of.is_secret || (of.is_path && !path_pattern.test(text));
@@ -3950,10 +3891,9 @@ const foreign_names = new Map([
 ]);
 
 /**
- * Separa os argumentos da linha de comando. Nenhum erro mostra um valor, nem um argumento solto:
- * pode ser uma senha que escapou da sua opção (`--secret= abc`, `-secret abc`).
- * @param argv argumentos sem o nome do programa
- * @returns por nome longo, o texto de cada opção dada e como o usuário a escreveu
+ * Separa os argumentos em `argv`: por nome longo, o texto de cada um e como o usuário a escreveu.
+ * Nenhum erro mostra um valor, nem um argumento solto: pode ser uma senha que escapou da sua opção
+ * (`--secret= abc`, `-secret abc`).
  * @throws usage_error em opção desconhecida, opção sem valor ou argumento solto
  */
 function read_arguments(argv: string[]): Map<string, { text: string; label: string }> {
@@ -4190,11 +4130,8 @@ function url_at(host: string, port: number, is_tls = TLS_CERT !== ''): string {
 const accept_failure_ms = 1000;
 
 /**
- * Abre uma porta. O que falhar nela depois disso é registrado, e não encerra o programa.
- * @param port a porta; 0 escolhe uma livre
- * @param host endereço em que escutar
- * @returns a porta real
- * @throws o erro de listen
+ * Abre uma porta de `host`, em `port` (0 escolhe uma livre), e devolve a real. O que falhar nela
+ * depois disso é registrado, e não encerra o programa. Lança o erro de listen.
  */
 async function listen(server: http.Server, port: number, host: string): Promise<number> {
   await once(server.listen(port, host), 'listening');
@@ -4313,7 +4250,6 @@ async function serve(): Promise<void> {
 /**
  * Põe este processo sob as ordens do supervisor. Os sinais não contam: o Ctrl-C de um terminal
  * chega a todos, e só o supervisor decide. Se ele morre, é como se tivesse mandado parar.
- * @param link este processo, visto pelo cluster
  */
 function obey_supervisor(link: cluster_worker): void {
   for (const signal of stop_signals) process.on(signal, () => {});
@@ -4484,9 +4420,8 @@ async function start(): Promise<void> {
 const usage_exit_code = 2;
 
 /**
- * Entrada: lê as configurações e faz o que foi pedido. Erro de uso: uma linha em stderr e código 2.
- * @param argv argumentos sem o nome do programa
- * @param env variáveis de ambiente
+ * Entrada: lê as configurações e faz o que foi pedido. `argv` são os argumentos sem o nome do
+ * programa. Erro de uso: uma linha em stderr e código 2.
  */
 async function main(argv: string[], env: NodeJS.ProcessEnv): Promise<void> {
   process.on('exit', flush_log);

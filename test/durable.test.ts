@@ -22,6 +22,7 @@ import {
   begin,
   brisk,
   connect_redis,
+  delay,
   exit_of,
   fetch_all,
   type local_redis,
@@ -36,6 +37,7 @@ import {
   temp_dir,
   test,
   until,
+  usage_error_of,
 } from './harness';
 import { make_answer } from './kit_worker';
 import { parse_metrics, start_metered } from './metrics_helpers';
@@ -191,6 +193,36 @@ describe('o proxy', () => {
     write_file(path.join(gates, 'late'), '');
     assert.deepEqual(await late?.rest(), ['{"n":1}', 'rui']);
     await see_empty(db);
+  });
+
+  test('um Redis calado mais que takeover: espera-se antes de tomar a de outro', async () => {
+    const own = await start_redis();
+    const proxy = await start_proxy(own, durable);
+    const db = await connect_redis(own);
+    const given = { server: own.server, channel, stream, gates: temp_dir() };
+    const frozen = await spawn({ ...given, name: 'ana', takeover: late_s });
+    const late = open_stream(proxy, { path: '/late' });
+    const has = (name: string) =>
+      until(`reserva de ${name}`, async () => {
+        const [claim = ''] = await db.keys('ndjson_claim_*');
+        return (await db.get(claim))?.startsWith(`ndjson_workers ${name} `);
+      });
+    await has('ana');
+    await start({ ...given, name: 'rui', takeover: soon_s });
+    for (const { process: child } of [frozen, own]) child.kill('SIGSTOP');
+    await delay(1250 * soon_s);
+    own.process.kill('SIGCONT');
+    const back_at = performance.now();
+    await has('rui');
+    assert.ok(performance.now() - back_at > 900 * soon_s);
+    frozen.process.kill('SIGCONT');
+    write_file(path.join(given.gates, 'late'), '');
+    assert.deepEqual(await late.rest(), ['{"n":1}', 'rui']);
+  });
+
+  test('FAILFAST, que recusa o que deve esperar, não combina com REDIS_STREAM', () => {
+    const line = usage_error_of(['--failfast', 'on', '--stream', stream]);
+    assert.match(line, /FAILFAST e REDIS_STREAM dados ao mesmo tempo; aceito: só um deles/);
   });
 
   test('sem REDIS_STREAM o Redis nada ouve de streams', async () => {

@@ -16,7 +16,7 @@ import {
 import path from 'node:path';
 import { before, describe } from 'node:test';
 import { version } from '../json-proxy';
-import { node_named, read_workflow, workflow_names } from './extra/n8n_helpers';
+import { node_named, read_workflow, redis_workflow_names } from './extra/n8n_helpers';
 import {
   exit_of,
   fetch_all,
@@ -257,7 +257,7 @@ test('o package-lock.json fixa tudo o que roda, e nada disso tem script de insta
 
 test('uma tarefa com $$, $& e o mais que o n8n até 1.111 expande chega como é', () => {
   const text = JSON.stringify({ body: "$$ $& $` $' $1 {{ 1 }} \\u0024", headers: { 'X-$': '$' } });
-  for (const name of workflow_names) {
+  for (const name of redis_workflow_names) {
     const expression = String(node_named(read_workflow(name), 'Task').parameters.jsonOutput);
     const [, code = ''] = /^=\{\{(.*)\}\}$/s.exec(expression) ?? [];
     const value: string = new Function('$json', `return ${code}`)({ task: text });

@@ -12,6 +12,7 @@ export type stress_options = {
   streams: number;
   program: string | undefined;
   wakeup: boolean;
+  stream: boolean;
   faults: planned_fault[];
   help: boolean;
 };
@@ -22,6 +23,7 @@ const option_table = {
   streams: { type: 'string', default: '50' },
   program: { type: 'string' },
   wakeup: { type: 'string', default: 'on' },
+  stream: { type: 'string', default: 'off' },
   faults: { type: 'string' },
   help: { type: 'boolean', short: 'h', default: false },
 } as const;
@@ -38,6 +40,7 @@ export const help_text = `Uso: npm run stress -- [opções]
   --streams N        clientes ao mesmo tempo; padrão: 50
   --program ARQUIVO  um json-proxy.js já montado; sem isto, monta-se um
   --wakeup on|off    com ou sem os avisos do Redis; padrão: on
+  --stream on|off    os workers leem as tarefas de REDIS_STREAM, e não do canal; padrão: off
   --faults LISTA     só estas falhas, ou none: ${fault_names.slice(0, 5)},
                      ${fault_names.slice(5)}
   -h, --help         esta ajuda
@@ -70,6 +73,7 @@ export function read_options(argv: string[]): stress_options {
     streams: read_integer('streams', values.streams),
     program,
     wakeup: read_switch('wakeup', values.wakeup),
+    stream: read_switch('stream', values.stream),
     faults: read_names('falha', wanted, fault_names, `none ou ${fault_names}`),
     help,
   };
@@ -77,11 +81,12 @@ export function read_options(argv: string[]): stress_options {
 
 /** Monta o comando que repete um plano. */
 export function replay_command(options: stress_options): string {
-  const { seed, seconds, streams, wakeup, faults, program } = options;
+  const { seed, seconds, streams, wakeup, stream, faults, program } = options;
   const all = faults.length === fault_names.length;
   return [
     `npm run stress -- --seed ${seed} --seconds ${seconds} --streams ${streams}`,
     ...(wakeup ? [] : ['--wakeup off']),
+    ...(stream ? ['--stream on'] : []),
     ...(all ? [] : [`--faults ${faults.join(',') || 'none'}`]),
     ...(program ? [`--program ${program}`] : []),
   ].join(' ');

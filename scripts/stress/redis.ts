@@ -6,6 +6,9 @@
 import { createClient as create_client } from 'redis';
 import { delay, on_stop } from '../dev/local';
 
+/** O REDIS_STREAM da prova, se ela o usa. */
+export const task_stream = 'ndjson_tasks';
+
 /** Uma conexão. */
 export type redis_client = Awaited<ReturnType<typeof connect>>;
 

@@ -20,7 +20,7 @@ import { probe_env } from '../dev/probe';
 import { fail, type ledger } from './ledger';
 import type { stress_options } from './options';
 import { roll } from './random';
-import { connect, type redis_client } from './redis';
+import { connect, type redis_client, task_stream } from './redis';
 import { type relay, start_relay } from './relay';
 
 /** A cena. `redis` e `proxy` são os de agora; `departures`, as saídas que ainda se esperam. */
@@ -90,6 +90,7 @@ export function choose_settings(options: stress_options): proxy_settings {
     '--grace': grace_ms,
     '--heartbeat': dice.pick([0, 300]),
     '--wakeup': options.wakeup ? 'on' : 'off',
+    '--stream': options.stream ? task_stream : '',
   };
   return { maxtime_ms, ttl_s, args: Object.entries(values).flat().map(String) };
 }

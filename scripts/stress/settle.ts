@@ -5,7 +5,7 @@
 import { delay, until } from '../dev/local';
 import { type probe_reading, take_probe } from '../dev/probe';
 import { fail } from './ledger';
-import { insist } from './redis';
+import { insist, task_stream } from './redis';
 import { dismiss_proxy, type scene } from './scene';
 import type { crew } from './worker';
 
@@ -51,7 +51,9 @@ async function leaked_keys({ book, admin, settings }: scene): Promise<number> {
     const found = await insist(() => admin.keys('ndjson_*'));
     const ttls = await insist(() => Promise.all(found.map((key) => admin.ttl(key))));
     const is_doomed = (key: string, ttl = -1) => key.startsWith('ndjson_list_') && ttl > 0;
-    const keys = found.filter((key, index) => !is_doomed(key, ttls[index]));
+    const queued = await insist(() => admin.xLen(task_stream)); // vazio, o stream fica
+    const is_kept = (key: string) => key === task_stream && queued === 0;
+    const keys = found.filter((key, index) => !is_kept(key) && !is_doomed(key, ttls[index]));
     if (keys.length === 0) return 0;
     if (performance.now() > deadline) {
       fail(book, `${keys.length} chaves restaram no Redis: ${keys.slice(0, 3)}`);

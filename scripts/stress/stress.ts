@@ -71,7 +71,7 @@ async function run(
     const visit = plan_visit(seed, Math.floor(stream / requests_per_visit));
     return visit.requests[stream % requests_per_visit];
   };
-  const crew = await start_crew(scene.redis.port, { seed, book, request_of });
+  const crew = await start_crew(scene.redis.port, { seed, book, request_of }, options.stream);
   const idle = await take_probe(scene.proxy);
   const context = { seed, port, book };
   let visits = 0;

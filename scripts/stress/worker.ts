@@ -9,7 +9,7 @@ import type { task_record } from '../../json-proxy';
 import { delay } from '../dev/local';
 import { close_side, fail, type ledger, type work_record } from './ledger';
 import { body_bytes, plan_work, pushed_text, type request_plan, type work_plan } from './plan';
-import { connect, insist, type redis_client } from './redis';
+import { connect, insist, type redis_client, task_stream } from './redis';
 
 /** Quem atende as tarefas. `busy`: quantas tarefas ainda estão sendo atendidas. */
 export type crew = { busy: () => number };
@@ -115,8 +115,57 @@ async function work(
   }
 }
 
-/** Põe os workers no ar, no Redis da porta `port`, e os devolve. */
-export async function start_crew(port: number, context: crew_context): Promise<crew> {
+/** O grupo que lê o stream, e quanto espera por uma tarefa. */
+const group = 'stress';
+const read = { COUNT: 100, BLOCK: 500 };
+
+/** Uma entrada do stream; sem tarefa, se já foi apagada dele. */
+type entry = { id: string; message: Record<string, string> | null };
+
+/**
+ * Lê do stream as tarefas, em vez de as ouvir do canal. Depois de um erro lê de novo as que já lhe
+ * tinham sido dadas, e refaz o grupo que se perdeu com os dados.
+ * @param client a conexão em que se espera
+ * @param db a outra
+ * @param serve atende uma tarefa
+ */
+async function read_stream(
+  client: redis_client,
+  db: redis_client,
+  serve: (task_key: string) => Promise<void>,
+): Promise<void> {
+  const begun = new Set<string>();
+  const take = async ({ id, message }: entry) => {
+    const task_key = message?.task_key ?? id;
+    if (begun.has(task_key)) return;
+    begun.add(task_key);
+    if (message) await serve(task_key);
+    await insist(() => db.multi().xAck(task_stream, group, id).xDel(task_stream, id).exec());
+  };
+  for (let from = '0'; client.isOpen; ) {
+    try {
+      const where = { key: task_stream, id: from };
+      const found = (await client.xReadGroup(group, 'crew', where, read)) as unknown;
+      from = '>';
+      const streams = (found ?? []) as { messages: entry[] }[];
+      for (const entry of streams.flatMap(({ messages }) => messages)) void take(entry);
+    } catch {
+      from = '0';
+      await delay(read.BLOCK / 10);
+      await client.xGroupCreate(task_stream, group, '0', { MKSTREAM: true }).catch(() => {});
+    }
+  }
+}
+
+/**
+ * Põe os workers no ar, no Redis da porta `port`, e os devolve. Leem o stream, se `has_stream`;
+ * senão, ouvem o canal.
+ */
+export async function start_crew(
+  port: number,
+  context: crew_context,
+  has_stream: boolean,
+): Promise<crew> {
   const client = await connect(port);
   const subscriber = await connect(port);
   let busy = 0;
@@ -132,7 +181,7 @@ export async function start_crew(port: number, context: crew_context): Promise<c
     await work(client, context, stream, task);
     close_side(context.book, stream);
   };
-  await subscriber.subscribe('ndjson_jobs', (task_key) => {
+  const begin = (task_key: string) => {
     busy += 1;
     const end = () => {
       busy -= 1;
@@ -141,7 +190,9 @@ export async function start_crew(port: number, context: crew_context): Promise<c
       fail(context.book, `worker: ${error.stack}`);
       end();
     };
-    void serve(task_key).then(end, broke);
-  });
+    return serve(task_key).then(end, broke);
+  };
+  if (has_stream) void read_stream(subscriber, client, begin);
+  else await subscriber.subscribe('ndjson_jobs', (task_key) => void begin(task_key));
   return { busy: () => busy };
 }

@@ -79,7 +79,7 @@ WRONG_SERVER = (
 # perdido. Ela dura o que a tarefa durar, e acaba no que já foi empurrado: nada, "lines" ou "raw".
 SCRIPT_START = """
 local is_queued = #KEYS == 4
-local holder = redis.call('GET', KEYS[3])
+local holder = is_queued and redis.call('GET', KEYS[3])
 local is_wanted = redis.call('EXISTS', KEYS[1]) == 1
 local life = ARGV[2]
 if is_queued then life = math.max(life, redis.call('TTL', KEYS[1]) + 1) end
@@ -99,6 +99,7 @@ end
 # tarefa é de quem a tomar; a de um worker de outra espécie dura enquanto a tarefa durar.
 CLAIM = f"""{SCRIPT_START}
 local is_left = ARGV[6] == 'left'
+holder = redis.call('GET', KEYS[3])
 if not is_wanted then {SCRIPT_FORGET}
   redis.call('DEL', KEYS[3]) -- uma escrita: um Redis rebaixado, que não tem a tarefa, a recusa
   return 0
@@ -464,8 +465,9 @@ def take_entries(db, settings, is_look):
 
 def queued(db, stop, settings):
     """
-    Dá as tarefas do stream, até a ordem de parar ou a queda do Redis. Depois de uma queda os outros
-    workers também não deram sinal: antes de tomar as deles, espera-se que o deem.
+    Dá as tarefas do stream, até a ordem de parar ou a queda do Redis. Se ele esteve calado, os
+    outros também não deram sinal: o que se achou deles é deixado, e antes de tomar o que for
+    espera-se que o deem.
     """
     state, takeover = settings["state"], settings["takeover"]
     make_group(db, settings)
@@ -473,17 +475,20 @@ def queued(db, stop, settings):
     look_at = time.monotonic() + (takeover if state["ready"] else 0)
     state["ready"] = True
     while not stop.is_set():
-        is_look = time.monotonic() >= look_at
+        asked_at = time.monotonic()
+        is_look = asked_at >= look_at
         try:
             found = take_entries(db, settings, is_look)
         except redis.ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
             make_group(db, settings)
-            look_at = time.monotonic() + takeover
             continue
-        if is_look and not found:
-            look_at = time.monotonic() + takeover / 3
+        heard_at = time.monotonic()
+        if heard_at - asked_at > takeover / 2:
+            look_at, found = heard_at + takeover, [] if is_look else found
+        elif is_look and not found:
+            look_at = heard_at + takeover / 3
         for call in found:
             if not stop.is_set():
                 yield call

@@ -131,7 +131,8 @@ type call = { task_key: string; entry?: string; left?: string };
 /**
  * Uma tarefa em andamento. `task` falta até que a reserva seja nossa; `controller` aborta quando
  * ninguém espera mais, e `watch` quando ela acaba; `framing` falta até o primeiro elemento que diz
- * algo; `sizes` são os bytes dos últimos elementos empurrados.
+ * algo; `sizes` são os bytes dos últimos elementos empurrados; `is_left`, se é a parada que a
+ * acaba.
  */
 type job = {
   call: call;
@@ -140,6 +141,7 @@ type job = {
   watch: AbortController;
   framing?: 'lines' | 'raw';
   sizes: number[];
+  is_left: boolean;
 };
 
 /**
@@ -210,7 +212,7 @@ const refused_ms = 1000;
  */
 const script_start = `
   local is_queued = #KEYS == 4
-  local holder = redis.call('GET', KEYS[3])
+  local holder = is_queued and redis.call('GET', KEYS[3])
   local is_wanted = redis.call('EXISTS', KEYS[1]) == 1
   local life = ARGV[2]
   if is_queued then life = math.max(life, redis.call('TTL', KEYS[1]) + 1) end
@@ -230,6 +232,7 @@ const script_forget = `
  */
 const claim_script = `${script_start}
   local is_left = ARGV[6] == 'left'
+  holder = redis.call('GET', KEYS[3])
   if not is_wanted then ${script_forget}
     redis.call('DEL', KEYS[3]) -- uma escrita: um Redis rebaixado, que não tem a tarefa, a recusa
     return 0
@@ -661,7 +664,8 @@ async function run_task(worker: worker, job: job): Promise<void> {
   const is_over = job.controller.signal.aborted;
   log(`${task.uuid} ${is_over ? 'interrompida' : ending}`);
   job.watch.abort();
-  await finish_task(worker, task, job, is_over ? '' : failure);
+  // interrompida pela parada, só ela a acaba, e com erro: acabada aqui, a parte passaria pelo todo
+  if (!job.is_left) await finish_task(worker, task, job, is_over ? '' : failure);
 }
 
 /**
@@ -674,7 +678,7 @@ function start_waiting(worker: worker): void {
     const call = waiting.shift();
     if (!call) return;
     const [controller, watch] = [new AbortController(), new AbortController()];
-    const job: job = { call, controller, watch, sizes: [] };
+    const job: job = { call, controller, watch, sizes: [], is_left: false };
     const running = run_task(worker, job)
       .catch((error) => settings.log(`tarefa deixada: ${error.message}`))
       .finally(() => {
@@ -740,32 +744,36 @@ async function make_group(worker: worker): Promise<void> {
 }
 
 /**
- * Atende as tarefas do stream, até a ordem de parar. Depois de uma queda do Redis os outros também
- * não deram sinal: antes de tomar as deles, espera-se que o deem.
+ * Atende as tarefas do stream, até a ordem de parar. Se o Redis esteve calado, os outros também não
+ * deram sinal: o que se achou deles é deixado, e antes de tomar o que for espera-se que o deem.
  * @param worker o worker
  * @param stop a ordem
  */
 async function read_stream(worker: worker, stop: AbortSignal): Promise<void> {
   const { settings, jobs, waiting } = worker;
   const takeover_ms = settings.takeover * 1000;
-  let look_at = 0;
+  let [look_at, heard_at] = [0, performance.now()];
   while (!stop.aborted) {
     const room = settings.tasks - jobs.size;
     const is_look = performance.now() >= look_at;
     try {
       if (room === 0) {
         await new Promise<void>((resolve) => Object.assign(worker, { tell_room: resolve }));
+        heard_at = performance.now();
         continue;
       }
       const calls = await take_entries(worker, room, is_look);
-      if (is_look && calls.length === 0) look_at = performance.now() + takeover_ms / 3;
+      const was_silent = performance.now() - heard_at > takeover_ms / 2;
+      heard_at = performance.now();
+      if (was_silent) look_at = heard_at + takeover_ms;
+      else if (is_look && calls.length === 0) look_at = heard_at + takeover_ms / 3;
+      if (was_silent && is_look) continue;
       if (stop.aborted) await Promise.all(calls.map((call) => release_task(worker, call)));
       else waiting.push(...calls.filter(({ task_key }) => task_key.startsWith(settings.prefix)));
       start_waiting(worker);
     } catch (error) {
       const { message } = error as Error;
       if (stop.aborted) return;
-      look_at = performance.now() + takeover_ms;
       const repair = async () => {
         if (!message.startsWith('NOGROUP ')) throw error;
         await make_group(worker);
@@ -809,6 +817,7 @@ async function finish_jobs(worker: worker): Promise<void> {
     await finish_task(worker, job.task, job, 'worker stopping');
   };
   const endings = [...jobs].map(async ([job, running]) => {
+    job.is_left = true;
     const left = leave(job);
     job.controller.abort();
     job.watch.abort();

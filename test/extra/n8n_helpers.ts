@@ -26,8 +26,11 @@ export type workflow = {
   connections: Record<string, outputs>;
 };
 
-/** Os que o projeto oferece. */
-export const workflow_names = ['redis-nodes/stream-lines', 'redis-nodes/stream-agent'];
+/** Os que o projeto oferece, só com nós do n8n. */
+export const redis_workflow_names = ['redis-nodes/stream-lines', 'redis-nodes/stream-agent'];
+
+/** Os que ele oferece com os seus nós. */
+export const workflow_names = ['stream-lines', 'stream-steps', 'stream-agent', 'openai'];
 
 const scripts = path.join(__dirname, '..', '..', 'scripts');
 

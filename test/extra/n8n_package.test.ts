@@ -275,7 +275,7 @@ const flows: Record<string, () => workflow[]> = {
     ]),
   ],
   lines: () => [offered('stream-lines', 'lines')],
-  agent: () => [offered('stream-agent', 'agent')],
+  agent: () => [offered('stream-steps', 'agent')],
   manual: () => [make_workflow('manual', [trigger('manual'), line('Line')])],
   wrong: () => {
     const credentials = { redis: { id: 'redis00000000000', name: 'database 0' } };
@@ -591,7 +591,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     await see_clean_end('lines', stream);
   });
 
-  test('stream-agent: o agente conta um passo enquanto pensa, e depois responde', async () => {
+  test('stream-steps: o agente conta um passo enquanto pensa, e depois responde', async () => {
     const stream = open_stream(proxy_of('agent'), { body: 'qual a capital do Acre?' });
     assert.equal(await stream.next(run_limit_ms), '{"step":"olho o mapa"}');
     allow_answer(); // só agora o modelo pode responder
@@ -659,7 +659,7 @@ test('de um nó ao cliente: o Line ao lado do nó do Redis, na mesma execução'
 });
 
 /** O workflow no editor, com os avisos por cima e a barra de lado cortados, em pontos. */
-const picture = { x: 50, y: 110, width: 1440, height: 620, scale: 0.75 };
+const picture = { x: 50, y: 110, width: 1440, height: 700, scale: 0.75 };
 
 /** Guarda o que se vê de uma página, se pedido, numa imagem `name` do manual. */
 async function keep_picture(page: page, name: string): Promise<void> {

@@ -95,7 +95,7 @@ describe('as opções', () => {
     const given: string[][] = [
       ['--seed', '5'],
       ['--seconds', '9', '--streams', '3', '--wakeup', 'off', '--faults', 'cut,freeze'],
-      ['--faults', 'none', '--program', 'x.js'],
+      ['--stream', 'on', '--faults', 'none', '--program', 'x.js'],
     ];
     for (const argv of given) {
       const options = read_options(argv);
@@ -151,8 +151,8 @@ describe('o comando', { concurrency: true }, () => {
     assert.match(stderr, /^stress: .*--fast.*\n$/);
   });
 
-  test('uma rodada curta, com falhas, fecha as contas e diz a semente', async () => {
-    const what = ['--seed', '7', '--faults', 'cut,freeze,handover'];
+  const round = async (...extra: string[]) => {
+    const what = ['--seed', '7', '--faults', 'cut,freeze,handover', ...extra];
     const program = ['--program', await program_file()];
     const { code, stdout, stderr } = await run_stress(...short, ...what, ...program);
     assert.equal(code, 0, `${stdout}${stderr}`);
@@ -163,7 +163,11 @@ describe('o comando', { concurrency: true }, () => {
     const zeros = ['perdidas', 'repetidas', 'fora de ordem'].map((name) => `linhas ${name}`);
     const left = ['chaves', 'sockets', 'temporizadores'].map((name) => `${name} que ficaram`);
     for (const name of [...zeros, ...left, 'violações']) assert.equal(figure(name), 0, name);
-  });
+  };
+
+  test('uma rodada curta, com falhas, fecha as contas e diz a semente', () => round());
+
+  test('e outra, em que os workers leem um stream', () => round('--stream', 'on'));
 
   for (const [name, [defect, complaint]] of Object.entries(defects)) {
     test(`um programa que ${name} uma linha é apanhado`, async () => {

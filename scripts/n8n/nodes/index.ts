@@ -4,4 +4,5 @@
  */
 
 export { JsonProxyLine } from './nodes/JsonProxyLine/JsonProxyLine.node';
+export { JsonProxyTokens } from './nodes/JsonProxyTokens/JsonProxyTokens.node';
 export { JsonProxyTrigger } from './nodes/JsonProxyTrigger/JsonProxyTrigger.node';

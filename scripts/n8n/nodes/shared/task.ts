@@ -4,8 +4,9 @@
  * whose task another has taken.
  *
  * The claim says who serves the task, and after that how the answer began: "" (nothing was sent
- * yet), "lines" or "raw". That is how nodes in different processes know, and how the trigger knows
- * what an error must look like.
+ * yet), "lines", "raw" or, of raw, "events". That is how nodes in different processes know, and how
+ * the trigger knows what an error must look like. A "!" behind it: a model has failed, and nothing
+ * was sent after that.
  */
 
 import type { RedisConnection } from './redis';
@@ -55,7 +56,15 @@ const scriptStart = `
   if isQueued then lifeMs = math.max(lifeMs, leftMs + 1000) end
   local isOurs = not isQueued
   if holder then isOurs = holder:sub(1, #ARGV[1]) == ARGV[1] end
-  local state = holder and isOurs and holder:sub(#ARGV[1] + 1) or ''`;
+  local state = holder and isOurs and holder:sub(#ARGV[1] + 1) or ''
+  local isBroken = state:sub(-1) == '!'
+  if isBroken then state = state:sub(1, -2) end
+  local function keep()
+    local mark = isBroken and '!' or ''
+    redis.call('SET', KEYS[3], ARGV[1] .. state .. mark, 'PX', lifeMs)
+  end
+  local function rawState(head) return head:find('event-stream', 1, true) and 'events' or 'raw' end
+  local function isRaw() return state == 'raw' or state == 'events' end`;
 
 /** Leaves the stream without the task, which is over. */
 const scriptForget = `
@@ -88,14 +97,15 @@ const pushScript = `${scriptStart}
   local elements = {}
   if kind == 'raw' and state == '' then
     table.insert(elements, firstHead)
-    state = 'raw'
+    state = rawState(firstHead)
   end
-  local wasRaw = state == 'raw'
+  local wasRaw = isRaw()
   for index = 7, #ARGV do
     local element = ARGV[index]
     if element ~= '' and state == '' then
-      state = kind == 'head' and element:sub(1, 3) == 'RAW' and 'raw' or 'lines'
+      state = kind == 'head' and element:sub(1, 3) == 'RAW' and rawState(element) or 'lines'
     end
+    isBroken = isBroken and element == ''
     if kind == 'line' and wasRaw and element ~= '' then element = element .. '\\n' end
     if kind == 'raw' and element == 'HTTP ABORT' then
       table.insert(elements, 'HTTP')
@@ -105,22 +115,31 @@ const pushScript = `${scriptStart}
   end
   -- after another write a Redis without memory would not refuse this one any more
   local length = redis.call('RPUSH', KEYS[2], unpack(elements))
-  if holder then redis.call('SET', KEYS[3], ARGV[1] .. state, 'PX', lifeMs) end
+  if holder then keep() end
   return length`;
 
 /** Renews the claim: gives 1 while somebody waits for our answer. "1" asks for a sign of life. */
 const renewScript = `${scriptStart}
   if not isWanted or not isOurs then return 0 end
-  if holder then redis.call('SET', KEYS[3], ARGV[1] .. state, 'PX', lifeMs) end
+  if holder then keep() end
   if isQueued then redis.pcall('XCLAIM', KEYS[4], ARGV[3], ARGV[5], 0, ARGV[4], 'JUSTID') end
   if ARGV[6] == '1' and redis.call('EXISTS', KEYS[2]) == 0 then redis.call('RPUSH', KEYS[2], '') end
   return 1`;
 
-/** Ends a task, with an error if one is given: gives 1 if somebody still waited. */
+/** Notes that a model has failed: unless something is sent after that, the answer is an error. */
+const breakScript = `${scriptStart}
+  isBroken = true
+  if isWanted and isOurs and holder then keep() end`;
+
+/**
+ * Ends a task, with an error if there is one, in the form of the answer: gives 1 if somebody still
+ * waited. Events have theirs, which OpenAI's clients read; the cut is for all others.
+ */
 const endScript = `${scriptStart}
   if isWanted and not isOurs then return 0 end
-  if isWanted and ARGV[5] ~= '' then
-    redis.call('RPUSH', KEYS[2], state == 'raw' and 'HTTP ABORT' or ARGV[5])
+  if isWanted and (ARGV[5] == 'failed' or isBroken) then
+    if state == 'events' then redis.call('RPUSH', KEYS[2], ARGV[7]) end
+    redis.call('RPUSH', KEYS[2], isRaw() and 'HTTP ABORT' or ARGV[6])
   end
   ${scriptForget}
   return redis.call('DEL', KEYS[1])`;
@@ -228,6 +247,11 @@ export async function renewTask(client: RedisConnection, task: Task, isAlive: bo
   return (await run(client, renewScript, task, ['n8n', isAlive ? '1' : ''])) === 1;
 }
 
+/** Notes that a model has failed, for the case that nothing is sent after that. */
+export async function breakTask(client: RedisConnection, task: Task): Promise<void> {
+  await run(client, breakScript, task, []);
+}
+
 /** Says if somebody still waits for the answer of a task. */
 export async function isWanted(client: RedisConnection, task: Task): Promise<boolean> {
   return (await client.exists(task.key)) === 1;
@@ -241,7 +265,9 @@ export async function isWanted(client: RedisConnection, task: Task): Promise<boo
  * @returns whether somebody still waited for it
  */
 export async function endTask(client: RedisConnection, task: Task, error = ''): Promise<boolean> {
-  const last = error && JSON.stringify({ error });
-  const end = () => run(client, endScript, task, [last]);
+  const message = error || 'a model failed, and nothing was sent after that';
+  const event = `data: ${JSON.stringify({ error: { message, type: 'server_error' } })}\n\n`;
+  const last = [error && 'failed', JSON.stringify({ error: message }), event];
+  const end = () => run(client, endScript, task, last);
   return (await end().catch(end)) === 1;
 }
