@@ -124,11 +124,11 @@ export const version = '0.2.0';
 type place = { host: string; port: number };
 
 /**
- * Endereço do Redis já separado em partes. `nodes` é onde ele escuta, ou os sentinels que o sabem,
- * e vazio se é um socket; `primary`, o nome por que eles o conhecem.
+ * Endereço do Redis já separado em partes. `nodes` é onde ele escuta, ou os sentinels ou nós do
+ * cluster que o sabem, e vazio se é um socket; `primary`, o nome por que os sentinels o conhecem.
  */
 export type redis_address = {
-  kind: 'redis' | 'sentinel';
+  kind: 'redis' | 'sentinel' | 'cluster';
   tls: boolean;
   nodes: place[];
   primary: string;
@@ -536,7 +536,7 @@ const clean_limit_ms = 1000;
 const retry_ms = 1000;
 
 /** Erros de um Redis que está voltando, ocupado ou trocado: ausência, que passa, não recusa. */
-const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|READONLY|MOVED)\b/;
+const transient_reply = /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|READONLY|MOVED|ASK)\b/;
 
 /** Erros de um servidor que desliga sem responder. */
 const hang_up = /closed unexpectedly|ECONNRESET/;
@@ -579,6 +579,7 @@ type poll_result = task_presence & {
   elements: Buffer[];
   refusal?: Error | undefined;
   kept?: typeof new_kept; // com REPLAY, se a tarefa é conhecida
+  is_fresh?: boolean; // nenhum leitor os tinha lido
 };
 
 /** Dá onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
@@ -597,7 +598,8 @@ export function format_redis_address(address: redis_address): string {
   if (socket_path) return `unix:${socket_path}?db=${database}`;
   const shown = nodes.map(show_place).join(',');
   if (kind === 'redis') return `${tls ? 'rediss://' : ''}${shown}/${database}`;
-  return `${kind}${tls ? 's' : ''}://${shown}/${primary}/${database}`;
+  const name = kind === 'sentinel' ? `/${primary}/${database}` : '';
+  return `${kind}${tls ? 's' : ''}://${shown}${name}`;
 }
 
 /**
@@ -641,6 +643,9 @@ type redis_mark = { replid: string; offset: number; at: number };
 /** Quantas se guardam: um minuto delas. */
 const max_marks = 30;
 
+/** Quem guarda os slots de `from` a `to` de um cluster. */
+type slot_range = { from: number; to: number; master: place; replicas: place[] };
+
 /** O estado da conexão, único no processo. Instantes em ms do relógio monotônico. */
 const redis_link = {
   // O começo do UUID de toda tarefa deste processo, por que se pedem os avisos: curto, para que o
@@ -656,7 +661,10 @@ const redis_link = {
   pops_many: false, // conhece LPOP com quantidade
   wrong_server: '', // por que não serve: réplica, outro nó
   sought_at: 0, // quando se procurou outro pela última vez
-  primary: '', // onde está, segundo os sentinels
+  primary: '', // onde está, segundo os sentinels ou os nós do cluster
+  slot: -1, // num cluster, um dos slots do mestre deste processo
+  slots: [] as slot_range[], // todos os dele
+  nodes: [] as place[], // quem do cluster se conhece
   history: [] as redis_mark[], // até onde iam as escritas nele a cada vez que se olhou
   safe_until: 0, // até quando o que se escreveu no servidor anterior está neste
   has_replicas: false, // uma pode vir a tomar o lugar dele
@@ -714,9 +722,20 @@ function redis_heard(): boolean {
   return is_new;
 }
 
-/** Diz se o erro é uma recusa do Redis (OOM, NOPERM, WRONGTYPE…), que repetir não resolve. */
+/** Diz se `slot` é do mestre a que este processo se liga. */
+function redis_owns(slot: number): boolean {
+  return redis_link.slots.some(({ from, to }) => from <= slot && slot <= to);
+}
+
+/**
+ * Diz se o erro é uma recusa do Redis, que repetir não resolve: OOM, NOPERM, WRONGTYPE…; num
+ * cluster, também se o slot se mudou para outro mestre.
+ */
 function is_refusal(error: unknown): error is Error {
-  return error instanceof error_reply && !transient_reply.test(error.message);
+  if (!(error instanceof error_reply)) return false;
+  const [, slot = ''] = /^MOVED (\d+)/.exec(error.message) ?? [];
+  const has_left = slot !== '' && REDIS_SERVER.kind === 'cluster' && !redis_owns(Number(slot));
+  return has_left || !transient_reply.test(error.message);
 }
 
 /**
@@ -724,13 +743,6 @@ function is_refusal(error: unknown): error is Error {
  * uma conexão nova, com o nome perguntado de novo, acha o certo.
  */
 const wrong_server_reply = /^(READONLY|MOVED|MASTERDOWN|CLUSTERDOWN)\b/;
-
-/** Guarda um erro que diz que se fala com o servidor errado: redis_watch procura outro. */
-function redis_note_error(error: unknown): void {
-  if (!(error instanceof error_reply) || !wrong_server_reply.test(error.message)) return;
-  if (redis_link.wrong_server === '') redis_link.identity += '*'; // os dados podem ser já outros
-  redis_link.wrong_server = error.message;
-}
 
 /** Diz qual recusa do catálogo é um erro do Redis, sem nomes de chaves nem de usuários. */
 function refusal_reason(error: Error): keyof typeof refusal_rules {
@@ -776,7 +788,7 @@ function explain_redis_error(error: unknown): string {
     ],
     [
       /^ cluster$|SELECT is not allowed in cluster/,
-      'é um nó de um cluster, que só tem parte das chaves; aceito: um Redis só, sem cluster',
+      'é um nó de um cluster, que só tem parte das chaves; em REDIS_SERVER (-R), cluster://host',
     ],
     [/unknown primary/, 'os sentinels não conhecem esse primário; confira REDIS_SERVER (-R)'],
     [/DB index|invalid DB/, 'banco fora da faixa do servidor; confira o /N de REDIS_SERVER (-R)'],
@@ -784,6 +796,7 @@ function explain_redis_error(error: unknown): string {
     [/MISCONF/, 'o Redis não consegue salvar em disco e recusa tudo; veja o log dele'],
     [/LOADING/, 'o Redis ainda está carregando os dados; tente de novo em instantes'],
     [/READONLY|MASTERDOWN/, 'esse Redis é uma réplica; procura-se o primário no mesmo endereço'],
+    [/cluster support disabled/, 'não é um cluster; em REDIS_SERVER (-R), sem o cluster://'],
     [/WRONGTYPE/, 'a chave de REDIS_STREAM já existe e não é um stream; dê outro nome'],
     [/MOVED|CLUSTERDOWN/, 'esse nó do cluster não tem a chave, ou o cluster está fora'],
     [/CERT|certificate/i, 'certificado TLS não aceito; dê a autoridade em NODE_EXTRA_CA_CERTS'],
@@ -841,14 +854,51 @@ function redis_note_info(info: string, at: number): void {
   redis_link.has_replicas = Number(info_field(info, 'connected_slaves')) > 0;
 }
 
+/**
+ * Escolhe o mestre de um cluster a que este processo se liga, e as tarefas dele são todas desse: as
+ * chaves delas ficam nos slots dele. Uma conexão só basta assim, e os avisos e a ordem dos comandos
+ * são os de um Redis sozinho. O escolhido é um para cada processo, ou ao acaso; depois, sempre
+ * quem tiver o último slot do que foi escolhido: mudanças de slots começam pelos primeiros.
+ * @param ranges o cluster inteiro
+ * @returns o mestre
+ */
+function redis_choose_master(ranges: slot_range[]): place {
+  const masters = [...new Set(ranges.map(({ master }) => show_place(master)))].sort();
+  const turn = worker_slot > 0 ? worker_slot - 1 : Math.floor(Math.random() * masters.length);
+  const of = (name?: string) => ranges.filter(({ master }) => show_place(master) === name);
+  if (redis_link.slot < 0) redis_link.slot = of(masters[turn % masters.length]).at(-1)?.to ?? -1;
+  const { slot } = redis_link;
+  const found = ranges.find(({ from, to }) => from <= slot && slot <= to)?.master;
+  if (!found) throw new Error('CLUSTERDOWN');
+  redis_link.slots = of(show_place(found));
+  redis_link.nodes = ranges.flatMap(({ master, replicas }) => [master, ...replicas]);
+  return found;
+}
+
 /** Olha o que muda no Redis; sem resposta fica o que se sabia. Não lança. */
 async function redis_look(): Promise<void> {
   const asked_at = now();
   try {
-    redis_note_info(await redis_ready().client.info(), asked_at);
+    const { client } = redis_ready();
+    redis_note_info(await client.info(), asked_at);
+    if (REDIS_SERVER.kind !== 'cluster') return;
+    const master = show_place(redis_choose_master(await client.clusterSlots()));
+    if (master !== redis_link.primary) redis_link.wrong_server = 'MOVED';
   } catch {
     // caiu: a conexão seguinte lê de novo
   }
+}
+
+/**
+ * Guarda um erro que diz que se fala com o servidor errado: redis_watch procura outro. Num cluster
+ * isso pode ser só de um slot, e então o resto segue: redis_look dirá.
+ */
+function redis_note_error(error: unknown): void {
+  if (!(error instanceof error_reply) || !wrong_server_reply.test(error.message)) return;
+  const is_slot = REDIS_SERVER.kind === 'cluster' && error.message.startsWith('MOVED');
+  if (is_slot) return void redis_look();
+  if (redis_link.wrong_server === '') redis_link.identity += '*'; // os dados podem ser já outros
+  redis_link.wrong_server = error.message;
 }
 
 /** LPOP com quantidade existe desde o Redis 6.2. */
@@ -897,11 +947,34 @@ async function redis_evicted_since(count: number): Promise<boolean> {
   return redis_link.evictions > count;
 }
 
+/** Dá o slot de um cluster em que ficam as chaves com {`tag`}: o CRC16 (XMODEM) dele. */
+export function key_slot(tag: string): number {
+  let crc = 0;
+  for (const byte of Buffer.from(tag)) {
+    crc ^= byte << 8;
+    for (let bit = 0; bit < 8; bit += 1) crc = (crc << 1) ^ (crc & 0x8000 ? 0x1021 : 0);
+  }
+  return crc & 0x3fff;
+}
+
+/** Dá um UUIDv4 novo, que começa como os do processo; num cluster, com as chaves no mestre dele. */
+function redis_new_uuid(): string {
+  const { uuid_head, slots } = redis_link;
+  for (;;) {
+    const uuid = uuid_head + random_uuid().slice(uuid_head.length);
+    if (slots.length === 0 || redis_owns(key_slot(uuid))) return uuid;
+  }
+}
+
+/** Dá o que `text`, um UUID, é nas chaves: num cluster, o que as deixa no mesmo slot. */
+function key_tag(text: string): string {
+  return REDIS_SERVER.kind === 'cluster' ? `{${text}}` : text;
+}
+
 /** Dá as chaves da tarefa `task_uuid`: a dela, a da lista, a da reserva e a que REPLAY guarda. */
 function redis_keys(task_uuid: string): [string, string, string, string] {
-  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX, claim_prefix, sent_prefix] as const;
-  const [task, list, claim, sent] = prefixes;
-  return [task + task_uuid, list + task_uuid, claim + task_uuid, sent + task_uuid];
+  const tag = key_tag(task_uuid);
+  return [REDIS_PREFIX + tag, REDIS_LIST_PREFIX + tag, claim_prefix + tag, sent_prefix + tag];
 }
 
 /** Dá a vida das chaves de uma tarefa sem renovação, em s. */
@@ -950,7 +1023,7 @@ function presence_of(sum: number): task_presence {
  */
 async function redis_presence(task: task_names): Promise<task_presence> {
   const { task_key: key, task_list: list, uuid } = task;
-  const claim = claim_prefix + uuid;
+  const claim = claim_prefix + key_tag(uuid);
   // Uma chave repetida conta de novo: a soma diz quais existem.
   return presence_of(
     await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]),
@@ -981,7 +1054,8 @@ async function redis_create_task(task: task_record): Promise<{ receivers: number
     const replies: unknown[] = await within(work.exec(), answer_limit_ms);
     redis_note_answer(asked_at, tally.redis_create);
     const [, receivers, entry = ''] = replies.slice(REPLAY > 0 ? 2 : 0);
-    return { receivers: Number(receivers), entry: String(entry) };
+    const known = Number(receivers); // de um cluster, só os deste nó: nos outros pode haver mais
+    return { receivers: redis_link.slots.length > 0 ? known || 1 : known, entry: String(entry) };
   } catch (error) {
     const is_partial = error instanceof multi_error_reply; // o XADD foi recusado, o resto não
     const cause = is_partial ? error.errors().next().value : error;
@@ -1019,7 +1093,10 @@ async function redis_count_queue(): Promise<void> {
 async function redis_count_request(network: string, seconds: number) {
   const clock_s = Date.now() / 1000;
   const window = Math.floor(clock_s / seconds);
-  const key = `${rate_prefix}${network}_${window}`;
+  const { slots } = redis_link;
+  let shard = 0; // num cluster, o que deixa a chave no mestre deste processo
+  while (slots.length > 0 && !redis_owns(key_slot(String(shard)))) shard += 1;
+  const key = `${rate_prefix}${network}_${window}${slots.length > 0 ? `{${shard}}` : ''}`;
   const counted = redis_ready().client.multi().incr(key).expire(key, seconds).exec();
   const [count] = await within(counted, answer_limit_ms);
   return { count: Number(count), wait_s: Math.ceil((window + 1) * seconds - clock_s) };
@@ -1053,6 +1130,7 @@ async function redis_poll(task: task_names, count: number): Promise<poll_result>
   const found = popped.value ?? [];
   const elements = Array.isArray(found) ? found : [found];
   if (presence.status === 'fulfilled') return { elements, ...presence.value };
+  if (elements.length === 0) throw presence.reason;
   // O que já saiu da lista é entregue antes da recusa. Uma queda entre as respostas não é recusa: a
   // próxima consulta a encontra e espera a conexão voltar.
   const refusal = is_refusal(presence.reason) ? presence.reason : undefined;
@@ -1092,7 +1170,7 @@ if ask.ttl > 0 then for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ask.
 local left = redis.call('EXISTS', list, task, task, claim, claim, claim, claim)
 if is_over then left = left - left % 2 end
 if rest > #found then left = left + 1 - left % 2 end
-return {left, header, found}`;
+return {left, header, found, rest}`;
 
 const replay_sha = create_hash('sha1').update(replay_script).digest('hex');
 
@@ -1115,12 +1193,18 @@ async function redis_replay(
   const reply = await buffers.evalSha(replay_sha, call).catch((error) => {
     if (/^NOSCRIPT\b/.test(error.message)) return buffers.eval(replay_script, call);
     redis_note_error(error);
-    throw error;
+    // sem memória nada se guarda, e nada se retirou: espera-se, como por um Redis que não está
+    throw /\bOOM\b/.test(error.message) ? new Error(error.message) : error;
   });
   redis_link.alive_at = now();
-  const [sum = 0, header, elements = []] = reply as unknown as [number?, Buffer?, Buffer[]?];
-  const kept = header && { kept: JSON.parse(String(header)) };
-  return { elements, ...presence_of(sum), ...kept };
+  type found = [number?, Buffer?, Buffer[]?, number?];
+  const [sum = 0, header, elements = [], rest] = reply as unknown as found;
+  const is_fresh = rest === 0 && elements.length > 0;
+  return {
+    elements,
+    ...presence_of(sum),
+    ...(header && { kept: JSON.parse(String(header)), is_fresh }),
+  };
 }
 
 /**
@@ -1165,7 +1249,7 @@ async function redis_sweep(): Promise<void> {
   const pattern = `${REDIS_LIST_PREFIX.replace(/[\\*?[\]^]/g, '\\$&')}*`;
   let adopted = 0;
   const adopt = async (list: string) => {
-    const uuid = list.slice(REDIS_LIST_PREFIX.length);
+    const uuid = list.slice(REDIS_LIST_PREFIX.length).replace(/^\{(.*)\}$/, '$1');
     if (!uuid_v4_pattern.test(uuid)) return;
     const { client } = redis_ready();
     const [task_key] = redis_keys(uuid);
@@ -1227,10 +1311,8 @@ async function redis_settled(): Promise<boolean> {
 async function redis_track(): Promise<void> {
   const { client } = redis_ready();
   const { uuid_head } = redis_link;
-  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX].flatMap((name) => [
-    'PREFIX',
-    name + uuid_head,
-  ]);
+  const head = key_tag(uuid_head).replace('}', '');
+  const prefixes = [REDIS_PREFIX, REDIS_LIST_PREFIX].flatMap((name) => ['PREFIX', name + head]);
   await Promise.all([
     client.sendCommand(['CLIENT', 'TRACKING', 'OFF']), // o que a biblioteca pediu
     client.sendCommand(['CLIENT', 'TRACKING', 'ON', 'BCAST', ...prefixes, 'NOLOOP']),
@@ -1280,7 +1362,7 @@ async function redis_note_ready(): Promise<void> {
  */
 function redis_note_change(key: unknown): void {
   if (key !== null) {
-    redis_tell(String(key).slice(-uuid_length), true);
+    redis_tell(String(key).replace('}', '').slice(-uuid_length), true);
     return;
   }
   if (redis_link.identity) redis_link.identity += '*';
@@ -1295,41 +1377,47 @@ function redis_login() {
 }
 
 /**
- * Pergunta a um sentinel onde está o primário. A senha, que costuma ser só do Redis, vai a quem a
- * pede. Devolve o que ele diz.
+ * Pergunta a um sentinel onde está o primário, ou a um nó do cluster, o mestre; devolve o que ele
+ * diz. A senha, que de um sentinel costuma não ser, vai a quem a pede.
  * @throws deadline_error, ErrorReply, erro de conexão, ou Error se o sentinel não o conhece
  */
-async function redis_ask_sentinel(sentinel: place): Promise<place> {
-  const { client } = redis_make_client(false, sentinel, {});
-  const question = ['SENTINEL', 'GET-MASTER-ADDR-BY-NAME', REDIS_SERVER.primary];
-  const ask = async (): Promise<string[] | null> => {
-    await client.connect();
-    return client.sendCommand<string[] | null>(question).catch(async (error) => {
-      const { username = 'default', password } = redis_login();
-      if (!password || !/^NOAUTH\b/.test(error.message)) throw error;
-      await client.auth({ username, password });
-      return client.sendCommand(question);
-    });
+async function redis_ask(node: place): Promise<place> {
+  const { kind, primary } = REDIS_SERVER;
+  const { client } = redis_make_client(false, node, {});
+  const ask = async (): Promise<place> => {
+    if (kind === 'cluster') return redis_choose_master(await client.clusterSlots());
+    const question = ['SENTINEL', 'GET-MASTER-ADDR-BY-NAME', primary];
+    const [host, port] = (await client.sendCommand<string[] | null>(question)) ?? [];
+    if (!host) throw new Error('unknown primary');
+    return { host, port: Number(port) };
+  };
+  const ask_again = async (error: Error) => {
+    const { username = 'default', password } = redis_login();
+    if (!password || !/^NOAUTH\b/.test(error.message)) throw error;
+    await client.auth({ username, password });
+    return ask();
   };
   client.on('error', () => {}); // connect também o lança
   try {
-    const [host, port] = (await within(ask(), answer_limit_ms)) ?? [];
-    if (!host) throw new Error('unknown primary');
-    return { host, port: Number(port) };
+    return await within(
+      client.connect().then(() => ask().catch(ask_again)),
+      answer_limit_ms,
+    );
   } finally {
     client.destroy();
   }
 }
 
 /**
- * Dá onde está o Redis. Com sentinels, é onde o primeiro a responder diz que está o primário.
+ * Dá onde está o Redis. Com sentinels ou um cluster, é onde diz o primeiro deles a responder.
  * @throws se nenhum sabe, o erro do que respondeu, se algum, ou o de um deles
  */
 async function redis_find(): Promise<place | { path: string }> {
   const { kind, nodes, socket_path: path } = REDIS_SERVER;
-  if (kind !== 'sentinel') return nodes[0] ?? { path };
+  if (kind === 'redis') return nodes[0] ?? { path };
+  const asked = new Map([...nodes, ...redis_link.nodes].map((node) => [show_place(node), node]));
   try {
-    const found = await Promise.any(nodes.map(redis_ask_sentinel));
+    const found = await Promise.any([...asked.values()].map(redis_ask));
     const primary = show_place(found);
     if (primary !== redis_link.primary) log('info', 'primary', { redis: primary });
     redis_link.primary = primary;
@@ -1342,7 +1430,7 @@ async function redis_find(): Promise<place | { path: string }> {
 
 /**
  * Conecta e devolve um cliente, que passa a ser o do processo. Cada conexão é de um novo: o nome do
- * servidor é resolvido outra vez, ou perguntado aos sentinels.
+ * servidor é resolvido outra vez, ou perguntado a quem o sabe.
  * @param asks_news se o servidor deve avisar das mudanças
  * @throws o erro da conexão
  */
@@ -1386,7 +1474,7 @@ async function redis_try_connect(asks_news: boolean): Promise<void> {
   );
   try {
     const [mode] = await redis_while_heard(confirmed);
-    if (mode === 'sentinel' || mode === 'cluster') throw new Error(mode);
+    if (mode === 'sentinel' || (mode === 'cluster' && !redis_link.primary)) throw new Error(mode);
     if (REDIS_STREAM) await redis_while_heard(redis_ready().client.xLen(REDIS_STREAM));
   } catch (error) {
     redis_link.client?.destroy();
@@ -1467,7 +1555,8 @@ async function redis_watch(): Promise<void> {
     const asked_at = now();
     const alive = () => redis_note_answer(asked_at, tally.redis_ping);
     redis_link.client?.ping().then(alive, (error) => error instanceof error_reply && alive());
-    if (redis_link.eviction_policy || redis_link.has_replicas) void redis_look();
+    const { eviction_policy, has_replicas, slots } = redis_link;
+    if (eviction_policy || has_replicas || slots.length > 0) void redis_look();
     if (REDIS_STREAM && METRICS_PORT > 0 && worker_slot <= 1) void redis_count_queue();
     if (redis_heard()) redis_link.alive_at = asked_at; // uma linha enorme a caminho
     const silence_ms = asked_at - redis_link.alive_at;
@@ -1968,7 +2057,7 @@ function is_control_heavy(body: Buffer): boolean {
 
 /** Monta a tarefa de um pedido, com um UUIDv4 novo, cujo começo é o do processo. */
 function make_task(request: http.IncomingMessage, body: Buffer): task_record {
-  const uuid = redis_link.uuid_head + random_uuid().slice(redis_link.uuid_head.length);
+  const uuid = redis_new_uuid();
   const [task_key, task_list] = redis_keys(uuid);
   const is_text = is_utf8(body) && !is_control_heavy(body);
   return {
@@ -2527,12 +2616,12 @@ function read_on(stream: stream_state) {
  * Leva um leitor adiante, e avisa os outros deste processo, a quem o Redis não avisa.
  * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
  */
-function move_on(stream: stream_state, { elements, kept }: poll_result): void {
+function move_on(stream: stream_state, { elements, kept, is_fresh = false }: poll_result): void {
   if (kept && kept.base > stream.next_element) throw new refusal('gone');
   stream.next_element += elements.length;
   stream.cut = undefined;
   stream.failure ||= kept?.failure ?? '';
-  if (elements.length > 0) redis_tell(stream.task.uuid, true, stream.tell);
+  if (is_fresh) redis_tell(stream.task.uuid, true, stream.tell);
 }
 
 /**
@@ -2895,7 +2984,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
 function log_suspicion(stream: stream_state, how: ending): void {
   const { task, receivers, was_fed } = stream;
   const { database } = REDIS_SERVER;
-  if (how === 'timeout' && !was_fed && receivers > 0) {
+  if (how === 'timeout' && !was_fed && receivers > 0 && !stream.was_claimed) {
     const others =
       database === 0 ? 'REDIS_SERVER sem /N é o 0' : 'o n8n e o redis-cli começam no 0';
     const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
@@ -2973,7 +3062,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const is_over = REPLAY === 0 || (await keep_ending(stream, how));
   if (!is_over && !is_gone && !response.headersSent) {
     log_ending(stream, how);
-    const rule = status === 504 ? 'redis_silent' : 'redis_refused';
+    const rule = how === 'failed' ? 'redis_refused' : 'redis_silent';
     throw new refusal(how === 'shutdown' ? 'stopping' : rule); // sem o UUID: não é a resposta
   }
   const has_no_line = stream.format === raw_format || !is_over;
@@ -3681,11 +3770,12 @@ function parse_place(text: string, port: string): place {
  * @throws Error se uma porta, um banco ou um IPv6 não vale
  */
 function make_redis_address(parts: Record<string, string | undefined>): redis_address {
-  const { primary = '' } = parts;
+  const { scheme = '', primary = '' } = parts;
+  const [kind = 'redis'] = /^(?:sentinel|cluster)/.exec(scheme.toLowerCase()) ?? [];
   const nodes = parts.nodes?.split(',') ?? [];
   return {
-    kind: primary ? 'sentinel' : 'redis',
-    tls: /^(rediss|sentinels)$/i.test(parts.scheme ?? ''),
+    kind: kind as redis_address['kind'],
+    tls: /^(rediss|sentinels|clusters)$/i.test(scheme),
     nodes: nodes.map((text) => parse_place(text, primary ? '26379' : '6379')),
     primary,
     socket_path: parts.path ?? '',
@@ -3697,8 +3787,9 @@ function make_redis_address(parts: Record<string, string | undefined>): redis_ad
 
 const redis_forms =
   'host[:porta][/banco], [::1]:6379/1, redis://[usuário:senha@]host[:porta][/banco], ' +
-  'rediss://… (TLS), /caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N] ou ' +
-  'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels://…';
+  'rediss://… (TLS), /caminho/redis.sock[?db=N], unix:/caminho/redis.sock[?db=N], ' +
+  'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels://… (TLS), ' +
+  'cluster://[usuário:senha@]host[:porta][,host…] ou clusters://… (TLS)';
 
 /**
  * Separa um endereço do Redis em suas partes.
@@ -3710,11 +3801,13 @@ export function parse_redis_server(text: string): redis_address {
   const userinfo = '(?:(?<username>[^:@/]*)(?::(?<password>.*))?@)?';
   const node = '(?:\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::\\d+)?';
   const database = '(?:/(?<database>\\d*))?';
-  const sentinels = `(?<nodes>${node}(?:,${node})*)/(?<primary>[\\w.-]+)`;
+  const list = `(?<nodes>${node}(?:,${node})*)`;
+  const primary = '/(?<primary>[\\w.-]+)';
   const forms = [
     new RegExp(`^(?<nodes>${node})${database}$`, 'i'),
     new RegExp(`^(?<scheme>rediss?)://${userinfo}(?<nodes>${node})${database}$`, 'i'),
-    new RegExp(`^(?<scheme>sentinels?)://${userinfo}${sentinels}${database}$`, 'i'),
+    new RegExp(`^(?<scheme>sentinels?)://${userinfo}${list}${primary}${database}$`, 'i'),
+    new RegExp(`^(?<scheme>clusters?)://${userinfo}${list}/?$`, 'i'),
     new RegExp(`^(?:unix:(?://${userinfo})?)?(?<path>/[^?]*[^?/])(?:\\?db=(?<database>\\d+))?$`),
   ];
   for (const form of forms) {
@@ -3729,10 +3822,14 @@ export function parse_redis_server(text: string): redis_address {
   throw new Error(`${redis_forms}; porta de 1 a 65535`);
 }
 
+const shown_node = '(\\[[\\da-f:.]+\\]|[\\w.-]+)(:\\d{1,5})?';
+const shown_list = `(\\*\\*\\*@)?${shown_node}(,${shown_node})*`;
+
 /** O que se mostra de um endereço: outra forma, malformada, pode ter a senha em qualquer lugar. */
 const harmless_addresses = [
-  /^(rediss?:\/\/)?(\*\*\*@)?(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?(\/\d{0,10})?$/i,
-  /^sentinels?:\/\/(\*\*\*@)?[\w.,:[\]-]+\/[\w.-]+(\/\d{0,10})?$/i,
+  new RegExp(`^(rediss?://)?(\\*\\*\\*@)?${shown_node}(/\\d{0,10})?$`, 'i'),
+  new RegExp(`^sentinels?://${shown_list}/[\\w.-]+(/\\d{0,10})?$`, 'i'),
+  new RegExp(`^clusters?://${shown_list}/?$`, 'i'),
   /^(unix:(\/\/(\*\*\*@)?)?)?\/[^?\x00-\x1f]*(\?db=\d*)?$/i,
 ];
 
@@ -3956,6 +4053,10 @@ function check_settings_together(gathered: gathered_settings): void {
         `${JSON.stringify(claim_prefix)}, de ${JSON.stringify(rate_prefix)} e de ` +
         JSON.stringify(sent_prefix),
     );
+  }
+  for (const [name, value] of Object.entries({ FAILFAST, REDIS_STREAM, REPLAY })) {
+    if (REDIS_SERVER.kind !== 'cluster' || !value) continue;
+    throw new usage_error(`${name} e cluster:// dados ao mesmo tempo; aceito: só um deles`);
   }
   const is_given = (name: string) => (gathered.get(name)?.text ?? '') !== '';
   for (const name of ['API_KEY', 'API_KEY_FILE']) {
@@ -4244,7 +4345,7 @@ async function serve(): Promise<void> {
     die({ host: HTTP_HOST, port: HTTP_PORT, reason });
   }
   void redis_watch();
-  if (worker_slot <= 1) void redis_sweep();
+  if (worker_slot <= 1 || redis_link.slots.length > 0) void redis_sweep();
 }
 
 /**

@@ -61,6 +61,7 @@ const translated_spans = new Map([
     'sentinel://user:password@a:26379,b:26379/name/db',
     'sentinel://usuário:senha@a:26379,b:26379/nome/banco',
   ],
+  ['cluster://user:password@a:6379,b:6379', 'cluster://usuário:senha@a:6379,b:6379'],
   ['HTTP <status> {"Name": "value"}', 'HTTP <status> {"Nome": "valor"}'],
   ['RAW <status> {"Name": "value"}', 'RAW <status> {"Nome": "valor"}'],
   ['name=value', 'nome=valor'],

@@ -7,6 +7,7 @@ import { describe, test } from 'node:test';
 import {
   format_redis_address,
   help_text,
+  key_slot,
   load_settings,
   parse_integer,
   parse_redis_server,
@@ -336,12 +337,27 @@ const redis_accepted: [string, address_parts][] = [
     'sentinels://ana:p@ss,/x@h/m/3',
     { ...sentinels, tls: true, primary: 'm', database: 3, username: 'ana', password: 'p@ss,/x' },
   ],
+  ['cluster://h', { kind: 'cluster', host: 'h' }],
+  [
+    'Clusters://ana:p,w@[::1]:7,h/',
+    {
+      kind: 'cluster',
+      tls: true,
+      nodes: [
+        { host: '::1', port: 7 },
+        { host: 'h', port: 6379 },
+      ],
+      username: 'ana',
+      password: 'p,w',
+    },
+  ],
 ];
 
 const redis_rejected: Record<string, string[]> = {
   sentinel: [
     ...['sentinel://h', 'sentinel://h/', 'sentinel:///m', 'sentinel://h,/m', 'sentinel://,h/m'],
     ...['sentinel://h:0/m', 'sentinel://h:x/m', 'sentinel://h/m/x', 'sentinel://h/m/1/2', 'h,h/m'],
+    ...['cluster://', 'cluster://h/1', 'cluster://h,', 'cluster://h:0', 'cluster:/h', 'cluster:h'],
     ...['sentinel://[h]/m', 'sentinel://h;h/m', 'sentinel://h/m?db=1', 'redis://h,h/1'],
   ],
   'vazios e espaços': ['', ' ', ' h', 'h ', 'h\n', 'h 1', 'h:1/2\n', 'h: 1'],
@@ -384,6 +400,11 @@ describe('parse_redis_server', () => {
   }
 });
 
+test('key_slot dá o slot que um cluster dá', () => {
+  const slots = { '': 0, '123456789': 12739, foo: 12182 };
+  for (const [tag, slot] of Object.entries(slots)) assert.equal(key_slot(tag), slot, tag);
+});
+
 describe('format_redis_address', () => {
   const forms: [string, string][] = [
     ['h', 'h:6379/0'],
@@ -395,6 +416,7 @@ describe('format_redis_address', () => {
     ['unix://ana:pw@/run/redis.sock?db=5', 'unix:/run/redis.sock?db=5'],
     ['sentinel://ana:pw@h,[::1]:7/m', 'sentinel://h:26379,[::1]:7/m/0'],
     ['sentinels://h/m/2', 'sentinels://h:26379/m/2'],
+    ['clusters://ana:pw@h,[::1]:7', 'clusters://h:6379,[::1]:7'],
   ];
   for (const [text, shown] of forms) {
     test(`mostra ${text} como ${shown}`, () => {
@@ -424,6 +446,7 @@ describe('redact_address', () => {
     ['redis://ana:x@hunter2@h', 'redis://***@h'],
     ['unix:/run/r.sock', 'unix:/run/r.sock'],
     ['sentinel://:hunter2@h,[::1]:7/m/99999', 'sentinel://***@h,[::1]:7/m/99999'],
+    ['cluster://ana:hunter2@h,[::1]:7/', 'cluster://***@h,[::1]:7/'],
     ['h:porta', '***'],
   ];
   for (const [text, shown] of forms) {
@@ -437,7 +460,8 @@ describe('redact_address', () => {
     ...['redis://h?password=hunter2', 'redis://h/1?x=1&PASSWD=hunter2', '/r.sock?pass=hunter2'],
     ...['redis://:hunter2', 'redis://ana:hunter2', 'redis://ana:hunter2/1', 'rediss://:x/hunter2'],
     ...['ana:hunter2:6379', 'redis://h/hunter2', 'rediss//ana:hunter2/h', 'h:6379:hunter2/1'],
-    ...['sentinel://:hunter2', 'sentinel://ana:hunter2', 'sentinel://h/m/hunter2'],
+    ...['sentinel://:hunter2', 'sentinel://ana:hunter2/m', 'sentinel://h/m/hunter2'],
+    ...['cluster://:hunter2', 'cluster://ana:hunter2', 'cluster://ana:hunter2,h'],
     ...['redis://ana:hunter2%40h:6379/1', 'redis://ana:hunter2\n', 'redis://h:1/2?auth=hunter2'],
   ];
   for (const text of malformed) {
@@ -631,6 +655,13 @@ const wrong_arguments: [string, string[], string[]][] = [
   ['opção longa sem valor', ['--port'], ['falta o valor de --port']],
   ['opção curta sem valor', ['-i', '5', '-p'], ['falta o valor de -p']],
   ['--secret sem valor', ['--secret'], ['falta o valor de --secret']],
+  [
+    'FAILFAST num cluster',
+    ['-R', 'cluster://h', '--failfast', 'on'],
+    ['FAILFAST e cluster:// dados ao mesmo tempo'],
+  ],
+  ['REPLAY num cluster', ['-R', 'cluster://h', '--replay', '9'], ['REPLAY e cluster:// dados']],
+  ['stream num cluster', ['-R', 'cluster://h', '--stream', 's'], ['REDIS_STREAM e cluster://']],
   ['argumento solto', ['start'], ['argumento inesperado', '--help']],
   ['argumento solto depois de --', ['--', 'start'], ['argumento inesperado', '--help']],
   ['porta negativa', ['-p', '-1'], ['HTTP_PORT (-p) inválido: "-1"']],

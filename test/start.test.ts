@@ -483,7 +483,7 @@ describe('falha ao subir sem o Redis: uma linha que diz o que fazer', { concurre
       const is_sentinel =
         /reason="é um Sentinel, que não guarda dados; em REDIS_SERVER \(-R\), sentinel:/;
       assert.match(await failed_start(['-R', `127.0.0.1:${port}/${database}`]), is_sentinel);
-      const is_cluster = /reason="é um nó de um cluster, .*; aceito: um Redis só, sem cluster"/;
+      const is_cluster = /reason="é um nó de um cluster, .*; em REDIS_SERVER \(-R\), cluster:/;
       assert.match(await failed_start(['-R', `127.0.0.1:${node.port}/${database}`]), is_cluster);
     });
   }
