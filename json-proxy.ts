@@ -573,6 +573,7 @@ type poll_result = task_presence & {
   elements: Buffer[];
   refusal?: Error | undefined;
   kept?: typeof new_kept; // com REPLAY, se a tarefa é conhecida
+  is_fresh?: boolean; // nenhum leitor os tinha lido
 };
 
 /** Dá onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
@@ -1146,7 +1147,7 @@ if ask.ttl > 0 then for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ask.
 local left = redis.call('EXISTS', list, task, task, claim, claim, claim, claim)
 if is_over then left = left - left % 2 end
 if rest > #found then left = left + 1 - left % 2 end
-return {left, header, found}`;
+return {left, header, found, rest}`;
 
 const replay_sha = create_hash('sha1').update(replay_script).digest('hex');
 
@@ -1168,12 +1169,18 @@ async function redis_replay(
   const reply = await buffers.evalSha(replay_sha, call).catch((error) => {
     if (/^NOSCRIPT\b/.test(error.message)) return buffers.eval(replay_script, call);
     redis_note_error(error);
-    throw error;
+    // sem memória nada se guarda, e nada se retirou: espera-se, como por um Redis que não está
+    throw /\bOOM\b/.test(error.message) ? new Error(error.message) : error;
   });
   redis_link.alive_at = now();
-  const [sum = 0, header, elements = []] = reply as unknown as [number?, Buffer?, Buffer[]?];
-  const kept = header && { kept: JSON.parse(String(header)) };
-  return { elements, ...presence_of(sum), ...kept };
+  type found = [number?, Buffer?, Buffer[]?, number?];
+  const [sum = 0, header, elements = [], rest] = reply as unknown as found;
+  const is_fresh = rest === 0 && elements.length > 0;
+  return {
+    elements,
+    ...presence_of(sum),
+    ...(header && { kept: JSON.parse(String(header)), is_fresh }),
+  };
 }
 
 /**
@@ -2570,12 +2577,12 @@ function read_on(stream: stream_state) {
  * Leva um leitor adiante, e avisa os outros deste processo, a quem o Redis não avisa.
  * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
  */
-function move_on(stream: stream_state, { elements, kept }: poll_result): void {
+function move_on(stream: stream_state, { elements, kept, is_fresh = false }: poll_result): void {
   if (kept && kept.base > stream.next_element) throw new refusal('gone');
   stream.next_element += elements.length;
   stream.cut = undefined;
   stream.failure ||= kept?.failure ?? '';
-  if (elements.length > 0) redis_tell(stream.task.uuid, true, stream.tell);
+  if (is_fresh) redis_tell(stream.task.uuid, true, stream.tell);
 }
 
 /**
@@ -2932,7 +2939,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
 function log_suspicion(stream: stream_state, how: ending): void {
   const { task, receivers, was_fed } = stream;
   const { database } = REDIS_SERVER;
-  if (how === 'timeout' && !was_fed && receivers > 0) {
+  if (how === 'timeout' && !was_fed && receivers > 0 && !stream.was_claimed) {
     const others =
       database === 0 ? 'REDIS_SERVER sem /N é o 0' : 'o n8n e o redis-cli começam no 0';
     const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
@@ -3010,7 +3017,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const is_over = REPLAY === 0 || (await keep_ending(stream, how));
   if (!is_over && !is_gone && !response.headersSent) {
     log_ending(stream, how);
-    const rule = status === 504 ? 'redis_silent' : 'redis_refused';
+    const rule = how === 'failed' ? 'redis_refused' : 'redis_silent';
     throw new refusal(how === 'shutdown' ? 'stopping' : rule); // sem o UUID: não é a resposta
   }
   const has_no_line = stream.format === raw_format || !is_over;
