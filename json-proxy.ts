@@ -357,7 +357,7 @@ export function within<result>(
       if (beats < deadline_beats) timer.refresh();
       else setImmediate(give_up); // o que já chegou vale: lê-se antes
     };
-    const timer = setTimeout(beat, ms / deadline_beats);
+    const timer = setTimeout(beat, Math.ceil(ms / deadline_beats)); // nunca antes de `ms`
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
@@ -672,18 +672,21 @@ const redis_link = {
   asks_news: false, // isso foi pedido
 };
 
+/** O que mudou de uma tarefa: a lista, outra chave, ou talvez tudo. */
+type news = 'list' | 'key' | 'all';
+
 /** Quem quer saber das mudanças de cada tarefa, por UUID, o último trecho das chaves dela. */
-const redis_listeners = new Map<string, ((is_change: boolean) => void)[]>();
+const redis_listeners = new Map<string, ((what: news) => void)[]>();
 const uuid_length = 36;
 
-/** Avisa quem lê a tarefa `uuid`, salvo `author`; `is_change` como em tell_stream. */
-function redis_tell(uuid: string, is_change: boolean, author?: unknown): void {
-  for (const tell of redis_listeners.get(uuid) ?? []) if (tell !== author) tell(is_change);
+/** Avisa quem lê a tarefa `uuid`, salvo `author`, do que mudou nela. */
+function redis_tell(uuid: string, what: news, author?: unknown): void {
+  for (const tell of redis_listeners.get(uuid) ?? []) if (tell !== author) tell(what);
 }
 
 /** Avisa a todos que tudo pode ter mudado: a conexão voltou, ou um FLUSHALL. */
 function redis_tell_all(): void {
-  for (const uuid of redis_listeners.keys()) redis_tell(uuid, false);
+  for (const uuid of redis_listeners.keys()) redis_tell(uuid, 'all');
 }
 
 /**
@@ -856,17 +859,18 @@ function redis_choose_master(ranges: slot_range[]): place {
   return found;
 }
 
-/** Olha o que muda no Redis; sem resposta fica o que se sabia. Não lança. */
-async function redis_look(): Promise<void> {
+/** Olha o que muda no Redis, e devolve se pôde; se não, fica o que se sabia. Não lança. */
+async function redis_look(): Promise<boolean> {
   const asked_at = now();
   try {
     const { client } = redis_ready();
     redis_note_info(await client.info(), asked_at);
-    if (REDIS_SERVER.kind !== 'cluster') return;
+    if (REDIS_SERVER.kind !== 'cluster') return true;
     const master = show_place(redis_choose_master(await client.clusterSlots()));
     if (master !== redis_link.primary) redis_link.wrong_server = 'MOVED';
+    return true;
   } catch {
-    // caiu: a conexão seguinte lê de novo
+    return false; // caiu: a conexão seguinte lê de novo
   }
 }
 
@@ -924,8 +928,7 @@ async function redis_identify(): Promise<string> {
 /** Diz se o Redis pode ter despejado chaves desde que `count` foi lido de redis_link.evictions. */
 async function redis_evicted_since(count: number): Promise<boolean> {
   if (redis_link.eviction_policy === '') return false;
-  await redis_look();
-  return redis_link.evictions > count;
+  return !(await redis_look()) || redis_link.evictions > count;
 }
 
 /** Dá o slot de um cluster em que ficam as chaves com {`tag`}: o CRC16 (XMODEM) dele. */
@@ -1336,7 +1339,9 @@ async function redis_note_ready(): Promise<void> {
  */
 function redis_note_change(key: unknown): void {
   if (key !== null) {
-    redis_tell(String(key).replace('}', '').slice(-uuid_length), true);
+    const name = String(key);
+    const what = name.startsWith(REDIS_LIST_PREFIX) ? 'list' : 'key';
+    redis_tell(name.replace('}', '').slice(-uuid_length), what);
     return;
   }
   if (redis_link.identity) redis_link.identity += '*';
@@ -1372,12 +1377,14 @@ async function redis_ask(node: place): Promise<place> {
     return ask();
   };
   client.on('error', () => {}); // connect também o lança
+  const { socket } = redis_link; // o desta pergunta toma o lugar dele
   try {
     return await within(
       client.connect().then(() => ask().catch(ask_again)),
       answer_limit_ms,
     );
   } finally {
+    redis_link.socket = socket;
     client.destroy();
   }
 }
@@ -1794,6 +1801,15 @@ function close_if_idle(state: connection_state | undefined): void {
 }
 
 /**
+ * Corta a conexão de um pedido. Um cliente HTTP/1.0 não tem pedaços, e para ele fechar seria o fim
+ * normal: só um RST lhe diz que falta algo. Em TLS o diz a falta do close_notify.
+ */
+function break_off({ socket, httpVersion: http_version }: http.IncomingMessage): void {
+  if (http_version === '1.0' && TLS_CERT === '') socket.resetAndDestroy();
+  else socket.destroy();
+}
+
+/**
  * Espera uma resposta já encerrada sair para a rede e largar a conexão, que só então serve a
  * próxima. Um cliente que não lê o resto por MAXTIME perde a conexão.
  * @param response resposta em que `end` ou `destroy` já foi chamado
@@ -1802,7 +1818,7 @@ function response_sent(response: http.ServerResponse): Promise<void> {
   const { socket } = response.req;
   if (response.closed || socket.destroyed) return Promise.resolve();
   return new Promise((resolve) => {
-    const timer = setTimeout(() => socket.destroy(), MAXTIME);
+    const timer = setTimeout(break_off, MAXTIME, response.req);
     const sent = () => {
       clearTimeout(timer);
       response.off('close', sent);
@@ -2320,7 +2336,9 @@ class stream_state {
 
   // o Redis: se o que some foi o worker que apagou
   identity = redis_link.identity; // o servidor em que se viu a tarefa pela última vez
-  has_gap = false; // podem faltar linhas, ou bytes em RAW
+  has_gap = false; // podem faltar linhas, ou bytes em RAW: acaba já
+  has_stock = false; // ao que se sabe, há algo na lista
+  lacks_reply = false; // perdeu-se o que se tirou dela: segue, mas não termina como inteiro
   // quando algo mudou pela última vez nas chaves dele; sem avisos não se sabe
   touched_at = redis_link.tracking ? 0 : Infinity;
   evictions = redis_link.evictions; // quantas chaves ele tinha despejado então
@@ -2349,7 +2367,7 @@ class stream_state {
   waiting: wait_kind | undefined; // por que dorme, se dorme
   has_news = false; // algo mudou desde a última consulta
   wake = () => {}; // encurta o sono de agora
-  tell = (_is_change: boolean) => {}; // recebe a notícia de que algo mudou
+  tell = (_what: news) => {}; // recebe a notícia de que algo mudou
 
   // as contas do log
   elements = 0;
@@ -2400,10 +2418,10 @@ function stream_headers(media_type: string, task?: task_names): Record<string, s
 /**
  * Dá a um fluxo a notícia de que algo mudou: se dorme à espera de linhas, acorda; se não, a notícia
  * fica guardada e o próximo sono não começa. Assim nenhuma se perde entre a consulta e o sono.
- * @param is_change se foi nas chaves dele; senão, pode ter sido em todas
  */
-function tell_stream(stream: stream_state, is_change: boolean): void {
-  if (is_change) stream.touched_at = now();
+function tell_stream(stream: stream_state, what: news): void {
+  if (what !== 'all') stream.touched_at = now();
+  if (what === 'list') stream.has_stock = true;
   stream.has_news = true;
   if (stream.waiting === 'interval') stream.wake();
 }
@@ -2465,7 +2483,7 @@ function open_response(
 /** Cria o estado de um fluxo e o põe na tabela dos que recebem notícias. */
 function make_stream(task: task_names, turn: request_turn): stream_state {
   const stream = new stream_state(task, turn);
-  stream.tell = (is_change) => tell_stream(stream, is_change);
+  stream.tell = (what) => tell_stream(stream, what);
   redis_listeners.set(task.uuid, [...(redis_listeners.get(task.uuid) ?? []), stream.tell]);
   turn.on_interrupt = () => stream.wake();
   return stream;
@@ -2485,7 +2503,7 @@ function open_early(stream: stream_state): void {
   if (REPLAY === 0 || stream.elements > 0 || stream.response.headersSent) flush_head(stream);
   else {
     stream.asks_opening = true;
-    tell_stream(stream, false);
+    tell_stream(stream, 'all');
   }
 }
 
@@ -2582,7 +2600,7 @@ function move_on(stream: stream_state, { elements, kept, is_fresh = false }: pol
   stream.next_element += elements.length;
   stream.cut = undefined;
   stream.failure ||= kept?.failure ?? '';
-  if (is_fresh) redis_tell(stream.task.uuid, true, stream.tell);
+  if (is_fresh) redis_tell(stream.task.uuid, 'key', stream.tell);
 }
 
 /**
@@ -2628,6 +2646,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
       return undefined;
     }
     if (elements.length > 0) stream.touched_at = now();
+    stream.has_stock = list_exists;
     if (is_proof) stream.identity = identity || stream.identity;
     if (task_exists) stream.evictions = redis_link.evictions;
     // um FLUSHALL entre a pergunta e a resposta já mudou a identidade
@@ -2636,9 +2655,12 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
     return poll;
   } catch (error) {
     if (is_refusal(error) || error instanceof refusal) throw error;
-    if (error instanceof lost_reply) stream.touched_at = now();
-    stream.has_gap = error instanceof lost_reply && stream.format === raw_format;
-    if (stream.has_gap) stream.failure = 'a conexão caiu antes da resposta a um LPOP';
+    if (error instanceof lost_reply) {
+      stream.touched_at = now();
+      stream.has_gap = stream.format === raw_format;
+      stream.lacks_reply ||= stream.has_stock || stream.has_gap;
+      if (stream.lacks_reply) stream.failure = 'a conexão caiu antes da resposta a um LPOP';
+    }
     return undefined;
   }
 }
@@ -2708,7 +2730,7 @@ async function send_parts(stream: stream_state, parts: Buffer[], size: number): 
       if (!(await stream_wait(stream, MAXTIME, 'drain'))) {
         log('warn', 'stalled_reader', { task: stream.task.uuid, maxtime: MAXTIME });
         interrupt(stream.turn, 'client_gone');
-        stream.response.destroy();
+        break_off(stream.turn.request);
       }
       stream.last_pop_at = now(); // o tempo do cliente lento não conta contra o worker
       if (stream.turn.interrupted === 'client_gone') return;
@@ -2838,11 +2860,14 @@ function judge_absence(stream: stream_state): ending | undefined {
 }
 
 /**
- * Devolve como um fluxo termina, se `verdict` é o que parece: se o Redis despejou chaves desde que
- * se viu a tarefa, pode ter sido ele que a apagou, e a parte não pode passar pelo todo.
+ * Devolve como um fluxo termina, se `verdict` é o que parece. A parte não pode passar pelo todo: se
+ * uma resposta se perdeu, pode faltar o que ela trazia; se o Redis despejou chaves desde que se viu
+ * a tarefa, pode ter sido ele que a apagou.
  */
 async function confirm_ending(stream: stream_state, verdict: ending): Promise<ending> {
-  if (verdict !== 'done' || !(await redis_evicted_since(stream.evictions))) return verdict;
+  if (verdict !== 'done') return verdict;
+  if (stream.lacks_reply) return 'redis_lost';
+  if (!(await redis_evicted_since(stream.evictions))) return verdict;
   stream.failure = `o Redis despejou chaves (${redis_link.eviction_policy}), talvez a da tarefa`;
   return 'redis_lost';
 }
@@ -2897,7 +2922,8 @@ async function stream_loop(stream: stream_state): Promise<ending> {
     if (is_all && stream.skip > (poll.kept?.ending ? 1 : 0)) throw new refusal('gone');
     if (poll?.list_exists) continue;
     if (poll?.kept?.ending) return poll.kept.ending as ending; // outro leitor viu o fim
-    if (poll && stream.said_end) return verdict || 'done'; // a palavra de fim, e tudo já saiu
+    // a palavra de fim, e tudo já saiu
+    if (poll && stream.said_end) return confirm_ending(stream, verdict || 'done');
     // Com avisos, o que vier depois desta consulta acorda, mesmo durante a pausa.
     if (poll?.task_exists && poll.elements.length > 0 && !hears_news(stream)) continue;
     if (verdict) return confirm_ending(stream, verdict); // a tarefa sumiu: pelo worker, ou perdida
@@ -2976,14 +3002,9 @@ function log_ending(stream: stream_state, how: ending): void {
   log(ending_rules[how].level, 'end', { ...fields, ...reason });
 }
 
-/**
- * Corta a conexão no meio da resposta, depois do que já foi escrito. Um cliente HTTP/1.0 não tem
- * pedaços, e para ele fechar seria o fim normal: só um RST lhe diz que falta algo.
- */
+/** Corta a conexão no meio da resposta, depois do que já foi escrito. */
 function cut_response({ request }: request_turn): void {
-  const { socket, httpVersion: http_version } = request;
-  const needs_reset = http_version === '1.0' && TLS_CERT === ''; // em TLS falta o close_notify
-  socket.write('', () => (needs_reset ? socket.resetAndDestroy() : socket.destroy()));
+  request.socket.write('', () => break_off(request));
 }
 
 /**
@@ -3040,7 +3061,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   if (is_cut && !is_gone) cut_response(stream.turn);
   else if (!is_gone) response.end(stream.opening + stream.format.closing(how));
   forget_stream(stream);
-  redis_tell(task.uuid, true);
+  redis_tell(task.uuid, 'key');
   log_ending(stream, how);
 }
 
@@ -3107,13 +3128,14 @@ type comeback = { uuid: string; lines: number; is_event: boolean; kept?: typeof 
 
 /** Cria o fluxo de um cliente que volta; lança a recusa 410 se a linha que ele quer já se foi. */
 function resume_stream(turn: request_turn, { uuid, lines, kept }: comeback): stream_state {
-  if (!kept || kept.lines > lines) throw new refusal('gone');
+  const head = parse_element(Buffer.from(kept?.head ?? '')); // a que já foi jogada fora
+  const is_raw = head.kind === 'head' && head.is_raw;
+  if (!kept || kept.lines > lines || (is_raw && lines > 0)) throw new refusal('gone');
   const [task_key, task_list] = redis_keys(uuid);
   const stream = make_stream({ uuid, task_key, task_list }, turn);
   const skip = lines - kept.lines;
   Object.assign(stream, { lines, skip, next_element: kept.base, evictions: 0, has_news: true });
   stream.touched_at = Infinity; // não se sabe o que mudou enquanto ninguém olhava
-  const head = parse_element(Buffer.from(kept.head)); // a que já foi jogada fora
   if (head.kind === 'head') take_head(stream, head, true);
   stream.head = kept.head || stream.head;
   log('info', 'replay', { task: uuid, lines });
@@ -3269,7 +3291,7 @@ async function dispatch(turn: request_turn): Promise<void> {
     return;
   }
   if (back) {
-    const found = redis_replay(back.uuid, { ttl: REPLAY });
+    const found = within(redis_replay(back.uuid, { ttl: REPLAY }), answer_limit_ms);
     const { kept } = await found.catch((error) => {
       throw refusal_for(error);
     });
@@ -4244,6 +4266,7 @@ async function stop(signal_name: string, signal_number: number): Promise<void> {
   await requests_over(GRACE);
   for (const turn of live_requests) interrupt(turn, 'shutdown');
   await requests_over(farewell_ms);
+  for (const { request } of live_requests) break_off(request);
   lifetime.server?.closeAllConnections();
   await redis_close();
   sum_refusals();

@@ -566,6 +566,24 @@ const tests: Record<string, () => Promise<void>> = {
     await check_sound(proxy);
   },
 
+  'conexão cortada antes da resposta do LPOP, em linhas: o fluxo segue, e não acaba como inteiro':
+    async () => {
+      const redis = await start_redis();
+      const relay = await start_relay(redis.port);
+      const proxy = await start_proxy({ server: relay.server }, [...forever, '-P', '0']);
+      const worker = await start_worker(redis);
+      const { stream, task } = await begin(proxy, worker, ['antes']);
+      relay.cut_after('alvo', false);
+      await worker.client.rPush(task.task_list, 'alvo');
+      await link_back(proxy);
+      await worker.client.rPush(task.task_list, ['depois', 'EOF']);
+      assert.deepEqual(await stream.rest(), ['depois', lost_line]);
+      const end = await end_of(proxy, task);
+      assert.deepEqual([end.ending, end.lines], ['redis_lost', '2']);
+      assert.match(end.reason ?? '', /antes da resposta a um LPOP/);
+      await check_sound(proxy);
+    },
+
   'conexão cortada antes da resposta do LPOP, em RAW: o cliente vê um corte': async () => {
     const redis = await start_redis();
     const relay = await start_relay(redis.port);

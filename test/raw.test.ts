@@ -216,7 +216,7 @@ const break_cases: break_case[] = [
   {
     how: 'a parada do proxy',
     ending: 'shutdown',
-    provoke: ({ proxy }) => proxy.process.kill('SIGTERM'),
+    provoke: ({ proxy }) => proxy.process.killed || proxy.process.kill('SIGTERM'), // uma vez só
   },
   {
     how: 'HTTP ABORT',
