@@ -235,13 +235,7 @@ function choose_log_style(target: NodeJS.WriteStream & { fd: number }): log_styl
 const log_colors = { error: '\x1b[31m', warn: '\x1b[33m', info: '\x1b[36m', time: '\x1b[2m' };
 const log_color_off = '\x1b[0m';
 
-/**
- * Monta uma linha de log.
- * @param style o estilo da saída
- * @param tag etiqueta estável do acontecimento
- * @param fields campos, na ordem em que aparecem
- * @returns a linha, com a quebra
- */
+/** Monta uma linha de log, com a quebra: a etiqueta `tag`, e os campos na ordem em que aparecem. */
 function format_log_line(
   style: log_style,
   level: log_level,
@@ -508,10 +502,10 @@ function note_refusal(status: number): boolean {
 }
 
 // ── Redis ───────────────────────────────────────────────────────────────────────────────────────
-// Uma conexão para tudo. As chamadas da node-redis só existem nesta seção, em funções redis_*; os
-// comandos pedidos no mesmo instante saem juntos, em ordem, numa ida e volta. A primeira conexão
-// que falha encerra o programa; depois dela, reconecta-se para sempre. Sem conexão nada fica em
-// fila: o pedido é recusado na hora, e os fluxos abertos tentam de novo até MAXTIME.
+// Uma conexão para tudo, nas funções redis_*: o que se pede no mesmo instante sai junto, em ordem.
+// A primeira conexão que falha encerra o programa; depois dela, reconecta-se para sempre. Sem ela
+// nada fica em fila: o pedido é recusado, e os fluxos abertos tentam de novo até MAXTIME. Lançam
+// ErrorReply se ele recusa, deadline_error se demora, ou o erro da conexão.
 
 /**
  * O maior silêncio de quem ainda não atendeu: um Redis que falha faz o programa sair em menos de
@@ -579,6 +573,7 @@ type poll_result = task_presence & {
   elements: Buffer[];
   refusal?: Error | undefined;
   kept?: typeof new_kept; // com REPLAY, se a tarefa é conhecida
+  is_fresh?: boolean; // nenhum leitor os tinha lido
 };
 
 /** Dá onde um servidor escuta: "127.0.0.1:6379", "[::1]:6379". */
@@ -587,10 +582,8 @@ function show_place({ host, port }: place): string {
 }
 
 /**
- * Mostra um endereço do Redis sem usuário nem senha.
- * @param address endereço já separado em partes
- * @returns por exemplo "127.0.0.1:6379/1", "rediss://h:6380/0", "unix:/run/redis.sock?db=1" ou
- *   "sentinel://a:26379,b:26379/mymaster/0"
+ * Dá um endereço do Redis sem usuário nem senha: "127.0.0.1:6379/1", "rediss://h:6380/0",
+ * "unix:/run/redis.sock?db=1" ou "sentinel://a:26379,b:26379/mymaster/0".
  */
 export function format_redis_address(address: redis_address): string {
   const { kind, tls, nodes, primary, socket_path, database } = address;
@@ -608,11 +601,9 @@ export function format_redis_address(address: redis_address): string {
 const reconnect_ms = { first: 50, last: 250 };
 
 /**
- * Cria um cliente, ainda sem conectar, que não se reconecta.
+ * Cria um cliente, ainda sem conectar, que não se reconecta: ele, e a visão dele que dá Buffers.
  * @param tracking se o servidor deve avisar quando as chaves consultadas mudam (exige RESP 3)
- * @param where onde ele está
  * @param session banco, usuário e senha
- * @returns o cliente da node-redis e a visão dele que devolve Buffers
  */
 function redis_make_client(tracking: boolean, where: place | { path: string }, session: object) {
   const host = 'host' in where ? where.host : '';
@@ -696,10 +687,8 @@ function redis_tell_all(): void {
 }
 
 /**
- * Dá o cliente conectado. A node-redis recusa comandos soltos sem conexão, mas enfileira MULTI;
- * por isso todos passam por aqui.
- * @returns o cliente e a visão que devolve Buffers
- * @throws Error se não há conexão neste momento
+ * Dá o cliente conectado e a visão dele que devolve Buffers, ou lança. A node-redis recusa comandos
+ * soltos sem conexão, mas enfileira MULTI; por isso todos passam por aqui.
  */
 function redis_ready() {
   const { client, buffers } = redis_link;
@@ -726,10 +715,7 @@ function redis_owns(slot: number): boolean {
   return redis_link.slots.some(({ from, to }) => from <= slot && slot <= to);
 }
 
-/**
- * Diz se o erro é uma recusa do Redis, que repetir não resolve: OOM, NOPERM, WRONGTYPE…; num
- * cluster, também se o slot se mudou para outro mestre.
- */
+/** Diz se o erro é uma recusa (OOM, NOPERM…; num cluster, o slot que se mudou), que não passa. */
 function is_refusal(error: unknown): error is Error {
   if (!(error instanceof error_reply)) return false;
   const [, slot = ''] = /^MOVED (\d+)/.exec(error.message) ?? [];
@@ -816,10 +802,8 @@ function explain_redis_error(error: unknown): string {
 const ping_limit_ms = 1500;
 
 /**
- * Testa a conexão com o comando PING, com prazo próprio. A falta de conexão já foi registrada
- * quando ela caiu; aqui só o que falha com a conexão de pé.
- * @param fresh_ms dispensa o comando se o Redis respondeu a outro há menos que isto
- * @returns true se o Redis respondeu a tempo
+ * Diz se o Redis responde a um PING a tempo, ou a algo há menos que `fresh_ms`. A falta de conexão
+ * já foi registrada quando ela caiu; aqui só o que falha com a conexão de pé.
  */
 async function redis_ping(fresh_ms = 0): Promise<boolean> {
   try {
@@ -854,12 +838,10 @@ function redis_note_info(info: string, at: number): void {
 }
 
 /**
- * Escolhe o mestre de um cluster a que este processo se liga, e as tarefas dele são todas desse: as
- * chaves delas ficam nos slots dele. Uma conexão só basta assim, e os avisos e a ordem dos comandos
- * são os de um Redis sozinho. O escolhido é um para cada processo, ou ao acaso; depois, sempre
- * quem tiver o último slot do que foi escolhido: mudanças de slots começam pelos primeiros.
- * @param ranges o cluster inteiro
- * @returns o mestre
+ * Dá o mestre de um cluster, de `ranges`, a que este processo se liga: as tarefas dele são todas
+ * desse, com as chaves nos slots dele. Uma conexão só basta assim, e os avisos e a ordem dos
+ * comandos são os de um Redis sozinho. O escolhido é um para cada processo, ou ao acaso; depois,
+ * sempre quem tiver o último slot do que foi: mudanças de slots começam pelos primeiros.
  */
 function redis_choose_master(ranges: slot_range[]): place {
   const masters = [...new Set(ranges.map(({ master }) => show_place(master)))].sort();
@@ -1016,10 +998,7 @@ function presence_of(sum: number): task_presence {
   return { list_exists: (sum & 1) > 0, task_exists: (sum & 2) > 0, claim_exists: (sum & 4) > 0 };
 }
 
-/**
- * Diz quais das três chaves de uma tarefa existem, no mesmo instante.
- * @throws ErrorReply ou erro de conexão
- */
+/** Diz quais das três chaves de uma tarefa existem, no mesmo instante. */
 async function redis_presence(task: task_names): Promise<task_presence> {
   const { task_key: key, task_list: list, uuid } = task;
   const claim = claim_prefix + key_tag(uuid);
@@ -1037,7 +1016,6 @@ const queue_trim = { strategy: 'MAXLEN', strategyModifier: '~', threshold: 100_0
  * não foi guardada. Sem resposta a tempo, uma limpeza segue atrás na mesma conexão, para que nenhum
  * worker atenda um cliente que foi recusado.
  * @returns quantos assinantes do canal receberam o anúncio, e o id em REDIS_STREAM ou vazio
- * @throws deadline_error, ErrorReply ou erro de conexão
  */
 async function redis_create_task(task: task_record): Promise<{ receivers: number; entry: string }> {
   const { uuid, task_key } = task;
@@ -1169,7 +1147,7 @@ if ask.ttl > 0 then for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ask.
 local left = redis.call('EXISTS', list, task, task, claim, claim, claim, claim)
 if is_over then left = left - left % 2 end
 if rest > #found then left = left + 1 - left % 2 end
-return {left, header, found}`;
+return {left, header, found, rest}`;
 
 const replay_sha = create_hash('sha1').update(replay_script).digest('hex');
 
@@ -1180,7 +1158,6 @@ const plain_ask = { from: 0, count: 0, pops: 0, ttl: 0 };
  * Com REPLAY, lê da tarefa `uuid` o que um leitor ainda não leu, e faz o mais que ele pede: abrir a
  * resposta sem esperar pela cabeça, sair, guardar o que mudou no new_kept.
  * @returns o que veio; sem `kept` se dessa tarefa nada há, ou há menos do que ele já leu
- * @throws ErrorReply ou erro de conexão
  */
 async function redis_replay(
   uuid: string,
@@ -1192,12 +1169,18 @@ async function redis_replay(
   const reply = await buffers.evalSha(replay_sha, call).catch((error) => {
     if (/^NOSCRIPT\b/.test(error.message)) return buffers.eval(replay_script, call);
     redis_note_error(error);
-    throw error;
+    // sem memória nada se guarda, e nada se retirou: espera-se, como por um Redis que não está
+    throw /\bOOM\b/.test(error.message) ? new Error(error.message) : error;
   });
   redis_link.alive_at = now();
-  const [sum = 0, header, elements = []] = reply as unknown as [number?, Buffer?, Buffer[]?];
-  const kept = header && { kept: JSON.parse(String(header)) };
-  return { elements, ...presence_of(sum), ...kept };
+  type found = [number?, Buffer?, Buffer[]?, number?];
+  const [sum = 0, header, elements = [], rest] = reply as unknown as found;
+  const is_fresh = rest === 0 && elements.length > 0;
+  return {
+    elements,
+    ...presence_of(sum),
+    ...(header && { kept: JSON.parse(String(header)), is_fresh }),
+  };
 }
 
 /**
@@ -1299,7 +1282,6 @@ async function redis_settled(): Promise<boolean> {
  * é o BCAST, por prefixo: o outro, por chave lida, guarda no Redis cada chave consultada até que
  * ela mude, e a lista e a tarefa que se foram não mudam mais; cada tarefa deixaria lá 300 bytes.
  * Como o prefixo leva uuid_head, um processo ouve das suas e de uma em 256 dos outros.
- * @throws ErrorReply se o servidor recusa, ou erro de conexão
  */
 async function redis_track(): Promise<void> {
   const { client } = redis_ready();
@@ -1349,9 +1331,8 @@ async function redis_note_ready(): Promise<void> {
 }
 
 /**
- * Passa adiante um aviso do servidor. Sem chave, é um FLUSHALL ou FLUSHDB: o servidor passa a
+ * Passa adiante o aviso de que mudou uma chave ou, com null, de um FLUSHALL: o servidor passa a
  * contar como outro, e quem não achar mais nada nele perdeu os dados, não terminou.
- * @param key a chave que mudou, ou null
  */
 function redis_note_change(key: unknown): void {
   if (key !== null) {
@@ -1425,7 +1406,6 @@ async function redis_find(): Promise<place | { path: string }> {
  * Conecta e devolve um cliente, que passa a ser o do processo. Cada conexão é de um novo: o nome do
  * servidor é resolvido outra vez, ou perguntado a quem o sabe.
  * @param asks_news se o servidor deve avisar das mudanças
- * @throws o erro da conexão
  */
 async function redis_open(asks_news: boolean) {
   const session = { database: REDIS_SERVER.database, ...redis_login() };
@@ -1457,10 +1437,7 @@ function redis_while_heard<result>(promise: Promise<result>): Promise<result> {
   return within(promise, connect_limit_ms, redis_heard);
 }
 
-/**
- * Tenta a primeira conexão, com os avisos se `asks_news`, e a confirma com um PING.
- * @throws o erro da conexão, do PING ou do prazo
- */
+/** Tenta a primeira conexão, com os avisos se `asks_news`, e a confirma com um PING. */
 async function redis_try_connect(asks_news: boolean): Promise<void> {
   const confirmed = redis_open(asks_news).then((client) =>
     Promise.all([redis_identify(), client.ping(), asks_news && redis_track()]),
@@ -1479,7 +1456,6 @@ async function redis_try_connect(asks_news: boolean): Promise<void> {
  * Faz a primeira conexão. Se o servidor recusa RESP 3 ou os avisos (Redis antigo, ACL, alguns
  * clones) ou desliga ao ouvir falar deles, conecta sem eles e o laço consulta a cada INTERVAL. Um
  * que ainda carrega os dados não falhou: espera-se por ele.
- * @throws o erro da conexão, do PING ou do prazo; quem chama encerra o programa
  */
 async function redis_connect(): Promise<void> {
   subscribe('net.client.socket', (message) => {
@@ -1660,9 +1636,8 @@ function common_headers(): Record<string, string> {
 const preflight_age_s = 600;
 
 /**
- * Dá os cabeçalhos que deixam uma página de outra origem ler a resposta. Num OPTIONS que pergunta
- * antes de pedir, também o que ela pode mandar.
- * @returns nomes e valores; nada se CORS_ORIGIN está vazio
+ * Dá os cabeçalhos que deixam uma página de outra origem ler a resposta, se há CORS_ORIGIN. Num
+ * OPTIONS que pergunta antes de pedir, também o que ela pode mandar.
  */
 function cors_headers(request: http.IncomingMessage): Record<string, string> {
   if (CORS_ORIGIN.length === 0) return {};
@@ -1705,9 +1680,8 @@ function is_authorized(request: http.IncomingMessage): boolean {
 }
 
 /**
- * Lê um endereço IP, sem porta nem colchetes, na única forma em que é contado e mostrado.
- * @param text como veio: "203.0.113.7:50001", "[::1]:80", "::FFFF:198.51.100.9"
- * @returns por exemplo "203.0.113.7", "::1", "198.51.100.9"; vazio se não é um endereço
+ * Lê um endereço IP na única forma em que é contado e mostrado; vazio se não é um: "203.0.113.7" de
+ * "203.0.113.7:50001", "::1" de "[::1]:80", "198.51.100.9" de "::FFFF:198.51.100.9".
  */
 export function parse_address(text: string): string {
   const bare = text.trim().replace(/^\[(.*)\](?::\d*)?$|^([\d.]+):\d*$/, '$1$2');
@@ -1730,9 +1704,8 @@ export function network_of(address: string): string {
 }
 
 /**
- * Diz de que endereço veio um pedido. O último X-Forwarded-For é o que escreveu o proxy que está à
- * nossa frente; os anteriores, qualquer um pode inventar.
- * @returns na forma de parse_address; vazio se o cliente já se foi
+ * Dá o endereço de que veio um pedido; vazio se o cliente já se foi. O último X-Forwarded-For é do
+ * proxy que está à nossa frente; os anteriores, qualquer um pode inventar.
  */
 function remote_address_of({ headers, socket }: http.IncomingMessage): string {
   const forwarded = TRUST_PROXY ? String(headers['x-forwarded-for'] ?? '') : '';
@@ -1776,10 +1749,8 @@ const stream_types = [
 ];
 
 /**
- * Escolhe o tipo de mídia da resposta.
- * @param accept cabeçalho Accept do pedido
- * @returns o primeiro de stream_types que o Accept nomeia sem q=0; senão texto para quem aceita
- *   páginas, que um navegador mostra em vez de baixar, e application/x-ndjson para os outros
+ * Dá o tipo de mídia da resposta: o primeiro de stream_types que `accept` nomeia sem q=0; senão
+ * texto a quem aceita páginas, que um navegador mostra em vez de baixar, e NDJSON aos outros.
  */
 export function choose_media_type(accept = ''): string {
   const wanted = accept.split(',').filter((item) => !/;\s*q=0(\.0*)?\s*(;|$)/i.test(item));
@@ -1902,8 +1873,6 @@ function read_body(turn: request_turn): Promise<Buffer> {
 /**
  * Responde uma recusa. Se ainda há corpo a caminho, a conexão será fechada, mas antes o resto é
  * lido e jogado fora por um instante: um fechamento seco apagaria a resposta antes de ser lida.
- * @param turn a vez do pedido, ainda sem cabeçalhos enviados
- * @param why a recusa
  */
 async function send_refusal({ request, response }: request_turn, why: refusal): Promise<void> {
   const { status, message: reason } = why;
@@ -1958,7 +1927,6 @@ const tls_handshake = 0x16;
  * Responde o que o analisador do Node recusou, e fecha a conexão. Se foi no corpo de um pedido, é
  * ele quem responde: esperar a vez dele seria esperar para sempre. Senão, as respostas em andamento
  * na conexão terminam antes.
- * @param error erro do analisador ou do prazo dos cabeçalhos
  */
 async function refuse_broken_request(
   error: NodeJS.ErrnoException,
@@ -2609,12 +2577,12 @@ function read_on(stream: stream_state) {
  * Leva um leitor adiante, e avisa os outros deste processo, a quem o Redis não avisa.
  * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
  */
-function move_on(stream: stream_state, { elements, kept }: poll_result): void {
+function move_on(stream: stream_state, { elements, kept, is_fresh = false }: poll_result): void {
   if (kept && kept.base > stream.next_element) throw new refusal('gone');
   stream.next_element += elements.length;
   stream.cut = undefined;
   stream.failure ||= kept?.failure ?? '';
-  if (elements.length > 0) redis_tell(stream.task.uuid, true, stream.tell);
+  if (is_fresh) redis_tell(stream.task.uuid, true, stream.tell);
 }
 
 /**
@@ -2679,10 +2647,9 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
 const max_batch = { lines: 512, bytes: 256 * 1024 };
 
 /**
- * Decide quantas linhas retirar na próxima vez: dobra enquanto os lotes são pequenos, volta a uma
- * quando não são, para que linhas de megabytes não encham a memória.
- * @param batch quantas foram pedidas agora
- * @returns quantas pedir; sempre 1 com PAUSE acima de 0 ou num Redis antigo, salvo com REPLAY
+ * Diz quantas linhas retirar depois de `batch`: dobra enquanto os lotes são pequenos, volta a uma
+ * quando não são, para que linhas de megabytes não encham a memória. Sempre 1 com PAUSE acima de 0
+ * ou num Redis antigo, salvo com REPLAY.
  */
 function next_batch(batch: number, elements: Buffer[]): number {
   if (REPLAY === 0 && (PAUSE > 0 || !redis_link.pops_many)) return 1;
@@ -2692,9 +2659,7 @@ function next_batch(batch: number, elements: Buffer[]): number {
 }
 
 /**
- * Aplica a cabeça do worker, se ela chegou a tempo.
- * @param is_first se é o primeiro elemento da lista
- * @returns se chegou; senão, é uma linha como outra
+ * Aplica a cabeça do worker, se veio em primeiro (`is_first`) e a tempo, e devolve se a aplicou.
  * @throws worker_fault se é RAW e chegou tarde: o que vem depois não são linhas; refusal se é RAW e
  *   o cliente já tem uma parte: RAW só se repete inteiro
  */
@@ -2783,9 +2748,7 @@ async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promis
 }
 
 /**
- * Entende um elemento, e faz o que ele manda se não é uma linha.
- * @param raw bytes como o worker os empurrou
- * @returns os bytes a enviar, se ele é uma linha
+ * Entende um elemento, e devolve os bytes a enviar, se é uma linha; se não, faz o que ele manda.
  * @throws worker_fault se o worker desistiu, ou se uma cabeça RAW chegou tarde
  */
 function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
@@ -2875,9 +2838,8 @@ function judge_absence(stream: stream_state): ending | undefined {
 }
 
 /**
- * Confirma o fim de um fluxo que parece completo: se o Redis despejou chaves desde que se viu a
- * tarefa, pode ter sido ele que a apagou, e a parte não pode passar pelo todo.
- * @returns `verdict`, ou redis_lost, com o motivo em `failure`
+ * Devolve como um fluxo termina, se `verdict` é o que parece: se o Redis despejou chaves desde que
+ * se viu a tarefa, pode ter sido ele que a apagou, e a parte não pode passar pelo todo.
  */
 async function confirm_ending(stream: stream_state, verdict: ending): Promise<ending> {
   if (verdict !== 'done' || !(await redis_evicted_since(stream.evictions))) return verdict;
@@ -2977,7 +2939,7 @@ async function run_stream(stream: stream_state): Promise<ending> {
 function log_suspicion(stream: stream_state, how: ending): void {
   const { task, receivers, was_fed } = stream;
   const { database } = REDIS_SERVER;
-  if (how === 'timeout' && !was_fed && receivers > 0) {
+  if (how === 'timeout' && !was_fed && receivers > 0 && !stream.was_claimed) {
     const others =
       database === 0 ? 'REDIS_SERVER sem /N é o 0' : 'o n8n e o redis-cli começam no 0';
     const hint = `ouviram e nada veio: o worker está no banco ${database} deste proxy? (${others})`;
@@ -3055,7 +3017,7 @@ async function finish_stream(stream: stream_state, how: ending): Promise<void> {
   const is_over = REPLAY === 0 || (await keep_ending(stream, how));
   if (!is_over && !is_gone && !response.headersSent) {
     log_ending(stream, how);
-    const rule = status === 504 ? 'redis_silent' : 'redis_refused';
+    const rule = how === 'failed' ? 'redis_refused' : 'redis_silent';
     throw new refusal(how === 'shutdown' ? 'stopping' : rule); // sem o UUID: não é a resposta
   }
   const has_no_line = stream.format === raw_format || !is_over;
@@ -3160,9 +3122,8 @@ function resume_stream(turn: request_turn, { uuid, lines, kept }: comeback): str
 
 /**
  * Atende um pedido que vira tarefa, ou que volta a uma, do corpo ao fim do fluxo, se há lugar para
- * mais um. O corpo já ocupa o lugar: muitos grandes ao mesmo tempo encheriam a memória antes da
- * primeira tarefa.
- * @throws refusal antes de haver tarefa, ou se o que o cliente quer não está mais guardado
+ * mais um; ou lança a recusa. O corpo já ocupa o lugar: muitos grandes ao mesmo tempo encheriam a
+ * memória antes da primeira tarefa.
  */
 async function serve_task(turn: request_turn, back?: comeback): Promise<void> {
   if (lifetime.tasks >= MAXTASKS) throw new refusal('full');
@@ -3246,7 +3207,6 @@ const guessing = { free: 10, delay_ms: 1000, window_ms: 60_000, networks: 10_000
  * Confere a chave de um pedido. A errada conta em RATE; sem ele, quem já errou muitas espera antes
  * que a próxima seja olhada, certa ou errada: recusar também a certa deixaria um estranho trancar
  * quem divide o endereço com ele.
- * @throws refusal 401; ou a de check_rate
  */
 async function check_key(request: http.IncomingMessage): Promise<void> {
   if (API_KEY.length === 0) return;
@@ -3266,7 +3226,6 @@ async function check_key(request: http.IncomingMessage): Promise<void> {
  * Recusa o pedido que uma página de outra origem faz: o navegador a deixa pedir, só não deixa que
  * leia. A regra é a do CrossOriginProtection do Go, mas aqui também um GET cria tarefa: dele só
  * passa quem navega até cá. Quem não é navegador não manda estes cabeçalhos.
- * @throws refusal 403
  */
 function check_origin({ method, headers }: http.IncomingMessage): void {
   const { origin, host = '' } = headers;
@@ -4250,9 +4209,7 @@ async function requests_over(ms: number): Promise<void> {
 /** Quanto a saída espera por um leitor do log que se atrasou. */
 const log_limit_ms = 2000;
 
-/**
- * Espera o log sair. Numa pipe cheia a escrita é assíncrona, e process.exit perderia o que falta.
- */
+/** Espera o log sair: numa pipe cheia a escrita é assíncrona, e process.exit perderia o resto. */
 async function log_sent(): Promise<void> {
   flush_log();
   const late = [process.stdout, process.stderr].filter((output) => output.writableLength > 0);
@@ -4415,9 +4372,8 @@ function run_process(slot: number): Promise<process_end> {
 const replace_ms = { first: 100, last: 10_000, settled: 60_000 };
 
 /**
- * Mantém um processo no ar até a parada: quando ele morre, sobe outro, depois de uma pausa que
- * cresce. Só o primeiro, antes de atender, encerra o programa: o Redis ou a porta não servem.
- * @param slot o número dele
+ * Mantém o processo de número `slot` no ar até a parada: se ele morre, sobe outro, depois de uma
+ * pausa que cresce. Só o primeiro, antes de atender, acaba com tudo: o Redis ou a porta não servem.
  */
 async function keep_process(slot: number): Promise<void> {
   const { signal: stopping } = crew.stopping;

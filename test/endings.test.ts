@@ -285,6 +285,18 @@ test('timeout sem linha nenhuma, embora alguém ouvisse: o log pergunta pelo ban
   await other.wait_for(/ silent_worker .*banco 0 deste proxy\? \(REDIS_SERVER sem \/N é o 0/);
 });
 
+test('timeout de uma tarefa reservada neste banco: o log não pergunta por ele', async () => {
+  await at_some_pace([500, 5000], async (limit_ms) => {
+    const { proxy, worker, db } = await start_scene(redis, [...brisk, '-t', String(limit_ms)]);
+    const reply = fetch_all(proxy);
+    const task = await worker.next();
+    await db.set(`ndjson_claim_${task.uuid}`, 'ana', { expiration: { type: 'EX', value: 600 } });
+    assert.equal((await reply).body, '{"error": "timeout"}\n');
+    await end_of(proxy, task);
+    assert.doesNotMatch(proxy.stderr(), /silent_worker/);
+  });
+});
+
 test('o que o fim de um fluxo faz suspeitar', async () => {
   const { proxy, worker, db, channel } = await start_scene(redis, brisk);
   const serve = async (answer: (task: task_names) => Promise<unknown>) => {

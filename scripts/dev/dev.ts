@@ -14,6 +14,12 @@ import { type local_program, start_program, start_redis, stop_all } from './loca
 
 const root = path.join(__dirname, '..', '..');
 
+/** Como começam as outras chaves de uma tarefa, que são fixas: a reserva, e o que REPLAY guarda. */
+const fixed_prefixes = ['ndjson_claim_', 'ndjson_sent_'];
+
+/** Para que a página possa cair e voltar, salvo se for pedido outro. */
+const replay_args = ['--replay', '60'];
+
 /**
  * Mostra a saída de um programa, linha a linha, com o nome dele na frente.
  * @param name nome curto
@@ -55,7 +61,7 @@ async function serve_page(
   const text_of = (name: string) => gathered.get(name)?.text ?? '';
   const origins = await start_page({
     redis: { server, password: text_of('REDIS_PASSWORD') },
-    prefixes: [text_of('REDIS_PREFIX'), text_of('REDIS_LIST_PREFIX'), 'ndjson_claim_'],
+    prefixes: [text_of('REDIS_PREFIX'), text_of('REDIS_LIST_PREFIX'), ...fixed_prefixes],
     log_text,
   });
   const given = text_of('CORS_ORIGIN');
@@ -64,7 +70,7 @@ async function serve_page(
 
 /** Sobe as partes e mostra o que experimentar. */
 async function main(): Promise<void> {
-  const argv = process.argv.slice(2);
+  const argv = [...replay_args, ...process.argv.slice(2)];
   const { gathered } = load_settings(argv, process.env);
   const given = gathered.get('REDIS_SERVER');
   const own_redis = given?.source === 'default' ? await start_redis([], { detached: true }) : null;

@@ -122,6 +122,39 @@ function slow_reader(link: connection, plan: request_plan['slow']): (piece: Buff
   };
 }
 
+/** Por quanto tempo um cliente cortado tenta voltar. */
+const comeback_limit_ms = 20_000;
+
+/**
+ * Volta a um fluxo cortado, por outra conexão, e lê o resto.
+ * @param place o lugar, como vai em Last-Event-ID
+ * @returns como acabou; undefined se a resposta já não está guardada, ou ninguém atende
+ */
+async function come_back({ port, book }: client_context, place: string, events: reading_events) {
+  const deadline = performance.now() + comeback_limit_ms;
+  const text = `GET /volta HTTP/1.1\r\nHost: stress\r\nLast-Event-ID: ${place}\r\n\r\n`;
+  book.totals.comebacks += 1;
+  for (; performance.now() < deadline; await delay(refused_pause_ms)) {
+    const link = await open_connection(port).catch(() => undefined);
+    if (!link) continue;
+    let refused = 0;
+    const wary: reading_events = {
+      on_start: events.on_start,
+      on_head: (status, headers) => {
+        refused = headers.has('x-task-uuid') ? 0 : status;
+        if (!refused) events.on_head(status, headers);
+      },
+      on_body: (piece) => refused || events.on_body(piece),
+    };
+    link.send(text);
+    const end = await read_response(link, true, wary, book.maxtime_ms + hang_margin_ms);
+    link.leave();
+    if (refused >= 400 && refused < refusal_status) return undefined;
+    if (!refused && end.how !== 'nothing') return end;
+  }
+  return undefined;
+}
+
 /** Lê e julga um fluxo pedido no instante `from`, em ms; devolve se a conexão ainda serve. */
 async function read_stream(
   context: client_context,
@@ -134,19 +167,22 @@ async function read_stream(
   const work = plan_work(seed, stream, book.maxtime_ms);
   const checker = make_checker(book, stream, work);
   const seen = { status: 0, uuid: '', closes: false };
+  let received = 0; // as linhas que contam para voltar: também uma cabeça atrasada, e um erro
   let timer: NodeJS.Timeout | undefined;
   let reading: reading | undefined;
   const take_line = (line: Buffer) => {
     if (line.length === keepalive_line.length && line.equals(Buffer.from(keepalive_line))) return;
+    received += 1;
     checker.take(line);
     if (reading) reading.alive_at = performance.now();
     if (leave?.when === 'lines' && checker.count() >= leave.value) reading?.give_up('left');
   };
-  const split = line_splitter(take_line);
+  let split = line_splitter(take_line);
   const rest = slow_reader(link, plan.slow);
   const events = {
     on_start: (started: reading) => {
       reading = started;
+      split = line_splitter(take_line); // a linha que um corte deixou no meio vem de novo
       if (leave && leave.when !== 'lines') timer = setTimeout(started.give_up, leave.value, 'left');
     },
     on_head: (status: number, headers: Map<string, string>) => {
@@ -159,16 +195,23 @@ async function read_stream(
       rest(piece);
     },
   };
-  const { how, reason } = await read_response(link, true, events, book.maxtime_ms + hang_margin_ms);
+  let end = await read_response(link, true, events, book.maxtime_ms + hang_margin_ms);
   clearTimeout(timer);
-  if (how !== 'complete') link.leave();
+  const is_first = end.how === 'complete';
+  if (!is_first) link.leave();
+  while (book.resumes && end.how === 'broken' && seen.uuid) {
+    const rest_of_it = await come_back(context, `${seen.uuid}:${received}`, events);
+    if (!rest_of_it) break;
+    end = rest_of_it;
+  }
+  const { how, reason } = end;
   const error = checker.error() || reason;
   const to = performance.now();
   const is_prompt = plan.slow === undefined;
   judge_stream(book, stream, work, { how, ...seen, error, from, to, is_prompt }, checker);
   book.totals.lines += checker.count();
   if (seen.status >= refusal_status) await delay(refused_pause_ms);
-  return how === 'complete' && !seen.closes;
+  return is_first && !seen.closes;
 }
 
 /** Lê e julga uma resposta que não vira fluxo; `from`, e o que devolve, como em read_stream. */

@@ -49,6 +49,7 @@ type absence = { stream: number; uuid: string; indexes: number[] };
 export type ledger = {
   maxtime_ms: number;
   polls_only: boolean;
+  resumes: boolean;
   faults: fault_record[];
   works: Map<number, work_record>;
   absences: absence[];
@@ -57,6 +58,7 @@ export type ledger = {
   endings: Map<string, number>;
   totals: Record<
     | 'visits'
+    | 'comebacks'
     | 'streams'
     | 'lines'
     | 'bytes'
@@ -108,11 +110,13 @@ const shown_bytes = 60;
  * Cria um livro em branco.
  * @param maxtime_ms o MAXTIME do proxy
  * @param polls_only se o proxy só consulta, sem avisos do Redis
+ * @param resumes se quem é cortado volta (REPLAY)
  */
-export function make_ledger(maxtime_ms: number, polls_only: boolean): ledger {
+export function make_ledger(maxtime_ms: number, polls_only: boolean, resumes: boolean): ledger {
   return {
     maxtime_ms,
     polls_only,
+    resumes,
     faults: [],
     works: new Map(),
     absences: [],
@@ -121,6 +125,7 @@ export function make_ledger(maxtime_ms: number, polls_only: boolean): ledger {
     endings: new Map(),
     totals: {
       visits: 0,
+      comebacks: 0,
       streams: 0,
       lines: 0,
       bytes: 0,
@@ -295,6 +300,8 @@ function judge_break(book: ledger, stream: number, outcome: outcome): string {
   const { how, from, to, uuid } = outcome;
   const was_served = how === 'broken' || book.works.has(stream);
   const kinds: fault_kind[] = was_served ? ['kill'] : ['kill', 'handover'];
+  // com REPLAY, só desiste quem volta e não acha nada: expirou numa falha longa, ou foi apagado
+  if (book.resumes) kinds.push('handover', ...link_faults, ...data_faults);
   if (!is_explained(book, kinds, from, to)) {
     fail(book, `fluxo ${stream}: conexão perdida (${how}) sem falha que a explique (${uuid})`);
   }

@@ -12,6 +12,7 @@ export type stress_options = {
   streams: number;
   program: string | undefined;
   wakeup: boolean;
+  replay: boolean;
   stream: boolean;
   faults: planned_fault[];
   help: boolean;
@@ -23,6 +24,7 @@ const option_table = {
   streams: { type: 'string', default: '50' },
   program: { type: 'string' },
   wakeup: { type: 'string', default: 'on' },
+  replay: { type: 'string', default: 'off' },
   stream: { type: 'string', default: 'off' },
   faults: { type: 'string' },
   help: { type: 'boolean', short: 'h', default: false },
@@ -40,6 +42,7 @@ export const help_text = `Uso: npm run stress -- [opções]
   --streams N        clientes ao mesmo tempo; padrão: 50
   --program ARQUIVO  um json-proxy.js já montado; sem isto, monta-se um
   --wakeup on|off    com ou sem os avisos do Redis; padrão: on
+  --replay on|off    com REPLAY: quem é cortado volta, e nenhuma linha pode faltar; padrão: off
   --stream on|off    os workers leem as tarefas de REDIS_STREAM, e não do canal; padrão: off
   --faults LISTA     só estas falhas, ou none: ${fault_names.slice(0, 5)},
                      ${fault_names.slice(5)}
@@ -73,6 +76,7 @@ export function read_options(argv: string[]): stress_options {
     streams: read_integer('streams', values.streams),
     program,
     wakeup: read_switch('wakeup', values.wakeup),
+    replay: read_switch('replay', values.replay),
     stream: read_switch('stream', values.stream),
     faults: read_names('falha', wanted, fault_names, `none ou ${fault_names}`),
     help,
@@ -81,11 +85,12 @@ export function read_options(argv: string[]): stress_options {
 
 /** Monta o comando que repete um plano. */
 export function replay_command(options: stress_options): string {
-  const { seed, seconds, streams, wakeup, stream, faults, program } = options;
+  const { seed, seconds, streams, wakeup, replay, stream, faults, program } = options;
   const all = faults.length === fault_names.length;
   return [
     `npm run stress -- --seed ${seed} --seconds ${seconds} --streams ${streams}`,
     ...(wakeup ? [] : ['--wakeup off']),
+    ...(replay ? ['--replay on'] : []),
     ...(stream ? ['--stream on'] : []),
     ...(all ? [] : [`--faults ${faults.join(',') || 'none'}`]),
     ...(program ? [`--program ${program}`] : []),

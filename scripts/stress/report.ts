@@ -43,6 +43,7 @@ export function text_report(options: stress_options, book: ledger, findings: fin
     ['segundos', show(seconds)],
     ['visitas', show(totals.visits)],
     ['fluxos', show(totals.streams)],
+    ['voltas a um fluxo cortado', show(totals.comebacks)],
     ...sorted_rows(endings),
     ['linhas', show(totals.lines)],
     ['megabytes', megabytes(totals.bytes)],

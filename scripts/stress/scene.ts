@@ -90,6 +90,7 @@ export function choose_settings(options: stress_options): proxy_settings {
     '--grace': grace_ms,
     '--heartbeat': dice.pick([0, 300]),
     '--wakeup': options.wakeup ? 'on' : 'off',
+    '--replay': options.replay ? ttl_s : 0,
     '--stream': options.stream ? task_stream : '',
   };
   return { maxtime_ms, ttl_s, args: Object.entries(values).flat().map(String) };

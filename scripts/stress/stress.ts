@@ -89,7 +89,9 @@ async function run(
   const elapsed_s = (performance.now() - started_at) / 1000;
   const leaks = await settle(scene, crew, idle, warm);
   const { lost, doubts } = scene.relay;
-  return { seconds: elapsed_s, leaks, ...sort_absences(book, lost, doubts) };
+  // com REPLAY o que vinha numa resposta cortada é lido de novo: nada explica que falte
+  const [cut, doubted] = options.replay ? [new Map(), new Map()] : [lost, doubts];
+  return { seconds: elapsed_s, leaks, ...sort_absences(book, cut, doubted) };
 }
 
 /** Monta a cena, roda a prova e mostra o relatório. */
@@ -97,7 +99,7 @@ async function stress(options: stress_options): Promise<number> {
   console.log(`semente ${options.seed}: ${replay_command(options)}`);
   const settings = choose_settings(options);
   console.log(`proxy: ${settings.args.join(' ')}`);
-  const book = make_ledger(settings.maxtime_ms, !options.wakeup);
+  const book = make_ledger(settings.maxtime_ms, !options.wakeup, options.replay);
   const progress = make_progress(options.seconds + 2 * settings.ttl_s);
   progress.step('montando a cena');
   const scene = await set_scene(options, settings, book);

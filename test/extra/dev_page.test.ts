@@ -1,6 +1,6 @@
 /*
  * A página de npm run dev num Chromium, como uma pessoa a usa: escreve um pedido, vê as linhas
- * chegarem, o fim, as chaves e o log; em NDJSON e em eventos; e desiste no meio.
+ * chegarem, o fim, as chaves e o log; em NDJSON e em eventos; desiste no meio, ou cai e volta.
  *
  *   SCREENSHOT=scripts/images/dev-page.png npm run test:extra -- dev_page     refaz a do manual
  */
@@ -114,12 +114,13 @@ describe('a página de npm run dev', { skip: skip_browser }, () => {
     );
   });
 
-  test('eventos: um por linha, o primeiro com o id, e "end"; e a imagem do manual', async () => {
+  test('eventos: um por linha, com o seu lugar, e "end"; e a imagem do manual', async () => {
     await send({ ...form, body: 'olá', accept: 'text/event-stream' });
     const { lines } = await see_end('done');
     const texts = lines.map(([, , text]) => text);
-    assert.match(texts[0] ?? '', /^id: [0-9a-f-]{36}\ndata: \{"n":1,/);
-    assert.deepEqual([texts.length, texts.at(-1)], [6, 'event: end\ndata: {"ending": "done"}']);
+    assert.match(texts[0] ?? '', /^id: [0-9a-f-]{36}:1\ndata: \{"n":1,/);
+    assert.equal(texts.length, 6);
+    assert.match(texts[5] ?? '', /^id: [0-9a-f-]{36}\nevent: end\ndata: \{"ending": "done"\}$/);
     const image = await tab.screenshot();
     assert.ok(image.length > 20_000 && image.length < max_image_bytes, `${image.length} bytes`);
     if (process.env.SCREENSHOT) write_file(path.join(root, process.env.SCREENSHOT), image);
@@ -131,10 +132,24 @@ describe('a página de npm run dev', { skip: skip_browser }, () => {
     await tab.evaluate("document.getElementById('stop').click()");
     const { lines } = await see_end('client_gone');
     assert.ok(lines.length < 5);
-    await see('history', /lista: existe, [12] elemento/);
+    await see('history', /lista: existe, \d elemento/);
     const [, list = []] = await rows_of('keys');
-    assert.match(list.join(' '), /ndjson_list_\S+ list [12] elementos? \d+ s$/);
+    assert.match(list.join(' '), /ndjson_list_\S+ list \d elementos? \d+ s$/);
   });
+
+  for (const accept of [form.accept, 'text/event-stream']) {
+    test(`cair e voltar: cada linha vem uma vez, em ordem (${accept})`, async () => {
+      await send({ ...form, accept });
+      for (const count of [1, 3]) {
+        await tab.wait_for(`document.getElementById('lines').rows.length === ${count}`);
+        await tab.evaluate("document.getElementById('fall').click()");
+      }
+      const { lines, history } = await see_end('done');
+      const texts = lines.map(([, , text = '']) => text.replace(/^id: .*\ndata: /, ''));
+      assert.deepEqual(texts.slice(0, 5), expected);
+      assert.match(history, /caiu; volta em Last-Event-ID: [0-9a-f-]{36}:3\n/);
+    });
+  }
 
   test('um pedido recusado mostra o status e o erro', async () => {
     await send({ ...form, body: 'x'.repeat(1001) });

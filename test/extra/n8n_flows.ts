@@ -58,7 +58,7 @@ export function request(name: string, url: string): step {
 }
 
 /** Monta as ligações que levam cada passo ao próximo. */
-function chain(steps: step[]): link[] {
+export function chain(steps: step[]): link[] {
   return steps.slice(1).map((next, index): link => [steps[index]?.name ?? '', 0, next.name]);
 }
 

@@ -161,20 +161,48 @@ export async function start_n8n(contents: n8n_contents): Promise<n8n_guest> {
   return run_guest(env, ids);
 }
 
+/** O dono do n8n. */
+const owner = { email: 'a@b.com', firstName: 'A', lastName: 'B', password: 'Senha12345' };
+
 /**
- * Cria o dono do n8n, que assim fica logado, e abre um workflow.
+ * Cria o dono do n8n e fala com ele como o editor.
  * @param url o endereço do n8n
- * @param id o workflow; um novo, se não é dado
+ * @returns uma função que faz um pedido e dá o campo `data` da resposta
+ */
+export async function open_session(url: string) {
+  const kind = { 'Content-Type': 'application/json' };
+  const setup = { method: 'POST', headers: kind, body: JSON.stringify(owner) };
+  const { headers: given } = await fetch(`${url}/rest/owner/setup`, setup);
+  const headers = { ...kind, Cookie: (given.getSetCookie()[0] ?? '').split(';')[0] ?? '' };
+  // biome-ignore lint/suspicious/noExplicitAny: o que o n8n responde
+  return async (method: string, place: string, content?: object): Promise<any> => {
+    const body = content ? { body: JSON.stringify(content) } : {};
+    const response = await fetch(`${url}/rest/${place}`, { method, headers, ...body });
+    const text = await response.text();
+    assert.ok(response.ok, `${method} ${place}: ${response.status} ${text}`);
+    return JSON.parse(text).data;
+  };
+}
+
+/**
+ * Entra como o dono do n8n, que cria se ainda não há, e abre um workflow.
+ * @param url o endereço do n8n
+ * @param id o workflow, e um nó a abrir: "id/nó"; um novo, se não é dado
  * @returns a página do editor
  */
 export async function open_editor(url: string, id = 'new'): Promise<page> {
   const browser = await start_browser();
   const page = await browser.open(url, { width: 1500, height: 860 });
-  const owner = { email: 'a@b.com', firstName: 'A', lastName: 'B', password: 'Senha12345' };
-  const headers = { 'Content-Type': 'application/json' };
-  const request = { method: 'POST', headers, body: JSON.stringify(owner) };
-  const asked = `fetch('/rest/owner/setup', ${JSON.stringify(request)}).then(({ ok }) => ok)`;
-  assert.equal(await page.evaluate(asked), true);
+  const login = { emailOrLdapLoginId: owner.email, password: owner.password };
+  const asked = [
+    ['owner/setup', owner],
+    ['login', login],
+  ].map(([place, content]) => {
+    const headers = { 'Content-Type': 'application/json' };
+    const request = { method: 'POST', headers, body: JSON.stringify(content) };
+    return `await fetch('/rest/${place}', ${JSON.stringify(request)}).then(({ ok }) => ok)`;
+  });
+  assert.equal(await page.evaluate(`(async () => ${asked.join(' || ')})()`), true);
   await page.evaluate(`location.href = '/workflow/${id}'`);
   await page.wait_for(`document.querySelector('[data-test-id="canvas-wrapper"]')`, run_limit_ms);
   return page;

@@ -30,7 +30,7 @@ export type workflow = {
 export const redis_workflow_names = ['redis-nodes/stream-lines', 'redis-nodes/stream-agent'];
 
 /** Os que ele oferece com os seus nós. */
-export const workflow_names = ['stream-agent', 'openai'];
+export const workflow_names = ['stream-lines', 'stream-steps', 'stream-agent', 'openai'];
 
 const scripts = path.join(__dirname, '..', '..', 'scripts');
 

@@ -5,11 +5,16 @@
  */
 
 import assert from 'node:assert/strict';
+import { writeFileSync as write_file } from 'node:fs';
+import http from 'node:http';
+import { text as read_text } from 'node:stream/consumers';
 import { before, describe } from 'node:test';
+import { outside_scope } from '../../scripts/dev/local';
 import { serve } from '../../scripts/worker/worker';
 import {
   brisk,
   connect_redis,
+  delay,
   end_of,
   fetch_all,
   type local_redis,
@@ -24,18 +29,30 @@ import {
   test,
   until,
 } from '../harness';
+import { create_user, denied_objects } from '../readme_helpers';
+import { type page, skip_browser } from './browser';
+import { make_part } from './chat_format';
 import {
+  chain,
   give,
   line,
   make_workflow,
+  redis_credential,
   request,
   split,
   start_gates,
   type step,
   trigger,
 } from './n8n_flows';
-import { type n8n_guest, run_limit_ms, skip_n8n as skip, start_n8n } from './n8n_guest';
-import type { workflow } from './n8n_helpers';
+import {
+  type n8n_guest,
+  open_editor,
+  open_session,
+  run_limit_ms,
+  skip_n8n as skip,
+  start_n8n,
+} from './n8n_guest';
+import { node_named, read_workflow, type workflow } from './n8n_helpers';
 
 /** Um fluxo aberto. */
 type stream = ReturnType<typeof open_stream>;
@@ -44,6 +61,7 @@ let redis: local_redis;
 let db: redis_client;
 let gates: Awaited<ReturnType<typeof start_gates>>;
 let guest: n8n_guest;
+let ask_n8n: Awaited<ReturnType<typeof open_session>>;
 const proxies = new Map<string, proxy>();
 
 /** Dá o portão `name` como um passo. */
@@ -59,6 +77,48 @@ function numbers(from: number, count: number): step[] {
 
 const json = (value: string) => ({ content: 'json', json: value });
 const text = (value: string) => ({ content: 'text', text: value });
+
+/** Dá os passos de um workflow parado, entre duas linhas, no portão que o corpo do pedido diz. */
+function held(start: step): step[] {
+  const url = gates.url('{{ $("Trigger").first().json.body }}');
+  return [
+    start,
+    line('Line', json('={"step":1}')),
+    request('Gate', `=${url}`),
+    line('Last', json('={"step":2}')),
+  ];
+}
+
+/** Dá o workflow `name` que o projeto oferece, no canal `channel`. */
+function offered(name: string, channel: string): workflow {
+  const copy = { ...read_workflow(name), id: channel.padEnd(16, '0') };
+  copy.name = copy.id;
+  node_named(copy, 'JSON Proxy Trigger').parameters.channel = channel;
+  return copy;
+}
+
+/** Deixa o modelo do agente responder, depois de ter usado a ferramenta. */
+let allow_answer = () => {};
+
+/** Dá o endereço de um modelo que fala como o Ollama: usa a ferramenta, espera, e responde. */
+async function start_model(): Promise<string> {
+  const allowed = new Promise<void>((resolve) => {
+    allow_answer = resolve;
+  });
+  const server = http.createServer(async (incoming, response) => {
+    const asked = await read_text(incoming);
+    const call = { name: 'tell_the_client', arguments: { step: 'olho o mapa' } };
+    if (asked.includes('"role":"tool"')) {
+      await allowed;
+      for (const content of ['Rio ', 'Branco'])
+        response.write(`${JSON.stringify(make_part({ content }))}\n`);
+    } else response.write(`${JSON.stringify(make_part({ tool_calls: [{ function: call }] }))}\n`);
+    response.end(`${JSON.stringify(make_part({}, true))}\n`);
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  on_stop(async () => server.close());
+  return `http://127.0.0.1:${(server.address() as { port: number }).port}`;
+}
 
 /** Os workflows de cada canal. */
 const flows: Record<string, () => workflow[]> = {
@@ -214,6 +274,36 @@ const flows: Record<string, () => workflow[]> = {
       line('Line', json('={{ { file: $json.path } }}')),
     ]),
   ],
+  lines: () => [offered('stream-lines', 'lines')],
+  agent: () => [offered('stream-steps', 'agent')],
+  manual: () => [make_workflow('manual', [trigger('manual'), line('Line')])],
+  wrong: () => {
+    const credentials = { redis: { id: 'redis00000000000', name: 'database 0' } };
+    return [make_workflow('wrong', [{ ...trigger('wrong'), credentials }])];
+  },
+  held: () => [make_workflow('held', held(trigger('held')))],
+  queue: () => {
+    const options = { stream: 'ndjson_tasks' };
+    return [make_workflow('queue', held(trigger('queue', { options })))];
+  },
+  latency: () => {
+    const push: step = {
+      ...{ name: 'Push', type: 'n8n-nodes-base.redis', credentials: redis_credential },
+      parameters: {
+        operation: 'push',
+        list: '={{ $("Trigger").first().json.task.list }}',
+        messageData: '={{ JSON.stringify($json) }}',
+        tail: true,
+      },
+    };
+    const loop: step = { name: 'Loop', type: 'n8n-nodes-base.splitInBatches', typeVersion: 3 };
+    const stamp = (by: string) => give(`Stamp ${by}`, `={{ { by: "${by}", at: Date.now() } }}`);
+    const turns = [stamp('line'), line('Line'), stamp('push'), push];
+    const steps = [trigger('latency'), ...numbers(0, 30), loop];
+    const links = [...chain(steps), ...chain(turns)];
+    links.push(['Loop', 1, 'Stamp line'], ['Push', 0, 'Loop']);
+    return [make_workflow('latency', [...steps, ...turns], links)];
+  },
   called: () => [
     make_workflow('called', [
       trigger('called'),
@@ -263,6 +353,11 @@ async function see_clean_end(channel: string, stream: stream): Promise<void> {
   await until('nenhuma chave', async () => (await db.keys(`*${task.uuid}`)).length === 0);
 }
 
+/** Dá o usuário dos nós no Redis, que ele cria com os direitos que o manual diz. */
+function make_user(): Promise<string> {
+  return create_user(db, 'The n8n nodes', Object.keys(flows), true);
+}
+
 /** Sobe o Redis, um proxy para cada canal, os portões e o n8n. */
 async function start_all(): Promise<void> {
   redis = await start_redis();
@@ -271,15 +366,23 @@ async function start_all(): Promise<void> {
   const limit = String(run_limit_ms); // uma execução pode demorar a começar
   const patient = [...brisk, '-t', limit, '--head-wait', limit];
   const started = Object.keys(flows).map(async (channel) => {
-    proxies.set(channel, await start_proxy(redis, [...patient, '-C', channel]));
+    const more = channel === 'queue' ? ['--stream', 'ndjson_tasks'] : [];
+    proxies.set(channel, await start_proxy(redis, [...patient, '-C', channel, ...more]));
   });
   await Promise.all(started);
   const { port } = redis;
-  const server = { host: '127.0.0.1', port, database: 1, user: '', password: '', ssl: false };
-  const name = 'json-proxy Redis';
-  const credentials = [{ id: 'redis00000000001', name, type: 'redis', data: server }];
+  const user = await make_user();
+  const server = { host: '127.0.0.1', port, database: 1, user, password: user, ssl: false };
+  const type = 'redis';
+  const ollama = Object.fromEntries([['baseUrl', await start_model()]]);
+  const credentials = [
+    { id: 'redis00000000001', name: 'json-proxy Redis', type, data: server },
+    { id: 'redis00000000000', name: 'database 0', type, data: { ...server, database: 0 } },
+    { id: 'ollama0000000001', name: 'Ollama', type: 'ollamaApi', data: ollama },
+  ];
   const workflows = Object.values(flows).flatMap((make) => make());
   guest = await start_n8n({ credentials, workflows, has_nodes: true });
+  ask_n8n = await open_session(guest.url);
 }
 
 describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
@@ -480,4 +583,168 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     const { body } = await fetch_all(proxy_of('called'));
     assert.equal(body, '{"from":"below"}\n');
   });
+
+  test('stream-lines: cinco linhas', async () => {
+    const stream = open_stream(proxy_of('lines'), { body: 'olá' });
+    const lines = [1, 2, 3, 4, 5].map((n) => JSON.stringify({ n, of: 5, you_sent: 'olá' }));
+    assert.deepEqual(await stream.rest(run_limit_ms), lines);
+    await see_clean_end('lines', stream);
+  });
+
+  test('stream-steps: o agente conta um passo enquanto pensa, e depois responde', async () => {
+    const stream = open_stream(proxy_of('agent'), { body: 'qual a capital do Acre?' });
+    assert.equal(await stream.next(run_limit_ms), '{"step":"olho o mapa"}');
+    allow_answer(); // só agora o modelo pode responder
+    assert.deepEqual(await stream.rest(run_limit_ms), ['{"answer":"Rio Branco"}']);
+    await see_clean_end('agent', stream);
+  });
+
+  test('uma execução parada no editor: uma linha de erro, e o fim', async () => {
+    const stream = open_stream(proxy_of('stopped'));
+    await gates.reached('stopped');
+    const filter = JSON.stringify({ workflowId: 'stopped'.padEnd(16, '0'), status: ['running'] });
+    const { results } = await ask_n8n('GET', `executions?filter=${encodeURIComponent(filter)}`);
+    assert.equal(results.length, 1);
+    await ask_n8n('POST', `executions/${results[0].id}/stop`);
+    const lines = await stream.rest(run_limit_ms);
+    assert.match(JSON.parse(lines.join('\n')).error, /cancelled manually/);
+    await see_clean_end('stopped', stream);
+    gates.open('stopped');
+  });
+
+  test('o editor toma um pedido por clique, e o workflow publicado os outros', async () => {
+    const workflow = await ask_n8n('GET', `workflows/${'manual'.padEnd(16, '0')}`);
+    const payload = { workflowData: workflow, triggerToStartFrom: { name: 'Trigger' } };
+    await ask_n8n('POST', `workflows/${workflow.id}/run`, payload);
+    await until('os dois', async () => Number((await db.pubSubNumSub('manual')).manual) === 2);
+    const first = JSON.parse((await fetch_all(proxy_of('manual'))).body);
+    assert.equal(first.test.isPublished, true);
+    assert.equal(first.test.otherListeners, 1);
+    assert.match(first.test.note, /published workflow listens too/);
+    const second = JSON.parse((await fetch_all(proxy_of('manual'))).body);
+    assert.equal(second.test, undefined);
+  });
+
+  test('o banco da credencial não é o do proxy: um erro que o diz', async () => {
+    const stream = open_stream(proxy_of('wrong'));
+    const told = /is in database 1 of Redis, and the credential says 0/;
+    await guest.program.wait_for(told, run_limit_ms);
+    const filter = JSON.stringify({ workflowId: 'wrong'.padEnd(16, '0'), status: ['error'] });
+    await until('a execução com erro', async () => {
+      const { results } = await ask_n8n('GET', `executions?filter=${encodeURIComponent(filter)}`);
+      return results.length === 1;
+    });
+    stream.leave();
+  });
+});
+
+test('de um nó ao cliente: o Line ao lado do nó do Redis, na mesma execução', {
+  skip,
+}, async (context) => {
+  const stream = open_stream(proxy_of('latency'));
+  const delays: Record<string, number[]> = { line: [], push: [] };
+  for (let n = 0; n < 60; n += 1) {
+    const { by, at } = JSON.parse((await stream.next(run_limit_ms)) ?? '');
+    delays[by]?.push(performance.timeOrigin + (stream.arrivals[n] ?? 0) - at);
+  }
+  assert.deepEqual(await stream.rest(run_limit_ms), []);
+  const [by_line = 0, by_push = 0] = ['line', 'push'].map((by) => {
+    const sorted = (delays[by] ?? []).toSorted((a, b) => a - b);
+    assert.equal(sorted.length, 30);
+    return sorted[15];
+  });
+  context.diagnostic(
+    `mediana, em ms: JSON Proxy Line ${by_line.toFixed(1)}, Redis Push ${by_push.toFixed(1)}`,
+  );
+});
+
+/** O workflow no editor, com os avisos por cima e a barra de lado cortados, em pontos. */
+const picture = { x: 50, y: 110, width: 1440, height: 700, scale: 0.75 };
+
+/** Guarda o que se vê de uma página, se pedido, numa imagem `name` do manual. */
+async function keep_picture(page: page, name: string): Promise<void> {
+  if (!process.env.SCREENSHOTS) return;
+  await delay(3000); // o editor anima o que mostra
+  const { data } = await page.ask('Page.captureScreenshot', { format: 'png', clip: picture });
+  write_file(`scripts/images/${name}.png`, Buffer.from(String(data), 'base64'));
+}
+
+test('no editor: os nós aparecem, com os seus ícones e sem avisos', {
+  skip: skip || skip_browser,
+}, async () => {
+  const { id = '', nodes } = offered('stream-lines', 'lines');
+  const page = await open_editor(guest.url, id);
+  const shown = nodes.filter(({ type }) => !type.endsWith('stickyNote')).length;
+  const find = (selector: string) => `[...document.querySelectorAll('${selector}')]`;
+  await page.wait_for(`${find('[data-test-id="canvas-node"]')}.length >= ${shown}`, run_limit_ms);
+  assert.equal(await page.evaluate(`${find('[data-test-id="node-issues"]')}.length`), 0);
+  const own = `${find('.vue-flow__node img')}.filter(({ src }) => src.includes('jsonProxy'))`;
+  const loaded = `${own}.filter((image) => image.complete && image.naturalWidth > 0).length === 2`;
+  await page.wait_for(loaded, run_limit_ms);
+  await page.ask('Input.dispatchKeyEvent', { type: 'keyDown', key: '1', text: '1' });
+  await keep_picture(page, 'n8n-nodes');
+  const { id: node } = nodes.find(({ name }) => name === 'JSON Proxy Line') as { id?: string };
+  await page.evaluate(`location.href = '/workflow/${id}/${node}'`);
+  const operation = `${find('[data-test-id="parameter-input-operation"]')}.length === 1`;
+  await page.wait_for(operation, run_limit_ms);
+  await keep_picture(page, 'n8n-line');
+});
+
+test('bastam os direitos que o manual diz', { skip }, async () => {
+  assert.deepEqual(await denied_objects(db), []);
+});
+
+test('o Redis cai e volta: o log do n8n o diz, e o workflow responde', { skip }, async () => {
+  const { port, dir } = redis;
+  const first = open_stream(proxy_of('held'), { body: 'before' });
+  assert.equal(await first.next(run_limit_ms), '{"step":1}');
+  await redis.stop();
+  await guest.program.wait_for(/Redis 127\.0\.0\.1:\d+\/1 is gone/, run_limit_ms);
+  redis = await outside_scope(() => start_redis([], { port, dir })); // os próximos o usam
+  db = await outside_scope(() => connect_redis(redis));
+  await make_user();
+  await guest.program.wait_for(/Redis 127\.0\.0\.1:\d+\/1 is back/, run_limit_ms);
+  const lines = await first.rest(run_limit_ms);
+  assert.ok(JSON.parse(lines.at(-1) ?? '').error, 'o fim não parece inteiro');
+  gates.open('before');
+  await until('o canal', async () => Number((await db.pubSubNumSub('echo')).echo) === 1);
+  for (const channel of ['echo', 'held']) {
+    const ping = () => fetch_all(proxy_of(channel), { path: '/ping' });
+    await until('o proxy', async () => (await ping()).status === 200);
+  }
+  const { body } = await fetch_all(proxy_of('echo'), { body: 'de volta' });
+  assert.equal(JSON.parse(body).body, 'de volta');
+});
+
+test('o n8n desce: quem acaba a tempo acaba inteiro, quem não, com um erro', { skip }, async () => {
+  const [quick, late] = ['quick', 'late'].map((body) => open_stream(proxy_of('held'), { body }));
+  assert.ok(quick && late);
+  for (const stream of [quick, late]) {
+    assert.equal(await stream.next(run_limit_ms), '{"step":1}');
+  }
+  await Promise.all([gates.reached('quick'), gates.reached('late')]);
+  guest.program.process.kill('SIGTERM');
+  await until('ninguém escuta', async () => Number((await db.pubSubNumSub('held')).held) === 0);
+  gates.open('quick');
+  assert.deepEqual(await quick.rest(run_limit_ms), ['{"step":2}']);
+  assert.deepEqual(await late.rest(run_limit_ms), ['{"error":"n8n is stopping"}']);
+  gates.open('late');
+  await guest.program.exited;
+  const waiting = open_stream(proxy_of('queue'), { body: 'waiting' });
+  await until('a tarefa no stream', async () => (await db.xLen('ndjson_tasks')) === 1);
+  gates.open('waiting');
+  guest = await outside_scope(() => guest.again());
+  assert.deepEqual(await waiting.rest(run_limit_ms), ['{"step":1}', '{"step":2}']);
+  const { body } = await fetch_all(proxy_of('echo'), { body: 'outro n8n' });
+  assert.equal(JSON.parse(body).body, 'outro n8n');
+});
+
+test('o n8n morre: o que veio do stream acaba com um erro quando ele volta', { skip }, async () => {
+  const stream = open_stream(proxy_of('queue'), { body: 'dying' });
+  assert.equal(await stream.next(run_limit_ms), '{"step":1}');
+  guest.program.process.kill('SIGKILL');
+  await guest.program.exited;
+  guest = await guest.again();
+  assert.deepEqual(await stream.rest(run_limit_ms), ['{"error":"worker lost"}']);
+  await until('nada no stream', async () => (await db.xLen('ndjson_tasks')) === 0);
 });

@@ -93,14 +93,11 @@ export async function connectInTime(client: RedisConnection, credential: RedisCr
     const error = new Error(`Redis ${placeOf(credential)} does not answer`);
     timer = setTimeout(() => reject(error), connectMs);
   });
-  try {
-    await Promise.race([client.connect(), late]);
-  } catch (error) {
-    if (client.isOpen) client.destroy();
-    throw error;
-  } finally {
+  const connecting = Promise.race([client.connect(), late]);
+  await connecting.finally(() => {
     clearTimeout(timer);
-  }
+    if (client.isOpen && !client.isReady) client.destroy();
+  });
 }
 
 /** A shared connection: how many use it, and when it closes if nobody does. */

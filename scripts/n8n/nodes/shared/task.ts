@@ -52,7 +52,8 @@ const scriptStart = `
   local holder = redis.call('GET', KEYS[3])
   local leftMs = redis.call('PTTL', KEYS[1])
   local isWanted = leftMs ~= -2
-  local lifeMs = math.max(tonumber(ARGV[2]), isQueued and leftMs or 0)
+  local lifeMs = tonumber(ARGV[2])
+  if isQueued then lifeMs = math.max(lifeMs, leftMs + 1000) end
   local isOurs = not isQueued
   if holder then isOurs = holder:sub(1, #ARGV[1]) == ARGV[1] end
   local state = holder and isOurs and holder:sub(#ARGV[1] + 1) or ''
@@ -72,13 +73,16 @@ const scriptForget = `
     redis.call('XDEL', KEYS[4], ARGV[4])
   end`;
 
-/** Claims a task that nobody has: gives its JSON, or nothing. */
+/**
+ * Claims a task that nobody has, or whose claim is the one that a dead worker left, with the state
+ * of its answer: gives its JSON, or nothing.
+ */
 const claimScript = `${scriptStart}
   if not isWanted then ${scriptForget}
     return false
   end
-  if holder then return false end
-  redis.call('SET', KEYS[3], ARGV[1], 'PX', lifeMs)
+  if (holder or '') ~= ARGV[5] then return false end
+  redis.call('SET', KEYS[3], ARGV[1] .. ARGV[6], 'PX', lifeMs)
   return redis.call('GET', KEYS[1])`;
 
 /**
@@ -109,13 +113,15 @@ const pushScript = `${scriptStart}
     end
     table.insert(elements, element)
   end
+  -- after another write a Redis without memory would not refuse this one any more
+  local length = redis.call('RPUSH', KEYS[2], unpack(elements))
   if holder then keep() end
-  return redis.call('RPUSH', KEYS[2], unpack(elements))`;
+  return length`;
 
 /** Renews the claim: gives 1 while somebody waits for our answer. "1" asks for a sign of life. */
 const renewScript = `${scriptStart}
   if not isWanted or not isOurs then return 0 end
-  keep()
+  if holder then keep() end
   if isQueued then redis.pcall('XCLAIM', KEYS[4], ARGV[3], ARGV[5], 0, ARGV[4], 'JUSTID') end
   if ARGV[6] == '1' and redis.call('EXISTS', KEYS[2]) == 0 then redis.call('RPUSH', KEYS[2], '') end
   return 1`;
@@ -158,10 +164,17 @@ export function isTask(value: unknown): value is Task {
  * Claims a task.
  * @param client the connection
  * @param task the task, with the claim that is to be ours
+ * @param left the claim that a dead worker left, if any
+ * @param state how the answer of that one had begun
  * @returns its JSON; null if it is somebody else's, or gone
  */
-export async function claimTask(client: RedisConnection, task: Task): Promise<string | null> {
-  const text = await run(client, claimScript, task, []);
+export async function claimTask(
+  client: RedisConnection,
+  task: Task,
+  left = '',
+  state = '',
+): Promise<string | null> {
+  const text = await run(client, claimScript, task, [left, state]);
   return text === null ? null : String(text);
 }
 

@@ -119,7 +119,8 @@ export class JsonProxyLine implements INodeType {
       ) as IDataObject;
       const task = findTask(this, index, given);
       const isThere = await act(this, client, operation, task, index);
-      if (!isThere && stopIfGone) throw new Error('The client is gone');
+      if (!isThere && stopIfGone)
+        throw new NodeOperationError(this.getNode(), 'The client is gone');
       const output = operation === 'check' && !isThere ? outputs[1] : outputs[0];
       output?.push(outputOf(this, isThere, index));
     };

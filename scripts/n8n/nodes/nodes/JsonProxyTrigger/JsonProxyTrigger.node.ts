@@ -49,9 +49,10 @@ export class JsonProxyTrigger implements INodeType {
         path: this.getNodeParameter('path', '') as string,
         methods: this.getNodeParameter('methods', []) as string[],
       },
-      limit: Number(options.limit ?? -1),
+      limit: Number(options.tasksAtOnce ?? -1),
       signsOfLife: options.signsOfLife !== false,
       errorText: String(options.errorText ?? ''),
+      stream: String(options.stream ?? ''),
     });
     const closeFunction = async () => listener.close();
     if (this.getMode() === 'manual') {

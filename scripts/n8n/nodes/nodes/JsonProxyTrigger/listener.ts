@@ -11,6 +11,17 @@ import {
   NodeOperationError,
 } from 'n8n-workflow';
 import {
+  type Entry,
+  leaveEntry,
+  makeGroup,
+  type Queue,
+  stateOf,
+  takeLeft,
+  takeNew,
+  takeoverMs,
+  uuidOf,
+} from '../../shared/queue';
+import {
   connectInTime,
   createConnection,
   placeOf,
@@ -29,10 +40,18 @@ export type Settings = {
   limit: number;
   signsOfLife: boolean;
   errorText: string;
+  /** The stream from which tasks come, if not from the channel. */
+  stream: string;
 };
 
-/** A task that is meant, and not yet claimed. */
-type Call = { stored: StoredTask; params: Record<string, string> };
+/** A task that is meant, and not yet claimed; and its entry in a stream, if it came from one. */
+type Call = { stored: StoredTask; params: Record<string, string>; entry: Entry | undefined };
+
+/** How many tasks are taken from a stream at a time, where there is no limit. */
+const readAtOnce = 100;
+
+/** After a stream refused something, and while there is no room. */
+const pauseMs = 1000;
 
 /** How often claims are renewed. */
 const renewMs = 5000;
@@ -59,6 +78,8 @@ export class Listener {
   readonly id: string;
 
   readonly isManual: boolean;
+
+  private readonly queue: Queue | undefined;
 
   private readonly channel: RedisConnection;
 
@@ -88,8 +109,12 @@ export class Listener {
     private readonly context: ITriggerFunctions,
     private readonly settings: Settings,
   ) {
-    this.id = `${context.getWorkflow().id}/${context.getNode().id}`;
+    const [workflowId, nodeId] = [context.getWorkflow().id, context.getNode().id];
+    this.id = `${workflowId}/${nodeId}`;
     this.isManual = context.getMode() === 'manual';
+    // the editor hears the channel, where tasks of a stream are announced too
+    const isQueued = settings.stream !== '' && !this.isManual;
+    if (isQueued) this.queue = { stream: settings.stream, group: `n8n_${workflowId}_${nodeId}` };
     this.channel = createConnection(settings.credential, this.log);
     this.renewing = setInterval(() => void this.renew(), renewMs);
     this.renewing.unref();
@@ -109,8 +134,10 @@ export class Listener {
     const { credential, channel } = this.settings;
     const listen = async (connected: Promise<unknown>) => {
       await connected;
-      await this.channel.subscribe(channel, (taskKey) => void this.hear(taskKey));
-      this.log(`listening to ${channel} on Redis ${placeOf(credential)}`);
+      if (this.queue) void this.readQueue(this.queue);
+      else await this.channel.subscribe(channel, (taskKey) => void this.hear(taskKey));
+      const source = this.queue ? `stream ${this.queue.stream}` : channel;
+      this.log(`listening to ${source} on Redis ${placeOf(credential)}`);
     };
     if (['init', 'leadershipChange'].includes(this.context.getActivationMode())) {
       const listening = listen(this.channel.connect()).catch((error) => this.fail(error.message));
@@ -162,25 +189,75 @@ export class Listener {
     } else this.context.emitError(error);
   }
 
-  private async hear(taskKey: string): Promise<void> {
+  /** Takes a task that was announced or, with an entry, that a stream has. */
+  private async hear(taskKey: string, entry?: Entry): Promise<void> {
     try {
       const text = await this.redis((client) => client.get(taskKey));
-      if (text === null) {
-        if (!this.hasFound) await this.searchTask(taskKey);
-        return;
-      }
+      if (text === null) return await this.miss(taskKey, entry);
       const stored = parseTask(text);
       if (!stored) return;
       this.hasFound = true;
       const params = matchRequest(this.settings.filter, stored);
-      if (!params) return;
-      const call = { stored, params };
+      if (!params) return await this.leave(entry);
+      const call = { stored, params, entry };
       if (this.yields()) this.yielded.push(call);
       else this.waiting.push(call);
       await this.serveWaiting();
       this.handBack();
     } catch (error) {
       this.log(`task ${taskKey} was left: ${(error as Error).message}`);
+    }
+  }
+
+  /** Cares for a task that is not there: its client has left, or it is in another database. */
+  private async miss(taskKey: string, entry?: Entry): Promise<void> {
+    if (entry) {
+      const task = this.taskOf({ uuid: uuidOf(taskKey), key: taskKey, list: taskKey }, entry);
+      await this.redis((client) => claimTask(client, task)); // takes it out of the stream
+    } else if (!this.hasFound) await this.searchTask(taskKey);
+  }
+
+  /** Leaves a task of a stream to others. */
+  private async leave(entry: Entry | undefined): Promise<void> {
+    const { queue } = this;
+    if (queue && entry) await this.redis((client) => leaveEntry(client, queue, entry));
+  }
+
+  /** Gives a task as ours, with a claim of its own. */
+  private taskOf(names: Pick<Task, 'uuid' | 'key' | 'list'>, entry: Entry | undefined): Task {
+    const { queue } = this;
+    const holder = `${queue?.group ?? 'n8n'} n8n ${randomUUID()} `;
+    return { ...names, holder, ...(queue && entry && { queue: { ...queue, entry: entry.id } }) };
+  }
+
+  /** Takes tasks from the stream: new ones and, now and then, those that somebody left behind. */
+  private async readQueue(queue: Queue): Promise<void> {
+    let lookAt = 0;
+    while (this.isOpen) {
+      const room = Math.min(this.room(), readAtOnce);
+      try {
+        if (room <= 0) {
+          await new Promise((resolve) => setTimeout(resolve, pauseMs).unref());
+          continue;
+        }
+        const isLook = performance.now() >= lookAt;
+        const entries = isLook
+          ? await this.redis((client) => takeLeft(client, queue, room))
+          : await takeNew(this.channel, queue, room);
+        if (isLook && entries.length === 0) lookAt = performance.now() + takeoverMs / 3;
+        const own = new Set([...this.running, ...this.sleeping].map((task) => task.queue?.entry));
+        const others = entries.filter(({ id }) => !own.has(id)); // we were only late
+        await Promise.all(others.map((entry) => this.hear(entry.taskKey, entry)));
+      } catch (error) {
+        const { message } = error as Error;
+        lookAt = performance.now() + takeoverMs; // the others could give no sign of life either
+        const repair = () => this.redis((client) => makeGroup(client, queue));
+        if (message.startsWith('NOGROUP ')) await repair().catch(() => {});
+        else if (this.isOpen) {
+          this.log(`stream ${queue.stream}: ${message}`);
+          await new Promise((resolve) => setTimeout(resolve, pauseMs).unref());
+        }
+      }
     }
   }
 
@@ -229,13 +306,15 @@ export class Listener {
     );
   }
 
-  private hasRoom(): boolean {
+  /** Says how many tasks more may be served now. */
+  private room(): number {
     const limit = this.isManual ? 1 : this.settings.limit;
-    return this.isOpen && (limit < 0 || this.running.size + this.claiming < limit);
+    const free = limit < 0 ? Number.POSITIVE_INFINITY : limit - this.running.size - this.claiming;
+    return this.isOpen ? free : 0;
   }
 
   private async serveWaiting(): Promise<void> {
-    while (this.hasRoom()) {
+    while (this.room() > 0) {
       const call = this.waiting.shift();
       if (!call) return;
       this.claiming += 1;
@@ -247,14 +326,19 @@ export class Listener {
     }
   }
 
-  private async serve({ stored, params }: Call): Promise<void> {
-    const task: Task = {
-      uuid: stored.uuid,
-      key: stored.task_key,
-      list: stored.task_list,
-      holder: `n8n ${randomUUID()} `,
-    };
-    if ((await this.redis((client) => claimTask(client, task))) === null) return;
+  private async serve({ stored, params, entry }: Call): Promise<void> {
+    const { uuid, task_key: key, task_list: list } = stored;
+    const task = this.taskOf({ uuid, key, list }, entry);
+    const left = entry?.holder ?? '';
+    const state = stateOf(this.queue?.group ?? '', left);
+    if (state === undefined) return; // somebody else's, of another kind
+    const claimed = await this.redis((client) => claimTask(client, task, left, state));
+    if (claimed === null) return await this.leave(entry);
+    if (state !== '') {
+      this.log(`the n8n that was answering task ${uuid} is gone`);
+      await this.end(task, 'worker lost'); // what the client has must not come twice
+      return;
+    }
     this.running.add(task);
     if (this.isManual) this.isOpen = false;
     try {
@@ -264,8 +348,9 @@ export class Listener {
       if (this.isManual) await this.tellOfOthers(item);
       this.start(task, item);
     } catch (error) {
-      await this.end(task, (error as Error).message);
-      throw error;
+      const { message } = error as Error;
+      this.log(`task ${task.uuid} could not be given on: ${message}`);
+      await this.end(task, message);
     }
   }
 

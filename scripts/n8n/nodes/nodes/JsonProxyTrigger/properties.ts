@@ -16,7 +16,7 @@ export const triggerProperties: INodeProperties[] = [
     name: 'path',
     type: 'string',
     default: '',
-    placeholder: '/orders/:id',
+    placeholder: '/orders/:number',
     description:
       'Only requests to this path start the workflow; empty for all. <code>:name</code> stands for a part of it, <code>*</code> for anything. What is not meant is left to the other workflows on the channel.',
   },
@@ -59,8 +59,17 @@ export const triggerProperties: INodeProperties[] = [
           'Whether to tell the proxy, while the execution runs, that the answer is still being made. Without it the proxy gives up after its MAXTIME of silence.',
       },
       {
+        displayName: 'Stream',
+        name: 'stream',
+        type: 'string',
+        default: '',
+        placeholder: 'ndjson_tasks',
+        description:
+          'The REDIS_STREAM of the proxy, if it has one: requests that come while n8n is down wait there. Needs Redis 6.2 or newer.',
+      },
+      {
         displayName: 'Tasks at Once',
-        name: 'limit',
+        name: 'tasksAtOnce',
         type: 'number',
         typeOptions: { minValue: -1 },
         default: -1,
