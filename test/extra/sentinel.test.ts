@@ -180,6 +180,7 @@ test('trava, e depois morre: o proxy segue para o novo, e um worker em Python ta
   const ping = () => fetch_all(proxy, { path: '/ping' });
   await until('o proxy no primário novo', async () => (await ping()).status === 200);
   scene.first.process.kill('SIGKILL'); // a redis-py não nota um Redis que só se cala
-  await until('pedido atendido pelo worker', async () => (await ask()) === 404);
+  await until('o worker no novo', () => worker.stdout().match(/ouvindo/g)?.length === 2);
+  assert.equal(await ask(), 404);
   assert.match(proxy.stderr(), / redis_down redis=sentinel:\S+ reason=/);
 });
