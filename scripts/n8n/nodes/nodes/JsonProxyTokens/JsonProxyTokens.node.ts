@@ -37,6 +37,7 @@ function formatOf(context: ISupplyDataFunctions, itemIndex: number, { uuid }: Ta
   return openAiFormat({ id: `chatcmpl-${uuid}`, created: Math.floor(Date.now() / 1000), model });
 }
 
+// eslint-disable-next-line @n8n/community-nodes/node-usable-as-tool -- it stands before a model
 export class JsonProxyTokens implements INodeType {
   description: INodeTypeDescription = {
     displayName: 'JSON Proxy Tokens',
