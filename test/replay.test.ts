@@ -232,6 +232,39 @@ describe('quem volta', { concurrency: tests_at_once }, () => {
     assert.equal((await reply).body, 'nova\n');
   });
 
+  test('API_KEY e RATE valem para quem volta', async () => {
+    const guards = [...long_replay, '--api-key', 'segredo', '--rate', '2/86400'];
+    const { proxy, worker, db } = await start_scene(redis, guards);
+    const headers = { 'x-api-key': 'segredo' };
+    const first = open_stream(proxy, { headers });
+    const task = await worker.next();
+    await db.rPush(task.task_list, ['1', 'EOF']);
+    assert.deepEqual(await first.rest(), ['1']);
+    const place = back_to(task, 0);
+    assert.equal((await fetch_all(proxy, { headers: { ...headers, ...place } })).body, '1\n');
+    const replies = [{ ...headers, ...place }, place].map((all) =>
+      fetch_all(proxy, { headers: all }),
+    );
+    assert.deepEqual(
+      (await Promise.all(replies)).map(({ status }) => status),
+      [429, 429],
+    );
+  });
+
+  test('sem memória no Redis os fluxos esperam, e nada falta', async () => {
+    const own = await start_redis();
+    const { proxy, worker, db } = await start_scene(own, [...long_replay, '-t', '600000']);
+    const { stream, task } = await begin(proxy, worker, ['1']);
+    const full = ['CONFIG', 'SET', 'maxmemory', '1'];
+    await db.multi().rPush(task.task_list, ['2', '3']).addCommand(full).exec();
+    await until('recusa', async () => /errorstat_OOM/.test(await db.info('errorstats')));
+    await db.configSet('maxmemory', '0');
+    for (const line of ['2', '3']) assert.equal(await stream.next(), line);
+    await db.del(task.task_key);
+    assert.deepEqual(await stream.rest(), []);
+    assert.equal((await end_of(proxy, task)).ending, 'done');
+  });
+
   test('uma resposta enorme: o que se guarda tem limite, e o que se foi é 410', async () => {
     const { proxy, worker, db } = await start_scene(redis, long_replay);
     const reader = open_stream(proxy);

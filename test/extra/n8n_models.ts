@@ -7,8 +7,11 @@ import http from 'node:http';
 import { on_stop, stir } from '../harness';
 import { make_part } from './chat_format';
 
-/** Algo que o modelo diz, ou como ele falha: a conexão cortada, ou o fluxo que só acaba. */
-export type said = { text: string } | { tool: string; input: object } | 'cut' | 'short';
+/** Como o modelo falha: a conexão cortada, o fluxo que só acaba, ou a falta de espaço, dita. */
+type failure = 'cut' | 'short' | 'full';
+
+/** Algo que o modelo diz, ou como ele falha. */
+export type said = { text: string } | { tool: string; input: object } | failure;
 
 /** O que o modelo faz com uma pergunta. `turn` é 0, e mais 1 depois de cada ferramenta usada. */
 export type script = (turn: number, asked: asked) => AsyncIterable<said>;
@@ -24,7 +27,7 @@ export type asked = {
 export type call = { asked: asked; finished: boolean; closed: boolean };
 
 /** Como cada formato escreve o que o modelo diz. */
-type voice = { said: (one: Exclude<said, string>) => string; end: (used_tool: boolean) => string };
+type voice = { said: (one: Exclude<said, string>) => string; end: (reason: string) => string };
 
 const line = (part: object) => `${JSON.stringify(part)}\n`;
 
@@ -34,7 +37,7 @@ const ollama: voice = {
     const call = { name: one.tool, arguments: one.input };
     return line(make_part({ tool_calls: [{ function: call }] }));
   },
-  end: () => line(make_part({}, true)),
+  end: (reason) => line({ ...make_part({}, true), done_reason: reason }),
 };
 
 /** Dá um evento da OpenAI, com `finish_reason` se é o último. */
@@ -50,7 +53,7 @@ const openai: voice = {
     const fields = { name: one.tool, arguments: JSON.stringify(one.input) };
     return chunk({ tool_calls: [{ index: 0, id: 'call_1', type: 'function', function: fields }] });
   },
-  end: (used_tool) => `${chunk({}, used_tool ? 'tool_calls' : 'stop')}data: [DONE]\n\n`,
+  end: (reason) => `${chunk({}, reason)}data: [DONE]\n\n`,
 };
 
 /** Dá um evento da API responses. */
@@ -99,15 +102,18 @@ async function speak(
   says: AsyncIterable<said>,
   response: http.ServerResponse,
 ): Promise<unknown> {
-  let used_tool = false;
+  let reason = 'stop';
   for await (const one of says) {
     if (response.destroyed) return;
     if (one === 'cut') return response.destroy();
     if (one === 'short') return response.end();
-    used_tool ||= 'tool' in one;
-    response.write(voice.said(one));
+    if (one === 'full') reason = 'length';
+    else {
+      if ('tool' in one) reason = 'tool_calls';
+      response.write(voice.said(one));
+    }
   }
-  return response.end(voice.end(used_tool));
+  return response.end(voice.end(reason));
 }
 
 /**

@@ -254,6 +254,15 @@ describe('os tokens de um agente num n8n de verdade', { skip, concurrency: true 
     });
   }
 
+  for (const channel of ['ollama', 'openai']) {
+    test(`${channel}: a resposta de um modelo a que faltou espaço diz isso`, async () => {
+      models.play(`${channel} enche`, tell({ text: 'Rio ' }, 'full'));
+      const stream = open_stream(proxy_of(channel), { body: `${channel} enche` });
+      const last = (await stream.rest(run_limit_ms)).at(-1) ?? '';
+      assert.deepEqual(JSON.parse(last), { answer: 'Rio ', finish_reason: 'length' });
+    });
+  }
+
   for (const [when, says] of [
     ['no meio', [{ text: 'Rio ' }, 'cut']],
     ['antes de falar', ['cut']],
