@@ -1183,16 +1183,16 @@ async function redis_replay(
 }
 
 /**
- * Renova o TTL das chaves da tarefa `task_uuid`, e devolve se a dela existia; undefined se o Redis
- * não está ou recusou. Os comandos saem junto com o próximo.
+ * Renova o TTL das chaves da tarefa `task_uuid`, e devolve se a dela e a da lista existiam;
+ * undefined se o Redis não está ou recusou. Os comandos saem junto com o próximo.
  */
-async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
+async function redis_renew(task_uuid: string) {
   try {
     const { client } = redis_ready();
-    if (REPLAY > 0) return (await redis_replay(task_uuid, { ttl: REPLAY })).task_exists;
+    if (REPLAY > 0) return await redis_replay(task_uuid, { ttl: REPLAY });
     const keys = redis_keys(task_uuid).slice(0, 3);
     const replies = await Promise.all(keys.map((key) => client.expire(key, REDIS_TTL)));
-    return replies[0] === 1;
+    return { task_exists: replies[0] === 1, list_exists: replies[1] === 1 };
   } catch (error) {
     const { message } = error as Error;
     if (is_refusal(error)) log('warn', 'renew_refused', { task: task_uuid, reason: message });
@@ -2535,10 +2535,13 @@ function renew_if_due(stream: stream_state): void {
   // NOLOOP: o nosso EXPIRE esconde um RPUSH atendido na mesma volta do Redis; só a consulta o vê.
   stream.has_news = true;
   const asked_at = now();
-  void redis_renew(stream.task.uuid).then((task_exists) => {
-    if (task_exists) stream.expires_at = asked_at + key_life_s() * 1000;
-    // sumiu antes de poder expirar: foi o worker que a apagou
-    else if (task_exists === false && now() < stream.expires_at) stream.expires_at = Infinity;
+  void redis_renew(stream.task.uuid).then((found) => {
+    if (!found) stream.renew_at = Math.min(stream.renew_at, now() + retry_ms);
+    // sumiu antes de poder expirar: foi o worker que a apagou; a lista por ler ainda pode expirar
+    else if (found.task_exists || now() < stream.expires_at) {
+      const is_left = found.task_exists || found.list_exists;
+      stream.expires_at = is_left ? asked_at + key_life_s() * 1000 : Infinity;
+    }
   });
 }
 
