@@ -1006,9 +1006,8 @@ async function redis_presence(task: task_names): Promise<task_presence> {
   const { task_key: key, task_list: list, uuid } = task;
   const claim = claim_prefix + key_tag(uuid);
   // Uma chave repetida conta de novo: a soma diz quais existem.
-  return presence_of(
-    await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]),
-  );
+  const sum = await redis_ready().client.exists([list, key, key, claim, claim, claim, claim]);
+  return presence_of(sum);
 }
 
 /** Entradas de REDIS_STREAM que podem sobrar de proxies mortos: bem mais que as tarefas vivas. */
@@ -1086,13 +1085,11 @@ async function redis_count_request(network: string, seconds: number) {
 class lost_reply extends Error {}
 
 /**
- * Retira linhas e pergunta o que resta, numa ida e volta. UM SÓ EXISTS É A GARANTIA: ele vê a lista
- * e a tarefa no mesmo instante, depois do LPOP. Se nenhuma existe, tudo o que o worker empurrou
- * antes do seu DEL já saiu. Perguntadas em separado, primeiro a lista, o worker poderia empurrar a
- * última linha e apagar a tarefa entre as duas, e a linha se perderia.
- * @param count quantas linhas retirar no máximo; acima de 1 só se o servidor souber
- * @returns o que foi retirado e o que existe depois
- * @throws ErrorReply se o LPOP foi recusado, lost_reply, ou erro de conexão
+ * Retira até `count` linhas (mais de uma, só se o servidor souber), e as devolve com o que resta,
+ * numa ida e volta. UM SÓ EXISTS É A GARANTIA: ele vê a lista e a tarefa no mesmo instante, depois
+ * do LPOP. Se nenhuma existe, tudo o que o worker empurrou antes do seu DEL já saiu. Perguntadas em
+ * separado, primeiro a lista, o worker poderia empurrar a última linha e apagar a tarefa entre as
+ * duas, e a linha se perderia. Lança lost_reply se o que retirou pode ter-se perdido.
  */
 async function redis_poll(task: task_names, count: number): Promise<poll_result> {
   const { buffers } = redis_ready();
@@ -1187,16 +1184,16 @@ async function redis_replay(
 }
 
 /**
- * Renova o TTL das chaves da tarefa `task_uuid`, e devolve se a dela existia; undefined se o Redis
- * não está ou recusou. Os comandos saem junto com o próximo.
+ * Renova o TTL das chaves da tarefa `task_uuid`, e devolve se a dela e a da lista existiam;
+ * undefined se o Redis não está ou recusou. Os comandos saem junto com o próximo.
  */
-async function redis_renew(task_uuid: string): Promise<boolean | undefined> {
+async function redis_renew(task_uuid: string) {
   try {
     const { client } = redis_ready();
-    if (REPLAY > 0) return (await redis_replay(task_uuid, { ttl: REPLAY })).task_exists;
+    if (REPLAY > 0) return await redis_replay(task_uuid, { ttl: REPLAY });
     const keys = redis_keys(task_uuid).slice(0, 3);
     const replies = await Promise.all(keys.map((key) => client.expire(key, REDIS_TTL)));
-    return replies[0] === 1;
+    return { task_exists: replies[0] === 1, list_exists: replies[1] === 1 };
   } catch (error) {
     const { message } = error as Error;
     if (is_refusal(error)) log('warn', 'renew_refused', { task: task_uuid, reason: message });
@@ -1410,9 +1407,8 @@ async function redis_find(): Promise<place | { path: string }> {
 }
 
 /**
- * Conecta e devolve um cliente, que passa a ser o do processo. Cada conexão é de um novo: o nome do
- * servidor é resolvido outra vez, ou perguntado a quem o sabe.
- * @param asks_news se o servidor deve avisar das mudanças
+ * Conecta e devolve um cliente, que passa a ser o do processo; `asks_news` pede os avisos. Cada um
+ * é novo: o nome do servidor é resolvido outra vez, ou perguntado a quem o sabe.
  */
 async function redis_open(asks_news: boolean) {
   const session = { database: REDIS_SERVER.database, ...redis_login() };
@@ -1841,8 +1837,6 @@ const body_budget = heap_statistics().heap_size_limit / 8;
 
 /**
  * Lê o corpo de um pedido. Quem mandou `Expect: 100-continue` só é convidado a enviar agora.
- * @param turn a vez do pedido; interrompida, a leitura para
- * @returns os bytes do corpo, vazio se não há
  * @throws refusal 413 se passar de MAXBODY, 408 se parar de chegar, 503 se já há corpos demais em
  *   memória, ou a do analisador; Error se o cliente sair no meio
  */
@@ -2309,7 +2303,7 @@ const event_format: stream_format = {
   closing: (how) => `event: end\ndata: {"ending": "${how}"}\n\n`,
 };
 
-/** REPLAY guarda de um fluxo de uma a duas vezes isto, e o que um elemento pequeno ocupa a mais. */
+/** REPLAY guarda de um fluxo uma a duas vezes `half`; `element` é o que cada um ocupa a mais. */
 const kept_bytes = { half: 8 * 1024 * 1024, element: 16 };
 
 /** Tudo o que um fluxo sabe de si. Instantes em ms do relógio monotônico. */
@@ -2495,10 +2489,7 @@ function flush_head(stream: stream_state): void {
   stream.response.flushHeaders();
 }
 
-/**
- * Abre a resposta sem esperar pelo worker. Com REPLAY quem o decide é a próxima consulta: a cabeça
- * que vier depois chegou tarde para todos os leitores, ou para nenhum.
- */
+/** Abre já a resposta; com REPLAY na próxima consulta, e a cabeça atrasada o é para todos. */
 function open_early(stream: stream_state): void {
   if (REPLAY === 0 || stream.elements > 0 || stream.response.headersSent) flush_head(stream);
   else {
@@ -2557,10 +2548,13 @@ function renew_if_due(stream: stream_state): void {
   // NOLOOP: o nosso EXPIRE esconde um RPUSH atendido na mesma volta do Redis; só a consulta o vê.
   stream.has_news = true;
   const asked_at = now();
-  void redis_renew(stream.task.uuid).then((task_exists) => {
-    if (task_exists) stream.expires_at = asked_at + key_life_s() * 1000;
-    // sumiu antes de poder expirar: foi o worker que a apagou
-    else if (task_exists === false && now() < stream.expires_at) stream.expires_at = Infinity;
+  void redis_renew(stream.task.uuid).then((found) => {
+    if (!found) stream.renew_at = Math.min(stream.renew_at, now() + retry_ms);
+    // sumiu antes de poder expirar: foi o worker que a apagou; a lista por ler ainda pode expirar
+    else if (found.task_exists || now() < stream.expires_at) {
+      const is_left = found.task_exists || found.list_exists;
+      stream.expires_at = is_left ? asked_at + key_life_s() * 1000 : Infinity;
+    }
   });
 }
 
@@ -2591,10 +2585,7 @@ function read_on(stream: stream_state) {
   return redis_replay(task.uuid, { from, count, pops, opens, news });
 }
 
-/**
- * Leva um leitor adiante, e avisa os outros deste processo, a quem o Redis não avisa.
- * @throws refusal se o que ele ia ler já foi jogado fora: outro leitor está bem à frente
- */
+/** Leva um leitor adiante, e avisa os outros; lança refusal se o que ia ler já não se guarda. */
 function move_on(stream: stream_state, { elements, kept, is_fresh = false }: poll_result): void {
   if (kept && kept.base > stream.next_element) throw new refusal('gone');
   stream.next_element += elements.length;
@@ -2614,10 +2605,9 @@ function may_have_holes(stream: stream_state): boolean {
 }
 
 /**
- * Consulta a lista uma vez. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda
- * há tempo: a resposta dele é uma linha do cliente.
- * @returns o que veio; undefined se o Redis não está ou o pedido foi interrompido
- * @throws ErrorReply se o Redis recusa a consulta; refusal se REPLAY já jogou fora o que viria
+ * Consulta a lista uma vez, e devolve o que veio; undefined se o Redis não está ou o pedido foi
+ * interrompido. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda há tempo: a
+ * resposta dele é uma linha do cliente. Lança ErrorReply se o Redis recusa, e a refusal de move_on.
  */
 async function stream_poll(stream: stream_state): Promise<poll_result | undefined> {
   renew_if_due(stream);
@@ -2708,11 +2698,9 @@ function note_odd_head(stream: stream_state, reason: string): void {
 const max_copied_bytes = 1024 * 1024;
 
 /**
- * Escreve bytes e respeita o cliente lento: enquanto o socket dele estiver cheio, nada mais é
- * retirado da lista. Vai em fatias, para que uma linha enorme mostre se o cliente ainda lê, e cede
- * a vez depois de cada uma; quem não lê nada por MAXTIME perde a conexão.
- * @param parts as partes, na ordem
- * @param size quantos bytes têm
+ * Escreve as `size` bytes de `parts` e respeita o cliente lento: enquanto o socket dele está cheio,
+ * nada mais é retirado da lista. Vai em fatias, para que uma linha enorme mostre se ele ainda lê, e
+ * cede a vez depois de cada uma; quem não lê nada por MAXTIME perde a conexão.
  * @throws worker_fault se passam do Content-Length que o worker deu
  */
 async function send_parts(stream: stream_state, parts: Buffer[], size: number): Promise<void> {
@@ -2846,10 +2834,9 @@ async function deliver(stream: stream_state, elements: Buffer[]): Promise<void> 
 }
 
 /**
- * Decide o que significa a tarefa ter sumido. Se o servidor não é mais o mesmo desde a última prova
- * de que tinha os dados, ou se a chave pode ter expirado sem que a renovação a alcançasse, eles se
- * perderam: isso não pode parecer sucesso.
- * @returns o fim; undefined enquanto não se sabe que servidor é este
+ * Diz o que significa a tarefa ter sumido; undefined se não se sabe que servidor é este. Se não
+ * é mais o da última prova de que tinha os dados, ou se a chave pode ter expirado sem renovação,
+ * eles se perderam: isso não pode parecer sucesso.
  */
 function judge_absence(stream: stream_state): ending | undefined {
   if (redis_link.identity === '') return undefined;
@@ -2894,9 +2881,8 @@ function idle_interval(stream: stream_state): number {
 
 /**
  * O laço de um fluxo, como a especificação o descreve: consulta; linha, envia e pausa; nada, dorme.
- * @returns como terminou
- * @throws ErrorReply se o Redis recusa a consulta; worker_fault se o worker desistiu; refusal se o
- *   que o cliente quer não está mais guardado
+ * Devolve como terminou, ou lança: ErrorReply se o Redis recusa; worker_fault se o worker desistiu;
+ * refusal se o que o cliente quer não está mais guardado.
  */
 async function stream_loop(stream: stream_state): Promise<ending> {
   const { turn } = stream;
@@ -2934,10 +2920,7 @@ async function stream_loop(stream: stream_state): Promise<ending> {
   }
 }
 
-/**
- * Leva um fluxo até o fim, e devolve como foi. Se nada chegar logo, a resposta abre sem esperar.
- * @throws refusal se o que o cliente quer não está mais guardado
- */
+/** Leva um fluxo até o fim, e devolve como foi. Se nada chega logo, a resposta abre sem esperar. */
 async function run_stream(stream: stream_state): Promise<ending> {
   stream.open_timer = setTimeout(open_early, HEAD_WAIT, stream);
   if (HEARTBEAT > 0) stream.beat_timer = setTimeout(send_heartbeat, HEARTBEAT, stream);
@@ -3008,9 +2991,8 @@ function cut_response({ request }: request_turn): void {
 }
 
 /**
- * Com REPLAY, guarda como um fluxo terminou antes que o cliente o saiba. Quem sai, ou é posto para
- * fora por uma parada, não termina nada: o fluxo segue sem ele, por REPLAY.
- * @returns se está guardado; se não, o cliente pode voltar, e não deve ler o fim
+ * Guarda como um fluxo terminou, antes que o cliente o saiba; devolve se o guardou. Se não, ou se
+ * quem sai é só este leitor, o fluxo segue sem ele, e ele pode voltar: não deve ler o fim.
  */
 async function keep_ending({ task, failure }: stream_state, how: ending): Promise<boolean> {
   const leaves = how === 'client_gone' || how === 'shutdown';
@@ -3093,10 +3075,8 @@ async function answer_ping(turn: request_turn): Promise<void> {
 }
 
 /**
- * Cria a tarefa de um pedido no Redis e o fluxo dela. O fluxo entra na tabela antes, porque os
- * avisos podem vir no mesmo pacote que a resposta.
- * @param body os bytes do corpo; nada os guarda depois daqui, um fluxo pode durar horas
- * @returns o fluxo
+ * Cria a tarefa de um pedido no Redis e o fluxo dela, que entra antes na tabela: os avisos podem
+ * vir no mesmo pacote que a resposta. Nada guarda `body` depois daqui: um fluxo pode durar horas.
  * @throws refusal 503 se o Redis recusa, ou se ninguém ouve e FAILFAST manda; 504 se não responde
  */
 async function open_stream(turn: request_turn, body: Buffer): Promise<stream_state> {
@@ -3129,13 +3109,13 @@ type comeback = { uuid: string; lines: number; is_event: boolean; kept?: typeof 
 /** Cria o fluxo de um cliente que volta; lança a recusa 410 se a linha que ele quer já se foi. */
 function resume_stream(turn: request_turn, { uuid, lines, kept }: comeback): stream_state {
   const head = parse_element(Buffer.from(kept?.head ?? '')); // a que já foi jogada fora
-  const is_raw = head.kind === 'head' && head.is_raw;
-  if (!kept || kept.lines > lines || (is_raw && lines > 0)) throw new refusal('gone');
+  const is_raw = head.kind === 'head' && head.is_raw; // só se repete inteira
+  if (!kept || kept.lines > lines || is_raw) throw new refusal('gone');
   const [task_key, task_list] = redis_keys(uuid);
   const stream = make_stream({ uuid, task_key, task_list }, turn);
-  const skip = lines - kept.lines;
-  Object.assign(stream, { lines, skip, next_element: kept.base, evictions: 0, has_news: true });
-  stream.touched_at = Infinity; // não se sabe o que mudou enquanto ninguém olhava
+  Object.assign(stream, { lines, skip: lines - kept.lines, next_element: kept.base });
+  // não se sabe o que mudou, nem o que se despejou, enquanto ninguém olhava
+  Object.assign(stream, { touched_at: Infinity, evictions: 0, has_news: true });
   if (head.kind === 'head') take_head(stream, head, true);
   stream.head = kept.head || stream.head;
   log('info', 'replay', { task: uuid, lines });
@@ -3201,9 +3181,7 @@ async function check_rate(request: http.IncomingMessage): Promise<void> {
 /**
  * Lê a que tarefa um cliente volta: "<uuid>:<linhas que tem>" em Last-Event-ID ou, de quem pede
  * eventos e não pode mandá-lo, na busca. Só "<uuid>" é o id que um EventSource recebe com o fim.
- * Outro id é assunto do worker.
- * @returns undefined se o pedido é de uma tarefa nova
- * @throws refusal 400 se o que vem depois de "<uuid>:" não é um número
+ * Outro id é assunto do worker. Lança a recusa 400 se depois de "<uuid>:" não vem um número.
  */
 function comeback_of({ headers, url = '' }: http.IncomingMessage): comeback | undefined {
   const is_event = choose_media_type(headers.accept) === event_type;
@@ -3765,12 +3743,7 @@ const redis_forms =
   'sentinel://[usuário:senha@]host[:porta][,host…]/primário[/banco], sentinels://… (TLS), ' +
   'cluster://[usuário:senha@]host[:porta][,host…] ou clusters://… (TLS)';
 
-/**
- * Separa um endereço do Redis em suas partes.
- * @param text uma das formas de `redis_forms`
- * @returns o endereço: parse_redis_server("h:1/2") dá host "h", port 1, database 2
- * @throws Error com a descrição do que é aceito
- */
+/** Lê um endereço do Redis, numa das formas de `redis_forms`; o que lança diz o que é aceito. */
 export function parse_redis_server(text: string): redis_address {
   const userinfo = '(?:(?<username>[^:@/]*)(?::(?<password>.*))?@)?';
   const node = '(?:\\[[0-9a-f:.]+\\]|[\\w.-]+)(?::\\d+)?';
@@ -4053,11 +4026,9 @@ function check_settings_together(gathered: gathered_settings): void {
 }
 
 /**
- * Lê todas as configurações e as deixa nas variáveis globais: padrão < ambiente < argumento.
- * Variável de ambiente vazia vale como ausente (é o que o compose produz com `${X:-}`).
- * @param argv argumentos sem o nome do programa
- * @param env variáveis de ambiente
- * @returns "help" ou "version" se foi pedido (nada é aplicado), ou "run"; e os textos em vigor
+ * Lê todas as configurações e as deixa nas variáveis globais: padrão < ambiente (`env`) < argumento
+ * (`argv`). Variável vazia vale como ausente: é o que o compose produz com `${X:-}`. Devolve o que
+ * foi pedido, "run", "help" ou "version" (nada é aplicado), e os textos em vigor.
  * @throws usage_error que nomeia a configuração, o valor e o que é aceito
  */
 export function load_settings(argv: string[], env: NodeJS.ProcessEnv) {
@@ -4247,9 +4218,8 @@ const farewell_ms = 3000;
 
 /**
  * Para o processo: fecha a porta, dá GRACE aos fluxos, encerra os que restam com uma linha de erro,
- * espera as limpezas e sai com 0. Chamada de novo, sai na hora.
+ * espera as limpezas e sai com 0. Chamada de novo, sai na hora, com o `signal_number` no código.
  * @param signal_name o sinal recebido, ou "disconnect" se o supervisor morreu
- * @param signal_number o número dele, para o código da saída imediata
  */
 async function stop(signal_name: string, signal_number: number): Promise<void> {
   if (lifetime.stopping) {

@@ -2,6 +2,8 @@
  * Os nós de scripts/n8n/nodes num n8n de verdade, instalados como o n8n os instala: cada operação
  * do JSON Proxy Line, cada fim que uma execução pode ter, e quem fica com que tarefa. Sem o n8n
  * instalado (npm run test:n8n) estes testes são pulados.
+ *
+ *   SCREENSHOTS=1 npm run test:n8n     refaz as imagens do manual
  */
 
 import assert from 'node:assert/strict';
@@ -658,14 +660,18 @@ test('de um nó ao cliente: o Line ao lado do nó do Redis, na mesma execução'
   );
 });
 
-/** O workflow no editor, com os avisos por cima e a barra de lado cortados, em pontos. */
-const picture = { x: 50, y: 110, width: 1440, height: 700, scale: 0.75 };
+/** O que vai nas imagens do manual, em pontos: o workflow, e o meio do nó aberto. */
+const pictures = {
+  'n8n-nodes': { x: 50, y: 170, width: 1400, height: 640, scale: 0.75 },
+  'n8n-line': { x: 520, y: 30, width: 460, height: 560, scale: 1 },
+};
 
 /** Guarda o que se vê de uma página, se pedido, numa imagem `name` do manual. */
-async function keep_picture(page: page, name: string): Promise<void> {
+async function keep_picture(page: page, name: keyof typeof pictures): Promise<void> {
   if (!process.env.SCREENSHOTS) return;
   await delay(3000); // o editor anima o que mostra
-  const { data } = await page.ask('Page.captureScreenshot', { format: 'png', clip: picture });
+  const clip = pictures[name];
+  const { data } = await page.ask('Page.captureScreenshot', { format: 'png', clip });
   write_file(`scripts/images/${name}.png`, Buffer.from(String(data), 'base64'));
 }
 
@@ -687,6 +693,9 @@ test('no editor: os nós aparecem, com os seus ícones e sem avisos', {
   await page.evaluate(`location.href = '/workflow/${id}/${node}'`);
   const operation = `${find('[data-test-id="parameter-input-operation"]')}.length === 1`;
   await page.wait_for(operation, run_limit_ms);
+  await page.evaluate(
+    `document.querySelector('[data-test-id="parameter-input-operation"] input').click()`,
+  );
   await keep_picture(page, 'n8n-line');
 });
 
