@@ -49,6 +49,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 CLAIM_PREFIX = "ndjson_claim_"  # fixo no contrato
 
@@ -156,7 +157,10 @@ for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], unpack(idle))) do
 end
 return found"""
 
-FORMS = "REDIS_SERVER: aceito host:porta/banco, redis://, rediss:// ou /caminho.sock?db=1"
+FORMS = (
+    "REDIS_SERVER: aceito host:porta/banco, redis://, rediss://, /caminho.sock?db=1 ou "
+    "sentinel://host:porta,host:porta/primário/banco"
+)
 
 USERINFO = r"(?:(?P<username>[^:@/]*)(?::(?P<password>.*))?@)?"
 
@@ -165,6 +169,12 @@ ADDRESSES = (
     rf"(?:(?P<scheme>rediss?)://{USERINFO})?(?P<host>\[[0-9a-f:.]+\]|[\w.-]+)"
     r"(?::(?P<port>\d+))?(?:/(?P<database>\d*))?",
     rf"(?:unix:(?://{USERINFO})?)?(?P<path>/[^?]*[^?/])(?:\?db=(?P<database>\d+))?",
+)
+
+# E a de um Redis de que os sentinels dizem onde está o primário.
+SENTINELS = (
+    rf"(?P<scheme>sentinels?)://{USERINFO}(?P<nodes>[^@/]+)/(?P<primary>[\w.-]+)"
+    r"(?:/(?P<database>\d*))?"
 )
 
 
@@ -250,6 +260,33 @@ def redis_place(server, secret):
         options.update(ssl=True, ssl_check_hostname=True, ssl_ca_certs=authority)
     shown = f"[{host}]" if ":" in host else host
     return {**options, "host": host, "port": port}, f"{shown}:{port}/{database}"
+
+
+def make_db(server, secret):
+    """
+    Cria o cliente do Redis, ou do primário que os sentinels dão a cada conexão.
+
+    Devolve o cliente, e o endereço sem senha. Lança ValueError com as formas aceitas.
+    """
+    options = {"socket_timeout": 30, "health_check_interval": 15}
+    options["retry"] = Retry(NoBackoff(), 0)  # uma linha repetida sozinha poderia chegar duas vezes
+    parts = re.fullmatch(SENTINELS, server, re.IGNORECASE | re.ASCII)
+    if parts is None:
+        place, where = redis_place(server, secret)
+        return redis.Redis(**place, **options), where
+    secure = parts["scheme"].lower() == "sentinels"
+    given = parts["nodes"].split(",")
+    nodes = [node if re.search(r":\d+$", node) else f"{node}:26379" for node in given]
+    scheme = "rediss" if secure else "redis"
+    places = [redis_place(f"{scheme}://{node}", secret)[0] for node in nodes]
+    login = {"username": unquote(parts["username"] or "") or None}
+    login["password"] = secret or unquote(parts["password"] or "") or None
+    tls = {name: value for name, value in places[0].items() if name.startswith("ssl")}
+    asked = [(place["host"], place["port"]) for place in places]
+    sentinels = Sentinel(asked, 0, {"socket_timeout": 2, **tls}, **options, **login, **tls)
+    db = sentinels.master_for(parts["primary"], db=int(parts["database"] or 0))
+    shown = "sentinels" if secure else "sentinel"
+    return db, f"{shown}://{','.join(nodes)}/{parts['primary']}/{parts['database'] or 0}"
 
 
 def insist(command, stop):
@@ -514,14 +551,8 @@ def listen(db, handler, stop, settings):
 
 def run_worker(handler, stop, settings):
     """Conecta e atende, até a ordem de parar. Lança o que o tempo não muda."""
-    options, where = redis_place(settings["redis"], settings["secret"] or read_secret())
+    db, where = make_db(settings["redis"], settings["secret"] or read_secret())
     state = settings["state"] = {"where": where, "ready": False, "found": False}
-    db = redis.Redis(
-        **options,
-        retry=Retry(NoBackoff(), 0),  # uma linha repetida sozinha poderia chegar duas vezes
-        socket_timeout=30,
-        health_check_interval=15,
-    )
     while not stop.is_set():
         try:
             insist(lambda: listen(db, handler, stop, settings), stop)

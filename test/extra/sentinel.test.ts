@@ -5,6 +5,7 @@
  */
 
 import assert from 'node:assert/strict';
+import path from 'node:path';
 import {
   type begin,
   brisk,
@@ -15,8 +16,10 @@ import {
   open_stream,
   type proxy,
   type redis_client,
+  start_program,
   start_proxy,
   start_worker,
+  temp_dir,
   test,
   until,
   type worker,
@@ -36,6 +39,8 @@ const lost_line = '{"error": "redis lost"}';
 
 /** Mais do que cabe nos buffers da conexão com a réplica: o que vier atrás não sai da memória. */
 const flood = 'x'.repeat(32 * 1024 * 1024);
+
+const kit = path.join(__dirname, '../../scripts/worker');
 
 /** Um fluxo aberto. */
 type opened = Awaited<ReturnType<typeof begin>>;
@@ -160,4 +165,22 @@ test('morre com 50 fluxos: seguem os que podem, os outros acabam com erro', asyn
   await check_lost(slow, held);
   await check_going_on(proxy, [...silent, ...begun], next);
   assert.match(proxy.stdout(), / primary redis=127\.0\.0\.1:\d+\n/);
+});
+
+test('trava, e depois morre: o proxy segue para o novo, e um worker em Python também', async () => {
+  const scene = await start_sentinels();
+  const proxy = await start_proxy(scene, [...brisk, '-t', '120000']);
+  const env = { PYTHONPATH: kit, GATES: temp_dir(), REDIS_SERVER: scene.server };
+  const worker = start_program('/usr/bin/python3', [path.join(__dirname, 'kit_worker.py')], env);
+  await worker.wait_for(/ouvindo ndjson_jobs em sentinel:/);
+  const ask = async () => (await fetch_all(proxy, { path: '/head' })).status;
+  assert.equal(await ask(), 404);
+  scene.first.process.kill('SIGSTOP');
+  await scene.moved_from(scene.first.port);
+  const ping = () => fetch_all(proxy, { path: '/ping' });
+  await until('o proxy no primário novo', async () => (await ping()).status === 200);
+  scene.first.process.kill('SIGKILL'); // a redis-py não nota um Redis que só se cala
+  await until('o worker no novo', () => worker.stdout().match(/ouvindo/g)?.length === 2);
+  assert.equal(await ask(), 404);
+  assert.match(proxy.stderr(), / redis_down redis=sentinel:\S+ reason=/);
 });
