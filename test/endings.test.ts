@@ -297,6 +297,19 @@ test('timeout de uma tarefa reservada neste banco: o log não pergunta por ele',
   });
 });
 
+test('a lista que expira por ler, depois de o worker acabar, não é um fim', async () => {
+  const { proxy, worker, db } = await start_scene(redis, ['-P', '5000', '--ttl', '2']);
+  const { stream, task } = await begin(proxy, worker);
+  await db.multi().rPush(task.task_list, ['1', '2']).del(task.task_key).exec();
+  assert.equal(await stream.next(), '1'); // a outra só sai daqui a 5 s
+  await until('renovação', async () => (await db.pTTL(task.task_list)) > 0);
+  await delay(1000); // outra renovação, que vê a lista sem a tarefa
+  proxy.process.kill('SIGSTOP');
+  await until('lista expirada', async () => (await db.exists(task.task_list)) === 0);
+  proxy.process.kill('SIGCONT');
+  assert.deepEqual(await stream.rest(), ['{"error": "redis lost"}']);
+});
+
 test('o que o fim de um fluxo faz suspeitar', async () => {
   const { proxy, worker, db, channel } = await start_scene(redis, brisk);
   const serve = async (answer: (task: task_names) => Promise<unknown>) => {
