@@ -40,7 +40,7 @@ async function start_sentinel(primary: local_redis, options: string[]): Promise<
     `dir ${dir}`,
     `sentinel monitor ${primary_name} 127.0.0.1 ${primary.port} ${election.quorum}`,
     `sentinel down-after-milliseconds ${primary_name} ${election.down_ms}`,
-    `sentinel failover-timeout ${primary_name} 20000`,
+    `sentinel failover-timeout ${primary_name} 5000`,
     ...options,
   ];
   write_file(file, `${lines.join('\n')}\n`);
