@@ -18,6 +18,7 @@
  *   ndjson_claim_<uuid>   string  opcional: o worker que reservou a tarefa (SET NX EX ou INCR)
  *   ndjson_sent_<uuid>    lista   só com REPLAY: o que já saiu da lista, para quem volta
  *   ndjson_jobs           canal   a chave de cada tarefa nova
+ *   ndjson_rate_<rede>_…  string  só com RATE: quantos pedidos ela fez na janela
  *   REDIS_STREAM          stream  opcional: as tarefas que não acabaram, para grupos de workers
  *
  * O QUE O WORKER PODE EMPURRAR NA LISTA
@@ -38,13 +39,13 @@
  * A VIDA DE UM PEDIDO, e com que status cada etapa o recusa (os textos estão em refusal_rules)
  *   handle_request   a vez na conexão; antes dela, o analisador do Node        400 408 413 431
  *   check_request    é HTTP que só se entende de um modo?                      400 417 503 505
- *   dispatch         OPTIONS e /ping; origem, chave, Redis, RATE               401 403 429 500 504
- *   serve_task       um lugar, o corpo, a tarefa guardada e anunciada          408 413 503 504
+ *   dispatch         OPTIONS e /ping; origem, chave, Redis, RATE           400 401 403 429 500 504
+ *   serve_task       um lugar, o corpo, a tarefa guardada e anunciada          408 410 413 503 504
  *   stream_loop      consulta, envia, pausa, dorme; o status é o da cabeça, ou 200
  *   finish_stream    a última linha, as chaves, o log: o que ending_rules diz  503 504
  *
  * LEIA PRIMEIRO
- *   ending_rules     o que cada fim significa para o cliente e para o Redis
+ *   ending_rules     o que cada fim significa para o cliente; finish_stream, para o Redis
  *   stream_loop      o laço da especificação, com todas as suas saídas
  *   dispatch         o que cada pedido é
  *
@@ -231,9 +232,8 @@ function choose_log_style(target: NodeJS.WriteStream & { fd: number }): log_styl
   return target.isTTY && !refused && terminal !== 'dumb' ? 'color' : 'plain';
 }
 
-/** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora; e o fim de uma cor. */
+/** As cores de um terminal: da etiqueta, conforme a gravidade, e da hora. */
 const log_colors = { error: '\x1b[31m', warn: '\x1b[33m', info: '\x1b[36m', time: '\x1b[2m' };
-const log_color_off = '\x1b[0m';
 
 /** Monta uma linha de log, com a quebra: a etiqueta `tag`, e os campos na ordem em que aparecem. */
 function format_log_line(
@@ -245,7 +245,7 @@ function format_log_line(
   const time = new Date().toISOString();
   if (style === 'json') return `${JSON.stringify({ time, level, tag, ...fields })}\n`;
   const paint = (color: string, text: string) =>
-    style === 'color' ? color + text + log_color_off : text;
+    style === 'color' ? `${color}${text}\x1b[0m` : text;
   const prefix =
     style === 'journal' ? `<${log_priority[level]}>` : `${paint(log_colors.time, time)} `;
   let line = prefix + paint(log_colors[level], tag);
@@ -397,8 +397,8 @@ const bearer = { 'WWW-Authenticate': 'Bearer' };
 const try_later = { 'Retry-After': '5' };
 
 /**
- * Toda recusa, antes de haver fluxo, que um cliente pode receber; depois, quem diz é ending_rules.
- * O "%" é o valor que muda. As tabelas do manual são conferidas com esta.
+ * Toda recusa que um cliente pode receber antes de haver fluxo, e a de quem volta (gone); depois,
+ * quem diz é ending_rules. O "%" é o valor que muda. As tabelas do manual são conferidas com esta.
  */
 export const refusal_rules = {
   malformed: { status: 400, text: 'malformed request' },
@@ -1462,7 +1462,7 @@ async function redis_try_connect(asks_news: boolean): Promise<void> {
  */
 async function redis_connect(): Promise<void> {
   subscribe('net.client.socket', (message) => {
-    redis_link.socket = (message as { socket: net_socket }).socket; // só ao Redis se conecta
+    redis_link.socket = (message as { socket: net_socket }).socket; // o do Redis; ver redis_ask
   });
   const redis = format_redis_address(REDIS_SERVER);
   let [asks_news, reason, is_told] = [WAKEUP, 'WAKEUP off', false];
@@ -2049,7 +2049,7 @@ function make_task(request: http.IncomingMessage, body: Buffer): task_record {
 // ── Elementos ───────────────────────────────────────────────────────────────────────────────────
 // O que um worker pode dizer. Um elemento da lista é uma linha; só o primeiro pode ser uma cabeça;
 // uma palavra de fim ou HTTP ABORT encerra. O que não é exatamente isso é linha: nada do que foi
-// empurrado some. Depois de uma cabeça RAW nada mais é lido: cada elemento segue byte a byte.
+// empurrado some. Depois de uma cabeça RAW só HTTP ABORT é lido: o resto segue byte a byte.
 
 const abort_word = 'HTTP ABORT';
 const abort_bytes = Buffer.from(abort_word);
@@ -2240,8 +2240,8 @@ export async function split_element(element: Buffer): Promise<Iterable<Buffer>> 
 
 // ── Fluxo ───────────────────────────────────────────────────────────────────────────────────────
 // A vida de uma resposta: consultar, enviar, pausar, dormir, até um dos seis fins. O estado é de
-// cada pedido; comum a todos só há a conexão com o Redis e a tabela redis_listeners. Dois proxies
-// podem usar o mesmo Redis: cada tarefa tem um dono só, o processo que a criou.
+// cada pedido; comum a todos só há a conexão com o Redis e a tabela redis_listeners. Cada tarefa
+// é do processo que a criou, salvo com REPLAY: então qualquer proxy a lê, e muitos ao mesmo tempo.
 
 /** Os modos como um fluxo termina. */
 export type ending = 'done' | 'timeout' | 'redis_lost' | 'failed' | interruption;
@@ -2379,7 +2379,7 @@ class stream_state {
   }
 }
 
-/** O único lugar que diz o que cada fim significa para o cliente e para o Redis. */
+/** O único lugar que diz o que cada fim significa para o cliente. */
 const ending_rules: Record<ending, ending_rule> = {
   done: { level: 'info', status: 200, last_line: () => undefined },
   timeout: { level: 'warn', status: 200, last_line: () => MAXTIME_ERROR },
