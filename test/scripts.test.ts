@@ -87,11 +87,8 @@ describe('comandos', { concurrency: tests_at_once }, () => {
     const uuid = String(reply.headers['x-task-uuid']);
     const { keys, log } = JSON.parse(await ask_page(`/task?uuid=${uuid}`));
     const key_names = keys.map(({ name, type }: Record<string, string>) => [name, type]);
-    const prefixes = ['pedido:', 'linhas:', 'ndjson_claim_'];
-    assert.deepEqual(
-      key_names,
-      prefixes.map((prefix) => [prefix + uuid, 'none']),
-    );
+    const gone = ['pedido:', 'linhas:', 'ndjson_claim_'].map((prefix) => [prefix + uuid, 'none']);
+    assert.deepEqual(key_names, [...gone, [`ndjson_sent_${uuid}`, 'list']]); // de REPLAY
     assert.match(log.join('\n'), / task task=\S+ method=POST [\s\S]* end task=\S+ ending=done /);
     for (const wrong of ['/task', '/task?uuid=*', '/x']) {
       assert.equal((await fetch(page + wrong)).status, 404);
