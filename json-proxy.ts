@@ -2415,7 +2415,7 @@ function stream_headers(media_type: string, task?: task_names): Record<string, s
  */
 function tell_stream(stream: stream_state, what: news): void {
   if (what !== 'all') stream.touched_at = now();
-  if (what === 'list') stream.has_stock = true;
+  if (what !== 'key') stream.has_stock = true;
   stream.has_news = true;
   if (stream.waiting === 'interval') stream.wake();
 }
@@ -2604,6 +2604,11 @@ function may_have_holes(stream: stream_state): boolean {
   return !is_same && stream.touched_at > safe_until;
 }
 
+/** Diz se o Redis avisa das linhas de um fluxo; das que outro processo criou, não. */
+function hears_news({ task }: stream_state): boolean {
+  return redis_link.tracking && task.uuid.startsWith(redis_link.uuid_head);
+}
+
 /**
  * Consulta a lista uma vez, e devolve o que veio; undefined se o Redis não está ou o pedido foi
  * interrompido. Um LPOP já escrito nunca é abandonado enquanto a conexão vive e ainda há tempo: a
@@ -2636,7 +2641,7 @@ async function stream_poll(stream: stream_state): Promise<poll_result | undefine
       return undefined;
     }
     if (elements.length > 0) stream.touched_at = now();
-    stream.has_stock = list_exists;
+    stream.has_stock = list_exists || (elements.length > 0 && !hears_news(stream)); // vêm mais
     if (is_proof) stream.identity = identity || stream.identity;
     if (task_exists) stream.evictions = redis_link.evictions;
     // um FLUSHALL entre a pergunta e a resposta já mudou a identidade
@@ -2864,11 +2869,6 @@ async function confirm_ending(stream: stream_state, verdict: ending): Promise<en
  * fluxos parados; os que caem no mesmo quadro de `frame_ms` consultam juntos, numa ida e volta.
  */
 const safety_poll = { every_ms: 60_000, frame_ms: 100 };
-
-/** Diz se o Redis avisa das linhas de um fluxo; das que outro processo criou, não. */
-function hears_news({ task }: stream_state): boolean {
-  return redis_link.tracking && task.uuid.startsWith(redis_link.uuid_head);
-}
 
 /** Dá o sono entre consultas a uma lista vazia, em ms: INTERVAL, ou bem mais se o Redis avisa. */
 function idle_interval(stream: stream_state): number {

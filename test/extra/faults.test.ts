@@ -383,12 +383,18 @@ describe('conexão com o Redis cortada sem parar', { concurrency: true }, () => 
       }
       await Promise.all(begun.map((busy) => finish_busy(db, busy)));
       for (const busy of begun) {
-        const expected = lines_of(busy, busy.count).filter((line) => !lost.has(line));
-        assert.deepEqual(await busy.stream.rest(long_patience_ms), expected);
-        assert.equal((await end_of(proxy, busy.task)).ending, 'done');
+        const sent = lines_of(busy, busy.count);
+        const expected = sent.filter((line) => !lost.has(line));
+        const lines = await busy.stream.rest(long_patience_ms);
+        const { ending } = await end_of(proxy, busy.task);
+        if (ending === 'redis_lost') assert.equal(lines.pop(), '{"error": "redis lost"}');
+        assert.deepEqual(lines, expected);
+        // sem avisos, não se sabe do que chegou à lista no instante do corte
+        const must_tell = wakeup === 'on' && expected.length < sent.length;
+        assert.ok(!must_tell || ending === 'redis_lost', `${ending}, e faltam linhas`);
       }
       assert.ok(lost.size > 0, 'nenhum corte pegou linhas a caminho');
-      assert.deepEqual(await db.keys('*'), []);
+      for (const key of await db.keys('*')) assert.ok((await db.ttl(key)) > 0, key);
       assert.equal(await proxy.stop(), 0);
     });
   }
