@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync as run } from 'node:child_process';
 import {
+  existsSync as exists,
   mkdirSync as make_dir,
   readFileSync as read_file,
   rmSync as remove,
@@ -18,8 +19,11 @@ import { guest_dir, type workflow } from './n8n_helpers';
 
 const dir = guest_dir('n8n');
 
+/** Com que o pacote dos nós é montado. */
+const tools = path.join(__dirname, '..', '..', 'scripts', 'n8n', 'nodes', 'node_modules');
+
 /** Por que os testes que usam um n8n são pulados, se o são. */
-export const skip_n8n = dir ? false : 'sem n8n: npm run test:n8n o instala';
+export const skip_n8n = dir && exists(tools) ? false : 'sem n8n: npm run test:n8n o instala';
 
 /** Quanto o n8n pode demorar a criar o banco dele, e a subir. */
 const start_limit_ms = 180_000;

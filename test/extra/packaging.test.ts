@@ -147,7 +147,8 @@ describe('o pacote do npm', () => {
     const manuals = ['README', 'MANUAL'].flatMap((name) => [`${name}.md`, `${name}.pt-BR.md`]);
     const to_copy = ['images/flow.svg'];
     const workers = ['worker', 'worker/examples'];
-    for (const folder of [...workers, 'n8n', 'deploy/systemd', 'deploy/grafana']) {
+    const n8n = ['n8n', 'n8n/redis-nodes'];
+    for (const folder of [...workers, ...n8n, 'deploy/systemd', 'deploy/grafana']) {
       const inside = list_dir(`scripts/${folder}`, { withFileTypes: true });
       const found = inside.filter((entry) => entry.isFile()).map(({ name }) => name);
       to_copy.push(...found.map((name) => `${folder}/${name}`));
