@@ -1204,10 +1204,7 @@ async function redis_renew(task_uuid: string) {
 /** O menor TTL de uma lista adotada, em s: três renovações de quem tem um REDIS_TTL comum. */
 const least_adopted_ttl_s = 600;
 
-/**
- * Dá o TTL de uma lista sem dono, em s. Nunca curto: se ela for, apesar de tudo, de outra
- * instalação com o mesmo prefixo, o dono o renova antes que as linhas se percam.
- */
+/** Dá o TTL, em s, de uma lista sem dono: nunca curto, para que um dono, se há, o renove antes. */
 function adopted_ttl_s(): number {
   return Math.max(REDIS_TTL, least_adopted_ttl_s);
 }
@@ -2748,10 +2745,10 @@ async function send_lines(stream: stream_state, lines: Iterable<Buffer>): Promis
   if (stream.lines === 0) observe(tally.first_line, now() - stream.started_at);
   if (stream.opening !== '' && !is_numbered) stream.response.write(stream.opening);
   if (!is_numbered) stream.opening = ''; // se não, o id sem lugar diz depois que se viu o fim
+  const id = `id: ${stream.task.uuid}:`;
   for (const line of lines) {
     count += 1;
-    const id = () => `id: ${stream.task.uuid}:${stream.lines + count}\n${before}`;
-    const lead = is_numbered ? Buffer.from(id()) : before;
+    const lead = is_numbered ? Buffer.from(`${id}${stream.lines + count}\n${before}`) : before;
     if (lead.length > 0) parts.push(lead);
     parts.push(line);
     if (after.length > 0) parts.push(after);
@@ -2777,9 +2774,10 @@ function take_element(stream: stream_state, raw: Buffer): Buffer | undefined {
     return undefined;
   }
   if (element.kind === 'head') {
-    const is_taken = take_head(stream, element, is_first);
-    if (is_taken) stream.head = raw.toString();
-    if (is_taken) return undefined;
+    if (take_head(stream, element, is_first)) {
+      stream.head = raw.toString();
+      return undefined;
+    }
     note_odd_head(stream, 'chegou tarde: a resposta já começou');
   } else if (element.flaw && is_first) note_odd_head(stream, element.flaw);
   if (!is_bodyless(stream)) return raw;
@@ -3058,6 +3056,11 @@ function refusal_for(error: unknown): refusal {
   return new refusal('redis_silent');
 }
 
+/** Devolve o que se pediu ao Redis; o que falha vira a recusa que o cliente vê. */
+function or_refuse<result>(asked: Promise<result>): Promise<result> {
+  return asked.catch((error) => Promise.reject(refusal_for(error)));
+}
+
 /** Responde /ping: "pong" se o Redis responde, 500 se não, mesmo a quem já fechou o seu lado. */
 async function answer_ping(turn: request_turn): Promise<void> {
   const { response } = turn;
@@ -3170,10 +3173,7 @@ function check_request(request: http.IncomingMessage): void {
 async function check_rate(request: http.IncomingMessage): Promise<void> {
   if (!RATE) return;
   const network = network_of(remote_address_of(request));
-  const counted = redis_count_request(network, RATE.seconds);
-  const { count, wait_s } = await counted.catch((error) => {
-    throw refusal_for(error);
-  });
+  const { count, wait_s } = await or_refuse(redis_count_request(network, RATE.seconds));
   if (count <= RATE.count) return;
   throw new refusal('over_rate', '', { 'Retry-After': String(wait_s) });
 }
@@ -3270,9 +3270,7 @@ async function dispatch(turn: request_turn): Promise<void> {
   }
   if (back) {
     const found = within(redis_replay(back.uuid, { ttl: REPLAY }), answer_limit_ms);
-    const { kept } = await found.catch((error) => {
-      throw refusal_for(error);
-    });
+    const { kept } = await or_refuse(found);
     if (!kept && back.is_event) return void give_up();
     if (kept) back.kept = kept;
   }

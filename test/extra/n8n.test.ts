@@ -22,19 +22,21 @@ import {
   type redis_client,
   start_proxy,
   start_redis,
-  task_named,
-  type task_names,
   test,
   until,
 } from '../harness';
 import { create_user, denied_objects } from '../readme_helpers';
 import { skip_browser } from './browser';
 import { make_part } from './chat_format';
-import { open_editor, run_limit_ms, skip_n8n as skip, start_n8n } from './n8n_guest';
+import {
+  open_editor,
+  run_limit_ms,
+  see_clean_end,
+  skip_n8n as skip,
+  start_n8n,
+  task_of,
+} from './n8n_guest';
 import { node_named, read_workflow, type workflow } from './n8n_helpers';
-
-/** Um fluxo aberto. */
-type stream = ReturnType<typeof open_stream>;
 
 /** Uma frase que o teste reconhece nas linhas do agente. */
 const step = 'olho o mapa';
@@ -159,26 +161,6 @@ function proxy_of(channel: string): proxy {
 }
 
 /**
- * Dá a tarefa de um fluxo.
- * @param stream o fluxo
- * @returns os nomes das chaves dela
- */
-async function task_of(stream: stream): Promise<task_names> {
-  return task_named(String((await stream.head()).headers['x-task-uuid']));
-}
-
-/**
- * Confere como um fluxo terminou, e que não deixou chave alguma.
- * @param proxy o proxy
- * @param stream o fluxo, já lido até o fim
- */
-async function see_clean_end(proxy: proxy, stream: stream): Promise<void> {
-  const task = await task_of(stream);
-  assert.equal((await end_of(proxy, task)).ending, 'done');
-  await until('nenhuma chave', async () => (await db.keys(`*${task.uuid}`)).length === 0);
-}
-
-/**
  * Sobe o Redis, um proxy para cada canal, o modelo e o n8n.
  */
 async function start_all(): Promise<void> {
@@ -221,7 +203,7 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
     const { task_key } = await task_of(stream);
     assert.equal(await db.exists(task_key), 1, 'a primeira chegou com a tarefa em andamento');
     assert.deepEqual(await stream.rest(run_limit_ms), others);
-    await see_clean_end(proxy_of('lines'), stream);
+    await see_clean_end(db, proxy_of('lines'), stream);
   });
 
   test('dois workflows e um worker do kit num canal: só um responde', async (context) => {
@@ -244,7 +226,7 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
         const lines = await stream.rest(run_limit_ms);
         const by_kit = lines[0] === `kit ${body}`;
         assert.deepEqual(lines, by_kit ? [`kit ${body}`] : answer_to(body));
-        await see_clean_end(proxy_of('shared'), stream);
+        await see_clean_end(db, proxy_of('shared'), stream);
         return by_kit;
       }),
     );
@@ -254,7 +236,7 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
     const alone = bodies.slice(0, 6).map((body) => open_stream(proxy_of('shared'), { body }));
     for (const [index, stream] of alone.entries()) {
       assert.deepEqual(await stream.rest(run_limit_ms), answer_to(bodies[index] ?? ''));
-      await see_clean_end(proxy_of('shared'), stream);
+      await see_clean_end(db, proxy_of('shared'), stream);
     }
   });
 
@@ -270,7 +252,7 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
       const lines = await stream.rest(run_limit_ms);
       assert.equal(lines.length, 1, lines.join());
       assert.match(JSON.parse(lines[0] ?? '').error, error);
-      await see_clean_end(proxy, stream);
+      await see_clean_end(db, proxy, stream);
     });
   }
 
@@ -282,7 +264,7 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
       const proxy = proxy_of(channel);
       const stream = open_stream(proxy, { body: 'olá' });
       assert.deepEqual(await stream.rest(run_limit_ms), expected);
-      await see_clean_end(proxy, stream);
+      await see_clean_end(db, proxy, stream);
     });
   }
 
@@ -304,7 +286,7 @@ describe('scripts/n8n num n8n de verdade', { skip, concurrency: true }, () => {
     assert.deepEqual(JSON.parse((await stream.next(run_limit_ms)) ?? ''), { step });
     allow_answer(); // só agora o modelo pode responder
     assert.deepEqual(await stream.rest(run_limit_ms), ['{"answer":"Rio Branco"}']);
-    await see_clean_end(proxy_of('agent'), stream);
+    await see_clean_end(db, proxy_of('agent'), stream);
   });
 });
 
@@ -350,7 +332,7 @@ test('no editor: colado, acha a credencial pelo nome, publica-se e responde', {
   await until('o gatilho', async () => (await db.pubSubNumPat()) === channels.length, run_limit_ms);
   const stream = open_stream(proxy, { body: 'do editor' });
   assert.deepEqual(await stream.rest(run_limit_ms), answer_to('do editor'));
-  await see_clean_end(proxy, stream);
+  await see_clean_end(db, proxy, stream);
 });
 
 test('bastam os direitos que o manual diz', { skip }, async () => {

@@ -13,7 +13,19 @@ import {
   writeFileSync as write_file,
 } from 'node:fs';
 import path from 'node:path';
-import { free_port, type local_program, start_program, temp_dir } from '../harness';
+import {
+  type connect_redis,
+  end_of,
+  free_port,
+  type local_program,
+  type open_stream,
+  type proxy,
+  start_program,
+  task_named,
+  type task_names,
+  temp_dir,
+  until,
+} from '../harness';
 import { type page, start_browser } from './browser';
 import { guest_dir, type workflow } from './n8n_helpers';
 
@@ -210,4 +222,23 @@ export async function open_editor(url: string, id = 'new'): Promise<page> {
   await page.evaluate(`location.href = '/workflow/${id}'`);
   await page.wait_for(`document.querySelector('[data-test-id="canvas-wrapper"]')`, run_limit_ms);
   return page;
+}
+
+/** Um fluxo aberto por um teste. */
+type stream = ReturnType<typeof open_stream>;
+
+/** Dá as chaves da tarefa de um fluxo. */
+export async function task_of(stream: stream): Promise<task_names> {
+  return task_named(String((await stream.head()).headers['x-task-uuid']));
+}
+
+/** Confere como um fluxo, já lido até o fim, terminou, e que não deixou chave alguma. */
+export async function see_clean_end(
+  db: Awaited<ReturnType<typeof connect_redis>>,
+  proxy: proxy,
+  stream: stream,
+): Promise<void> {
+  const task = await task_of(stream);
+  assert.equal((await end_of(proxy, task)).ending, 'done');
+  await until('nenhuma chave', async () => (await db.keys(`*${task.uuid}`)).length === 0);
 }

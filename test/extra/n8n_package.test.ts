@@ -26,8 +26,6 @@ import {
   type redis_client,
   start_proxy,
   start_redis,
-  task_named,
-  type task_names,
   test,
   until,
 } from '../harness';
@@ -51,13 +49,12 @@ import {
   open_editor,
   open_session,
   run_limit_ms,
+  see_clean_end,
   skip_n8n as skip,
   start_n8n,
+  task_of,
 } from './n8n_guest';
 import { node_named, read_workflow, type workflow } from './n8n_helpers';
-
-/** Um fluxo aberto. */
-type stream = ReturnType<typeof open_stream>;
 
 let redis: local_redis;
 let db: redis_client;
@@ -339,22 +336,6 @@ function proxy_of(channel: string): proxy {
   return found;
 }
 
-/** Dá as chaves da tarefa de um fluxo. */
-async function task_of(stream: stream): Promise<task_names> {
-  return task_named(String((await stream.head()).headers['x-task-uuid']));
-}
-
-/**
- * Confere como um fluxo terminou, e que não deixou chave alguma.
- * @param channel o canal
- * @param stream o fluxo, já lido até o fim
- */
-async function see_clean_end(channel: string, stream: stream): Promise<void> {
-  const task = await task_of(stream);
-  assert.equal((await end_of(proxy_of(channel), task)).ending, 'done');
-  await until('nenhuma chave', async () => (await db.keys(`*${task.uuid}`)).length === 0);
-}
-
 /** Dá o usuário dos nós no Redis, que ele cria com os direitos que o manual diz. */
 function make_user(): Promise<string> {
   return create_user(db, 'The n8n nodes', Object.keys(flows), true);
@@ -407,7 +388,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     assert.equal(item.remoteAddress, '127.0.0.1');
     assert.ok(Math.abs(Date.parse(item.requestTime) - Date.now()) < 600_000);
     assert.equal(item.task.uuid, (await task_of(stream)).uuid);
-    await see_clean_end('echo', stream);
+    await see_clean_end(db, proxy_of('echo'), stream);
   });
 
   for (const [what, type, body, expected] of [
@@ -456,7 +437,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     gates.open('many');
     const others = Array.from({ length: 100 }, (_, n) => `{"n":${n + 100}}`);
     assert.deepEqual(await stream.rest(run_limit_ms), others);
-    await see_clean_end('many', stream);
+    await see_clean_end(db, proxy_of('many'), stream);
   });
 
   test('20 tarefas ao mesmo tempo, cada uma com a sua resposta', async () => {
@@ -467,7 +448,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     for (const [index, stream] of streams.entries()) {
       const expected = JSON.stringify({ you_sent: bodies[index] });
       assert.deepEqual(await stream.rest(run_limit_ms), [expected]);
-      await see_clean_end('crowd', stream);
+      await see_clean_end(db, proxy_of('crowd'), stream);
     }
   });
 
@@ -516,7 +497,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
   test('End acaba a resposta; o que vem depois não chega', async () => {
     const stream = open_stream(proxy_of('end'));
     assert.deepEqual(await stream.rest(run_limit_ms), ['{"last":true}']);
-    await see_clean_end('end', stream);
+    await see_clean_end(db, proxy_of('end'), stream);
     await gates.reached('end');
     gates.open('end');
   });
@@ -524,7 +505,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
   test('um workflow que nada envia: o fim, e nenhuma linha', async () => {
     const stream = open_stream(proxy_of('nothing'));
     assert.deepEqual(await stream.rest(run_limit_ms), []);
-    await see_clean_end('nothing', stream);
+    await see_clean_end(db, proxy_of('nothing'), stream);
   });
 
   for (const [channel, what, before_it, error] of [
@@ -539,7 +520,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
       const lines = await stream.rest(run_limit_ms);
       assert.deepEqual(lines.slice(0, -1), before_it);
       assert.match(JSON.parse(lines.at(-1) ?? '').error, error);
-      await see_clean_end(channel, stream);
+      await see_clean_end(db, proxy_of(channel), stream);
     });
   }
 
@@ -590,7 +571,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     const stream = open_stream(proxy_of('lines'), { body: 'olá' });
     const lines = [1, 2, 3, 4, 5].map((n) => JSON.stringify({ n, of: 5, you_sent: 'olá' }));
     assert.deepEqual(await stream.rest(run_limit_ms), lines);
-    await see_clean_end('lines', stream);
+    await see_clean_end(db, proxy_of('lines'), stream);
   });
 
   test('stream-steps: o agente conta um passo enquanto pensa, e depois responde', async () => {
@@ -598,7 +579,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     assert.equal(await stream.next(run_limit_ms), '{"step":"olho o mapa"}');
     allow_answer(); // só agora o modelo pode responder
     assert.deepEqual(await stream.rest(run_limit_ms), ['{"answer":"Rio Branco"}']);
-    await see_clean_end('agent', stream);
+    await see_clean_end(db, proxy_of('agent'), stream);
   });
 
   test('uma execução parada no editor: uma linha de erro, e o fim', async () => {
@@ -610,7 +591,7 @@ describe('os nós num n8n de verdade', { skip, concurrency: true }, () => {
     await ask_n8n('POST', `executions/${results[0].id}/stop`);
     const lines = await stream.rest(run_limit_ms);
     assert.match(JSON.parse(lines.join('\n')).error, /cancelled manually/);
-    await see_clean_end('stopped', stream);
+    await see_clean_end(db, proxy_of('stopped'), stream);
     gates.open('stopped');
   });
 
