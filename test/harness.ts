@@ -35,6 +35,7 @@ import {
 
 export type { local_program, local_redis } from '../scripts/dev/local';
 export {
+  closed_port,
   delay,
   free_port,
   on_stop,

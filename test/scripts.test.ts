@@ -18,6 +18,7 @@ import { before, describe } from 'node:test';
 import { version } from '../json-proxy';
 import { node_named, read_workflow, redis_workflow_names } from './extra/n8n_helpers';
 import {
+  closed_port,
   exit_of,
   fetch_all,
   free_port,
@@ -191,7 +192,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
     assert.equal(await client.exited, 0, client.stderr());
     assert.match(client.stdout(), /^pong\n\{"n":1/);
     assert.equal(client.stdout().trim().split('\n').length, 6);
-    const port = String(await free_port());
+    const port = String(await closed_port());
     const lost = start_program(
       'sh',
       ['scripts/worker/examples/client-curl.sh'],

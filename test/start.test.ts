@@ -11,6 +11,7 @@ import path from 'node:path';
 import { before, describe } from 'node:test';
 import { help_text, load_settings, settings_table, version } from '../json-proxy';
 import {
+  closed_port,
   connect_redis,
   exit_of,
   fetch_all,
@@ -152,7 +153,7 @@ before(async () => {
   ]);
   await take_floor();
   admin = await connect_redis(redis, 0);
-  refused.port = await free_port();
+  refused.port = await closed_port();
   strangers.mute = await start_stranger(() => {});
   strangers.ssh = await start_stranger((socket) => socket.write('SSH-2.0-OpenSSH_9.2\r\n'));
   strangers.http = await start_stranger((socket) =>
@@ -488,12 +489,18 @@ describe('falha ao subir sem o Redis: uma linha que diz o que fazer', { concurre
     });
   }
   test('nome com vários endereços, todos fechados', async () => {
-    // Só aqui o DNS é trocado: nem toda máquina tem um nome com dois endereços em que ninguém
-    // escuta.
+    // Só aqui o DNS é trocado, e só para este nome: nem toda máquina tem um com dois endereços em
+    // que ninguém escuta. O endereço em que o proxy escuta também passa por lookup.
     const preload = path.join(temp_dir(), 'two_addresses.cjs');
     const found = ['127.0.0.1', '127.0.0.2'].map((address) => ({ address, family: 4 }));
-    const lookup = `(name, options, done) => done(null, ${JSON.stringify(found)})`;
-    write_file(preload, `require('node:dns').lookup = ${lookup};\n`);
+    const lookup = `
+      const dns = require('node:dns');
+      const { lookup } = dns;
+      const found = ${JSON.stringify(found)};
+      dns.lookup = (name, ...rest) =>
+        name === 'two.invalid' ? rest.at(-1)(null, found) : lookup(name, ...rest);
+    `;
+    write_file(preload, lookup);
     const server = `two.invalid:${refused.port}/1`;
     const line = await failed_start(['-R', server], { NODE_OPTIONS: `--require ${preload}` });
     assert.ok(

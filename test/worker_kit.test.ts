@@ -17,12 +17,12 @@ import { type handler, head, redis_place, serve, type settings } from '../script
 import {
   brisk,
   check_tombstone,
+  closed_port,
   connect_redis,
   delay,
   end_of,
   exit_of,
   fetch_all,
-  free_port,
   freeze_redis,
   type local_redis,
   next_names,
@@ -573,7 +573,7 @@ describe('o Redis', { concurrency: tests_at_once }, () => {
     const log: string[] = [];
     const order = new AbortController();
     const done = serve(async function* () {}, {
-      redis: `127.0.0.1:${await free_port()}`,
+      redis: `127.0.0.1:${await closed_port()}`,
       stop: order.signal,
       log: (text) => log.push(text),
     });

@@ -18,9 +18,9 @@ import {
   begin,
   brisk,
   check_tombstone,
+  closed_port,
   exit_of,
   fetch_all,
-  free_port,
   goodbye,
   type local_program,
   type local_redis,
@@ -356,7 +356,7 @@ const starting: Record<string, () => Promise<void>> = {
   },
 
   'Redis fora do ar: uma linha, código 1, ninguém insiste': async () => {
-    const line = await failed_start(['-R', `127.0.0.1:${await free_port()}/1`]);
+    const line = await failed_start(['-R', `127.0.0.1:${await closed_port()}/1`]);
     assert.match(line, /^fatal redis=\S+ reason="ninguém escuta nesse endereço; .*" worker=1$/);
   },
 

@@ -6,6 +6,7 @@
 
 import { AsyncLocalStorage as async_storage } from 'node:async_hooks';
 import { type ChildProcess as child_process, spawn } from 'node:child_process';
+import { randomInt as random_int } from 'node:crypto';
 import { mkdtempSync as make_temp_dir, rmSync as remove } from 'node:fs';
 import net from 'node:net';
 import { tmpdir as temp_root } from 'node:os';
@@ -123,18 +124,27 @@ export async function until<result>(
 }
 
 /**
- * Acha uma porta TCP livre em 127.0.0.1.
+ * Acha uma porta TCP livre em 127.0.0.1, abaixo das que o sistema dá a quem pede qualquer uma (no
+ * Linux, de 32768 em diante): entre achá-la e usá-la, ninguém mais a recebe por sorteio.
+ * @param first a primeira que serve
+ * @param end a primeira que já não serve
  * @returns o número da porta
  */
-export function free_port(): Promise<number> {
-  return new Promise((resolve, reject) => {
+export function free_port(first = 10_000, end = 32_768): Promise<number> {
+  return new Promise((resolve) => {
+    const port = random_int(first, end);
     const server = net.createServer();
-    server.once('error', reject);
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as net.AddressInfo;
-      server.close(() => resolve(port));
-    });
+    server.once('error', () => resolve(free_port(first, end))); // está em uso
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(port)));
   });
+}
+
+/**
+ * Acha uma porta de 127.0.0.1 em que ninguém escuta nem vai escutar: free_port não a dá.
+ * @returns o número da porta
+ */
+export function closed_port(): Promise<number> {
+  return free_port(1_024, 10_000);
 }
 
 /**
