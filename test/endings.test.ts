@@ -19,11 +19,13 @@ import {
   type local_redis,
   open_socket,
   open_stream,
+  type proxy,
   push_clog,
   type redis_client,
   see_listeners,
   see_tombstone,
   served,
+  start_program,
   start_proxy,
   start_redis,
   start_scene,
@@ -394,6 +396,44 @@ for (const [how, leave] of [
     await see_tombstone(db, task);
   });
 }
+
+/** Código de saída do curl: a conexão foi cortada com um RST. Com um fechamento seria 0. */
+const curl_reset = 56;
+
+/**
+ * Corta um curl em HTTP/1.0 que não lê, e vê que ele o sabe: fechar seria, para ele, o fim. (O Node
+ * não serve de cliente: numa leitura parcial toma o RST por fim.)
+ * @param args argumentos para o proxy
+ * @param cut faz o proxy cortá-lo
+ */
+async function cut_old_client(
+  args: string[],
+  cut: (scene: { proxy: proxy; db: redis_client }, task: task_names) => Promise<unknown>,
+): Promise<void> {
+  const { proxy, worker, db } = await start_scene(redis, [...brisk, ...args]);
+  const quiet = ['-s', '-0', '-o', '/dev/null'];
+  const client = start_program('curl', [...quiet, `http://127.0.0.1:${proxy.port}/`]);
+  const task = await worker.next();
+  client.process.kill('SIGSTOP');
+  await cut({ proxy, db }, task);
+  client.process.kill('SIGCONT');
+  assert.equal(await client.exited, curl_reset, client.stderr());
+}
+
+test('cliente HTTP/1.0 que não lê nada por MAXTIME recebe um RST', () =>
+  at_some_pace([1500, 6000, 20_000], (maxtime_ms) =>
+    cut_old_client(['-t', `${maxtime_ms}`], async ({ proxy, db }, task) => {
+      await push_clog(db, task);
+      await proxy.wait_for(/ stalled_reader /);
+      await end_of(proxy, task);
+    }),
+  ));
+
+test('cliente HTTP/1.0 que não lê nada até o fim da parada recebe um RST', () =>
+  cut_old_client([], async ({ proxy, db }, task) => {
+    await clog_reader(db, task, proxy);
+    assert.equal(await proxy.stop(), 0);
+  }));
 
 test('cliente que encerra só a metade de escrita conta como quem saiu', async () => {
   const { proxy, worker, db } = await start_scene(redis, brisk);
