@@ -358,6 +358,13 @@ async function lose_right(
 async function survive_restart(args: string[]): Promise<void> {
   const { redis, proxy, worker, db } = await set_scene(durable, args);
   const begun = await begin_many(proxy, worker);
+  if (args === polling) {
+    // a consulta de quem acaba de receber uma linha não pode cair sem resposta: podia trazer outra
+    const polls = await served(db, 'lpop');
+    await until('mais uma consulta de todos', async () => {
+      return (await served(db, 'lpop')) > polls + crowd;
+    });
+  }
   await redis.stop();
   // quem já atendia tem as configurações certas
   await proxy.wait_for(/ redis_down redis=\S+ reason="o servidor fechou a conexão"\n/);
