@@ -72,7 +72,8 @@ function make_half_core(): string | undefined {
     try {
       make_dir(dir);
       on_stop(async () => remove_dir(dir));
-      write_file(path.join(dir, file), value);
+      // só num cgroup de verdade o arquivo já está lá: num tmpfs escrever faria um, que nada limita
+      write_file(path.join(dir, file), value, { flag: 'r+' });
       return path.join(dir, members);
     } catch {
       // este não serve; o outro talvez
