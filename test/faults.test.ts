@@ -775,8 +775,8 @@ const tests: Record<string, () => Promise<void>> = {
   },
 
   'Redis que não responde ao PING a tempo: 504 e 500, e nenhuma tarefa': async () => {
-    const { proxy, worker, db } = await set_scene([]);
-    await db.sendCommand(['CLIENT', 'PAUSE', '3000', 'ALL']);
+    const { redis, proxy, worker, db } = await set_scene([]);
+    redis.process.kill('SIGSTOP');
     await delay(stale_answer_ms);
     const [reply, ping] = await Promise.all([
       fetch_all(proxy, { body: 'oi' }),
@@ -785,9 +785,11 @@ const tests: Record<string, () => Promise<void>> = {
     assert.deepEqual([reply.status, reply.body], [504, `${silent_line}\n`]);
     assert.equal(reply.headers['content-type'], 'application/json');
     assert.equal(ping.status, 500);
+    redis.process.kill('SIGCONT');
     assert.deepEqual(await db.keys('*'), []);
     assert.deepEqual(worker.pending, []);
-    assert.equal((await fetch_all(proxy, { path: '/ping' })).body, 'pong');
+    const pings = async () => (await fetch_all(proxy, { path: '/ping' })).body === 'pong';
+    await until('pong', pings);
     assert.doesNotMatch(proxy.stdout(), / task /);
     await check_sound(proxy);
   },

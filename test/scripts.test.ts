@@ -24,6 +24,7 @@ import {
   free_port,
   type local_redis,
   open_stream,
+  patience_ms,
   program_file,
   start_program,
   start_proxy,
@@ -32,6 +33,9 @@ import {
   test,
   tests_at_once,
 } from './harness';
+
+/** O npm run dev sobe cinco programas, três deles montados na hora: com meio núcleo demora. */
+const dev_limit_ms = 3 * patience_ms;
 
 const root = path.join(__dirname, '..');
 const tsx = ['--import', 'tsx'];
@@ -75,7 +79,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
       { REDIS_SERVER: '', LOG_FORMAT: 'json', LOG_LEVEL: 'error' },
       root,
     );
-    const [, url = ''] = await dev.wait_for(/experimente: {2}curl -N (\S+) -d/);
+    const [, url = ''] = await dev.wait_for(/experimente: {2}curl -N (\S+) -d/, dev_limit_ms);
     const [, redis_port = ''] = await dev.wait_for(/redis-cli -p (\d+)/);
     const { pathname, port: shown_port } = new URL(url);
     assert.equal(Number(shown_port), port);
@@ -109,9 +113,9 @@ describe('comandos', { concurrency: tests_at_once }, () => {
     make_link(path.join(root, 'node_modules'), path.join(copy, 'node_modules'));
     const args = [...tsx, 'scripts/dev/dev.ts', '-p', String(await free_port())];
     const dev = start_program(process.execPath, args, { REDIS_SERVER: redis.server }, copy);
-    await dev.wait_for(/Ctrl-C desce tudo/);
+    await dev.wait_for(/Ctrl-C desce tudo/, dev_limit_ms);
     append_file(path.join(copy, 'json-proxy.ts'), '// mudou\n');
-    await dev.wait_for(/( listen url=[\s\S]*){2}/);
+    await dev.wait_for(/( listen url=[\s\S]*){2}/, dev_limit_ms);
     assert.equal(await dev.stop('SIGINT'), 0);
   });
 
@@ -128,7 +132,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
     const env = { REDIS_SERVER: redis.server, REDIS_CHANNEL: 'canal_dev' };
     const args = [...tsx, 'scripts/dev/dev.ts', '-p', String(port)];
     const dev = start_program(process.execPath, args, env, root);
-    await dev.wait_for(/Ctrl-C desce tudo/);
+    await dev.wait_for(/Ctrl-C desce tudo/, dev_limit_ms);
     assert.match(dev.stdout(), new RegExp(`redis=${redis.server} channel=canal_dev`));
     assert.doesNotMatch(dev.stdout(), /redis-cli -p/);
     assert.equal(await dev.stop('SIGINT'), 0);
