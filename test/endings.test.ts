@@ -429,12 +429,6 @@ test('cliente HTTP/1.0 que não lê nada por MAXTIME recebe um RST', () =>
     }),
   ));
 
-test('cliente HTTP/1.0 que não lê nada até o fim da parada recebe um RST', () =>
-  cut_old_client([], async ({ proxy, db }, task) => {
-    await clog_reader(db, task, proxy);
-    assert.equal(await proxy.stop(), 0);
-  }));
-
 test('cliente que encerra só a metade de escrita conta como quem saiu', async () => {
   const { proxy, worker, db } = await start_scene(redis, brisk);
   const client = await open_socket(proxy.port);

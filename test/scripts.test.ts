@@ -34,7 +34,7 @@ import {
   tests_at_once,
 } from './harness';
 
-/** O npm run dev sobe cinco programas, três deles montados na hora: com meio núcleo demora. */
+/** O npm run dev sobe três programas montados na hora: com meio núcleo demora. */
 const dev_limit_ms = 3 * patience_ms;
 
 const root = path.join(__dirname, '..');
@@ -122,7 +122,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
   test('dev com a porta tomada sai na hora, com a linha do proxy', async () => {
     const args = [...tsx, 'scripts/dev/dev.ts', '-p', String(redis.port), '--host', '127.0.0.1'];
     const dev = start_program(process.execPath, args, { REDIS_SERVER: redis.server }, root);
-    assert.equal(await exit_of(dev, 60_000), 1);
+    assert.equal(await exit_of(dev, dev_limit_ms), 1);
     assert.match(dev.stdout(), /^proxy {2}│ .* fatal .* reason="a porta já está em uso; .*"\n/m);
     assert.equal(dev.stderr(), 'npm run dev: o proxy não subiu\n');
   });
@@ -166,7 +166,7 @@ describe('comandos', { concurrency: tests_at_once }, () => {
       ...names,
     ];
     const worker = start_program(process.execPath, [...args, '--pause', '5'], {}, root);
-    await worker.wait_for(/ouvindo canal_exemplo/);
+    await worker.wait_for(/ouvindo canal_exemplo/, dev_limit_ms);
     const reply = await fetch_all(own, { path: '/x?y=1', body: 'á' });
     const lines = reply.body.trim().split('\n');
     assert.deepEqual(JSON.parse(lines[0] ?? ''), { n: 1, of: 5, url: '/x?y=1', body: 'á' });
